@@ -1,0 +1,156 @@
+"""The command line, derived from the stages' declarations."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components import info, local
+from components.core.artifacts import ARTIFACTS
+from components.core.errors import InputError
+from components.core.kfp_io import run_from_executor_input
+from components.core.settings import parse_text
+from components.core.stage import Stage
+from components.plan import find_setting, make_plan, resolve
+from components.profiles import PROFILES
+from components.stages import NAMES, STAGES, by_name
+
+_SETTING = "setting:"
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the user asked for: the name that log lines carry, and what to do."""
+
+    name: str
+    run: Callable[[], int | None]
+    verbose: bool = False
+
+
+def parse(argv: list[str]) -> Command:
+    """The command that ``argv`` means. Raises InputError for values that the settings refuse."""
+    parser = _parser()
+    # argparse takes positional arguments in one run only; NAME=VALUE may stand anywhere.
+    args, rest = parser.parse_known_args(argv)
+    if unknown := [text for text in rest if text.startswith("-") or "=" not in text]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        args.assignments += rest
+    if args.command == "info":
+        return Command("info", lambda: print(info.workflow()))
+    if args.command == "run":
+        return _run_command(args)
+    return _stage_command(by_name(args.command), args)
+
+
+def _run_command(args: argparse.Namespace) -> Command:
+    brought = _paths(args, _brought_anywhere())
+    plan = make_plan(args.start, args.end, extra=[n for n in brought if n in _optional_anywhere()])
+    configs = resolve(plan.stages, profile_name=args.profile, given=_given(args, None))
+    request = local.Run(plan, configs, args.work, brought)
+    return Command("run", request.show if args.dry_run else request.execute, args.verbose)
+
+
+def _stage_command(stage: Stage, args: argparse.Namespace) -> Command:
+    if args.executor_input is not None:
+        return Command(stage.name, lambda: run_from_executor_input(stage, args.executor_input))
+    config = resolve([stage], profile_name=args.profile, given=_given(args, stage))[stage.name]
+    brought = _paths(args, stage.inputs + stage.optional_inputs + stage.by_uri)
+    request = local.StageRun(stage, config, args.work, brought)
+    return Command(stage.name, request.show if args.dry_run else request.execute, args.verbose)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m components", description=info.DESCRIPTION, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for stage in STAGES:
+        sub = _subcommand(commands, stage.name, stage.summary)
+        sub.add_argument("--executor-input", metavar="JSON", help="run as a KFP task; the launcher fills this in")
+        for name in stage.inputs + stage.optional_inputs + stage.by_uri:
+            _artifact_option(sub, name, default=f"WORK/{name}")
+        group = sub.add_argument_group("settings", "written as --name VALUE or name=VALUE")
+        for name, field in stage.config.model_fields.items():
+            group.add_argument(
+                f"--{name.replace('_', '-')}",
+                dest=_SETTING + name,
+                metavar=info.type_name(field.annotation),
+                help=f"{field.description} (default: {info.shown(field.default)})".replace("%", "%%"),
+            )
+    run = _subcommand(commands, "run", "Run stages one after the other on this machine")
+    run.add_argument("--from", dest="start", choices=NAMES, default=NAMES[0], help="first stage (default: sdg)")
+    run.add_argument("--to", dest="end", choices=NAMES, default=NAMES[-1], help="last stage (default: deploy)")
+    for name in _brought_anywhere():
+        _artifact_option(run, name, default=f"WORK/{name}, when no chosen stage makes it")
+    commands.add_parser("info", help="Show the stages, what they read and make, and the profiles")
+    return parser
+
+
+def _subcommand(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    sub.add_argument("--work", type=Path, default=Path("work"), metavar="DIR", help="artifacts lie in DIR/NAME")
+    sub.add_argument("--profile", choices=sorted(PROFILES), default="llama", help="set of values (default: llama)")
+    sub.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    sub.add_argument("--dry-run", action="store_true", help="show settings, inputs and outputs; do nothing")
+    sub.add_argument("--verbose", action="store_true", help="debug lines, and a traceback with every error")
+    sub.add_argument("assignments", nargs="*", metavar="NAME=VALUE", help="settings; STAGE.NAME=VALUE for one stage")
+    return sub
+
+
+def _artifact_option(parser: argparse.ArgumentParser, name: str, *, default: str) -> None:
+    text = f"{ARTIFACTS[name].summary} (default: {default})"
+    parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=Path, metavar="PATH", help=text)
+
+
+def _paths(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Path]:
+    return {name: path for name in names if (path := getattr(args, name)) is not None}
+
+
+def _brought_anywhere() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(n for s in STAGES for n in s.inputs + s.optional_inputs + s.by_uri))
+
+
+def _optional_anywhere() -> set[str]:
+    return {name for stage in STAGES for name in stage.optional_inputs} - {n for s in STAGES for n in s.outputs}
+
+
+def _given(args: argparse.Namespace, stage: Stage | None) -> dict[str, Any]:
+    """Settings of the file, then of the command line. Raises InputError for what is no setting."""
+    values = _file(args.config) if args.config else {}
+    for text in args.assignments:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"'{text}' is not NAME=VALUE")
+        key = key.removeprefix("--").replace("-", "_")
+        values[key] = _value(key, value, stage)
+    for key, value in vars(args).items():
+        if key.startswith(_SETTING) and value is not None:
+            name = key.removeprefix(_SETTING)
+            values[name] = _value(name, value, stage)
+    return values
+
+
+def _value(key: str, text: str, stage: Stage | None) -> Any:
+    owner, name = (stage, key) if stage and "." not in key else find_setting(key)
+    return parse_text(owner.config, name, text)
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """``stage: {setting: value}`` and ``setting: value`` of a YAML file, as keys ``stage.setting`` and ``setting``."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"--config {path} holds {type(content).__name__}: expected names and values")
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        if key in NAMES and isinstance(value, dict):
+            values |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            values[str(key)] = value
+    return values

@@ -1,0 +1,1 @@
+"""The embedding model as mining, training, evaluation, export and serving see it."""

@@ -1,0 +1,103 @@
+"""Text to vectors: the one encoder of mining, training, evaluation and export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from components.core.encoder.config import EncoderConfig, Kind
+from components.core.progress import Progress
+
+
+class Encoder(nn.Module):
+    """A transformer with pooling and normalisation, and the tokenizer that feeds it."""
+
+    def __init__(self, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EncoderConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.config = config
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return self.backbone.config.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """int64 [batch, length] twice -> float32 [batch, dimension]."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        vectors = pool(hidden, attention_mask, self.config.pooling)
+        return nn.functional.normalize(vectors, dim=-1) if self.config.l2_normalize else vectors
+
+    def tokenize(self, texts: Sequence[str], kind: Kind) -> list[list[int]]:
+        """Token ids of each text with its prefix, cut to the configured length; special tokens included."""
+        prefix = self.config.prefix(kind)
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            [prefix + text for text in texts], truncation=True, max_length=self.config.max_length(kind)
+        )
+        return encoded["input_ids"]
+
+    def batch(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """``ids`` padded to the longest, and their attention mask: int64 [len(ids), longest], on the device."""
+        longest = max(len(row) for row in ids)
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        padded = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in ids])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
+        return padded.to(self.device), mask.to(self.device)
+
+    @torch.inference_mode()
+    def encode(
+        self, texts: Sequence[str], kind: Kind, *, batch_tokens: int = 16384, what: str | None = None
+    ) -> np.ndarray:
+        """Vectors of ``texts``: float32 [len(texts), dimension].
+
+        Equal texts are encoded once; batches hold texts of like length and at most ``batch_tokens`` tokens, padding
+        included (one text at least). Progress is shown under the name ``what``.
+        """
+        self.eval()
+        unique = list(dict.fromkeys(texts))
+        vectors = np.empty((len(unique), self.dimension), dtype=np.float32)
+        ids = self.tokenize(unique, kind)
+        with Progress(what or f"encoding {kind}s", total=len(unique), unit="texts") as progress:
+            for rows in batches_by_length([len(row) for row in ids], batch_tokens):
+                batch = self(*self.batch([ids[row] for row in rows]))
+                vectors[rows] = batch.float().cpu().numpy()
+                progress.add(len(rows))
+        position = {text: row for row, text in enumerate(unique)}
+        return vectors[[position[text] for text in texts]] if len(unique) < len(texts) else vectors
+
+
+def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, how: str) -> torch.Tensor:
+    """Token vectors [batch, length, dimension] to text vectors, float32 [batch, dimension]; padding on the right."""
+    hidden = hidden.float()
+    if how == "cls":
+        return hidden[:, 0]
+    if how == "last":
+        last = attention_mask.sum(dim=1) - 1
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Positions grouped so that each group, padded to its longest, holds at most ``batch_tokens`` tokens.
+
+    Longest first, so that memory runs out at the start if at all.
+    """
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

@@ -1,0 +1,98 @@
+"""Between KFP's executor input and a stage: which paths and settings came in, what is reported back.
+
+The images need no kfp: the launcher hands over one JSON text (``{{$}}``) and reads ``executor_output.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.core.artifacts import ARTIFACTS
+from components.core.errors import InputError
+from components.core.runner import Outcome, Source, execute
+from components.core.settings import load
+from components.core.stage import Stage
+
+# kfp backend/src/v2/objectstore: LocalPathForURI
+_MOUNTS = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/"}
+OVERRIDES = "overrides"
+
+
+def run_from_executor_input(stage: Stage, text: str) -> None:
+    """Run ``stage`` as a KFP task: ``text`` is the executor input, the answer goes to its ``outputFile``.
+
+    Raises InputError for settings or artifacts that the stage refuses, before any work.
+    """
+    message = json.loads(text)
+    received = message.get("inputs", {})
+    offered = message.get("outputs", {})
+    parameters = received.get("parameterValues", {})
+    config = load(stage.config, _settings(stage, parameters), stage=stage.name)
+    inputs = {}
+    for name in stage.inputs + stage.optional_inputs:
+        found = received.get("artifacts", {}).get(name, {}).get("artifacts", [])
+        if found:
+            sealed = bool(found[0].get("metadata", {}).get("manifest_sha256"))
+            inputs[name] = Source(local_path(found[0]), sealed=sealed)
+    made = {name: found["artifacts"][0] for name, found in offered.get("artifacts", {}).items() if name in ARTIFACTS}
+    uris = {name: artifact["uri"] for name, artifact in made.items()}
+    uris |= {name: parameters[f"{name}_uri"] for name in stage.by_uri}
+    outputs = {name: local_path(artifact) for name, artifact in made.items()}
+    outcome = execute(stage, config, inputs=inputs, outputs=outputs, uris=uris)
+    _answer(stage, Path(offered["outputFile"]), made, outcome)
+
+
+def local_path(artifact: Mapping[str, Any]) -> Path:
+    """Where the launcher put (or expects) the artifact; kfp.local uses plain paths as URIs."""
+    if artifact.get("customPath"):
+        return Path(artifact["customPath"])
+    uri = artifact["uri"]
+    path = uri
+    for scheme, mount in _MOUNTS.items():
+        if uri.startswith(scheme):
+            path = mount + uri.removeprefix(scheme)
+    if uri.startswith("oci://"):
+        path = "/oci/" + uri.removeprefix("oci://").replace("/", "_") + "/models"
+    if artifact.get("metadata", {}).get("_kfp_workspace") is True:
+        path = "/kfp-workspace/.artifacts/" + path.lstrip("/")
+    return Path(path)
+
+
+def _settings(stage: Stage, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings among KFP's parameters; the compiler adds parameters of its own, which are none."""
+    overrides = parameters.get(OVERRIDES) or {}
+    if not isinstance(overrides, dict):
+        raise InputError(f"{stage.name}_overrides: expected a dictionary of settings, found {overrides!r}")
+    values = {name: value for name, value in parameters.items() if name in stage.config.model_fields}
+    # A Struct knows one kind of number, so 3 may arrive as 3.0.
+    return {name: _whole(value) for name, value in {**values, **overrides}.items()}
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_whole(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _whole(v) for k, v in value.items()}
+    return value
+
+
+def _answer(stage: Stage, path: Path, made: Mapping[str, Any], outcome: Outcome) -> None:
+    """Write executor_output.json: every declared artifact and output parameter, no null and no NaN."""
+    artifacts = {}
+    for name, artifact in made.items():
+        kind = ARTIFACTS[name]
+        metadata: dict[str, Any] = {"kind": name, "schema_version": kind.schema_version}
+        if name in outcome.digests:
+            metadata["manifest_sha256"] = outcome.digests[name]
+        if name == stage.metrics_artifact:
+            metadata |= {k: float(v) for k, v in outcome.metrics.items() if not isinstance(v, str) and math.isfinite(v)}
+        artifacts[name] = {"artifacts": [{"name": artifact["name"], "uri": artifact["uri"], "metadata": metadata}]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = {"artifacts": artifacts, "parameterValues": outcome.results}
+    path.write_text(json.dumps(body, allow_nan=False), encoding="utf-8")

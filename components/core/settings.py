@@ -1,0 +1,93 @@
+"""Settings of a stage: written once as fields of a model, everything else is derived from them."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from components.core.errors import InputError
+
+
+class Settings(BaseModel):
+    """Base of every stage's settings: unknown names are refused and values do not change after parsing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def setting(default: Any, description: str, *, form: bool = False, **constraints: Any) -> Any:
+    """A field of a settings model.
+
+    ``form`` puts the setting into the pipeline's run form; every other setting is reached through the stage's
+    ``<stage>_overrides``. ``constraints`` are pydantic's (``ge``, ``le``, ``min_length``, ...).
+    """
+    return Field(default, description=description, json_schema_extra={"form": form}, **constraints)
+
+
+def in_form(field: FieldInfo) -> bool:
+    """Whether the setting stands in the pipeline's run form."""
+    extra = field.json_schema_extra
+    return bool(extra.get("form")) if isinstance(extra, dict) else False
+
+
+def parse_text(model: type[Settings], name: str, text: str) -> Any:
+    """The value that a command line's ``text`` means for the setting ``name``.
+
+    Text settings take the text as it stands ("null" clears an optional one); all others are read as YAML, so
+    ``[1, 5, 10]``, ``true`` and ``3`` mean what they look like. pydantic checks the type afterwards.
+    """
+    field = model.model_fields.get(name)
+    if field is not None and _takes_text(field.annotation):
+        return None if text == "null" and _is_optional(field.annotation) else text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def load(model: type[Settings], values: dict[str, Any], *, stage: str) -> Any:
+    """``values`` as settings of ``stage``.
+
+    Raises InputError with one line that names every wrong setting.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{stage}: " + "; ".join(_explain(e, model) for e in error.errors())) from None
+
+
+def _explain(error: Any, model: type[Settings]) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        close = _closest(name, list(model.model_fields))
+        return f"there is no setting '{name}'" + (f": did you mean '{close}'?" if close else "")
+    if error["type"] == "value_error" and not name:
+        return str(error["ctx"]["error"])
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _closest(name: str, names: list[str]) -> str | None:
+    found = difflib.get_close_matches(name, names, n=1)
+    return found[0] if found else None
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if typing.get_origin(annotation) not in (None, list, dict, tuple) else ()
+
+
+def _is_optional(annotation: Any) -> bool:
+    return type(None) in _members(annotation)
+
+
+def _takes_text(annotation: Any) -> bool:
+    if typing.get_origin(annotation) is typing.Literal:
+        return all(isinstance(v, str) for v in typing.get_args(annotation))
+    if annotation is str:
+        return True
+    members = [m for m in _members(annotation) if m is not type(None)]
+    return bool(members) and all(_takes_text(m) for m in members)

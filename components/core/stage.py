@@ -1,0 +1,71 @@
+"""The declaration of a stage: what it reads, makes, needs and can be told. It imports nothing heavy."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from components.core.artifacts import ARTIFACTS, ArtifactType
+from components.core.settings import Settings
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A key of a Kubernetes Secret that the stage sees as environment variable ``env``, when it exists."""
+
+    env: str
+    name: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """The node a stage asks for. ``gpu`` is the default product, a key of pipeline.py's label tables."""
+
+    gpu: str | None = None
+    cpu: str = "4"
+    memory: str = "16Gi"
+    shared_memory: str | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the recipe.
+
+    ``inputs`` and ``outputs`` are artifact names; wiring is by name. ``optional_inputs`` are used when an earlier
+    stage made them or the user brings them. ``by_uri`` are artifacts that the program gets as a URI and that are
+    never downloaded for it. ``results`` are output parameters: the program returns them among its metrics; one
+    called ``<output>_uri`` is filled in with that output's URI.
+    """
+
+    name: str
+    summary: str
+    config: type[Settings]
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+    optional_inputs: tuple[str, ...] = ()
+    by_uri: tuple[str, ...] = ()
+    results: Mapping[str, type] = field(default_factory=dict)
+    image: str = "cpu"
+    node: Node = Node()
+    secrets: tuple[Secret, ...] = ()
+    cache: bool = True
+
+    @property
+    def metrics_artifact(self) -> str:
+        """Name of the KFP Metrics artifact that carries the stage's figures."""
+        return f"{self.name}_metrics"
+
+    @property
+    def input_types(self) -> tuple[ArtifactType, ...]:
+        return tuple(ARTIFACTS[name] for name in self.inputs + self.optional_inputs)
+
+    @property
+    def output_types(self) -> tuple[ArtifactType, ...]:
+        return tuple(ARTIFACTS[name] for name in self.outputs)
+
+    def program(self) -> Callable[..., dict[str, Any]]:
+        """The stage's ``run`` function; importing it may need the stage's heavy packages."""
+        return importlib.import_module(f"components.{self.name}.program").run

@@ -1,0 +1,45 @@
+"""finetune: contrastive fine-tuning of the base model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from components.core.encoder.config import EncoderConfig
+from components.core.settings import setting
+from components.core.stage import Node, Secret, Stage
+
+
+class FinetuneConfig(EncoderConfig):
+    """Settings of finetune. Names and defaults are the recipe's where it has them."""
+
+    num_epochs: int = setting(3, "Passes over the training data", form=True, gt=0)
+    global_batch_size: int = setting(
+        128, "Queries per optimizer step; 128 is scaled down when there are fewer than 2000", form=True, gt=0
+    )
+    local_batch_size: int = setting(4, "Queries per forward and backward pass", gt=0)
+    learning_rate: float = setting(1e-5, "Peak learning rate", form=True, gt=0)
+    lr_warmup_steps: int = setting(5, "Steps until the peak; at most a tenth of all steps", ge=0)
+    lr_decay_style: Literal["cosine", "linear"] = setting("cosine", "Decay to a hundredth of the peak")
+    weight_decay: float = setting(0.01, "AdamW's weight decay; none on norms and biases", ge=0)
+    max_grad_norm: float = setting(1.0, "Gradients longer than this are scaled down to it", gt=0)
+    train_n_passages: int = setting(5, "Passages per query: one positive, the rest hard negatives", form=True, ge=2)
+    temperature: float = setting(0.02, "Scores are divided by it; used when vectors are normalised", gt=0)
+    in_batch_negatives: bool = setting(
+        False, "Also score the passages of the other queries in the pass; its size is then local_batch_size"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "Arithmetic of the forward and backward pass; auto is bf16 on a GPU, fp32 on a CPU"
+    )
+    seed: int = setting(42, "Seed of the order of examples")
+
+
+STAGE = Stage(
+    name="finetune",
+    summary="Fine-tune the base model contrastively",
+    config=FinetuneConfig,
+    inputs=("training_data",),
+    outputs=("checkpoint",),
+    image="gpu",
+    node=Node(gpu="H100", cpu="16", memory="128Gi", shared_memory="32Gi"),
+    secrets=(Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"),),
+)

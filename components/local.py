@@ -1,0 +1,155 @@
+"""Stages on this machine: one of them, or one after the other, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.core.artifacts import ARTIFACTS
+from components.core.errors import InputError
+from components.core.runner import Source, check_input, execute, is_sealed
+from components.core.settings import Settings
+from components.core.stage import Stage
+from components.plan import Plan
+from components.summary import summary
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One stage with its settings; ``brought`` says where inputs lie that are not in ``work``."""
+
+    stage: Stage
+    config: Settings
+    work: Path
+    brought: Mapping[str, Path]
+
+    def inputs(self) -> dict[str, Source]:
+        """Where each input lies. Optional ones only when they were given or lie in ``work``."""
+        names = self.stage.inputs + tuple(n for n in self.stage.optional_inputs if self._has(n))
+        return {name: Source(path := self._place(name), sealed=is_sealed(path)) for name in names}
+
+    def outputs(self) -> dict[str, Path]:
+        return {name: place(self.work, name) for name in self.stage.outputs}
+
+    def uris(self) -> dict[str, str]:
+        """Paths stand for URIs here."""
+        taken = {name: self._place(name).resolve() for name in self.stage.by_uri}
+        made = {name: path.resolve() for name, path in self.outputs().items()}
+        return {name: str(path) for name, path in {**taken, **made}.items()}
+
+    def show(self) -> None:
+        """Print the resolved settings, inputs and outputs."""
+        print(f"{self.stage.name}: {self.stage.summary}")
+        for title, values in (("inputs", {n: s.path for n, s in self.inputs().items()}), ("outputs", self.outputs())):
+            print(f"  {title}:")
+            for name, path in values.items():
+                print(f"    {name}: {path}" + ("" if title == "outputs" or path.exists() else "  (not there yet)"))
+        print("  settings:")
+        for line in yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False).splitlines():
+            print(f"    {line}")
+
+    def execute(self) -> None:
+        """Run the stage here; its figures go to ``work/<stage>_metrics.json``."""
+        for name in self.stage.by_uri:
+            check_input(name, Source(self._place(name), sealed=True))
+        outcome = execute(self.stage, self.config, inputs=self.inputs(), outputs=self.outputs(), uris=self.uris())
+        body = json.dumps({"metrics": outcome.metrics, "results": outcome.results}, indent=2)
+        metrics_file(self.work, self.stage).write_text(body + "\n", encoding="utf-8")
+
+    def _has(self, name: str) -> bool:
+        return name in self.brought or place(self.work, name).exists()
+
+    def _place(self, name: str) -> Path:
+        return self.brought.get(name, place(self.work, name))
+
+
+@dataclass(frozen=True)
+class Run:
+    """The stages of ``plan`` one after the other; artifacts lie in ``work``."""
+
+    plan: Plan
+    configs: Mapping[str, Settings]
+    work: Path
+    brought: Mapping[str, Path]
+
+    def show(self) -> None:
+        """Print what each stage would read, make and use."""
+        for stage in self.plan.stages:
+            self._stage_run(stage).show()
+
+    def execute(self) -> int:
+        """Run every stage in its own process; return the exit code of the first that fails.
+
+        When the evaluation does not pass, the stages after it are not run and the code is 0: refusing a model that
+        is no better is what the gate is for. The summary says so.
+        """
+        self._check()
+        self.work.mkdir(parents=True, exist_ok=True)
+        for stage in self.plan.stages:
+            for path in (*self._stage_run(stage).outputs().values(), metrics_file(self.work, stage)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for stage in self.plan.stages:
+            if stage in self.plan.gated and not self._result("eval", "passed"):
+                _log.info("the quality gate did not pass: %s not run", ", ".join(s.name for s in self.plan.gated))
+                break
+            code = self._process(stage)
+            if code:
+                print(
+                    f"error: {stage.name} failed with exit code {code}; the stages after it were not run",
+                    file=sys.stderr,
+                )
+                return code
+        print(summary(self.work, self.plan))
+        return 0
+
+    def _check(self) -> None:
+        """Raise InputError before the first stage when something the user must bring is missing."""
+        for name in self.plan.brought + self.plan.brought_by_uri:
+            path = self.brought.get(name, place(self.work, name))
+            if not path.exists():
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{name}: there is nothing at {path}: give its path with {option}")
+        unused = set(self.brought) - set(self.plan.brought) - set(self.plan.brought_by_uri)
+        for name in sorted(unused):
+            raise InputError(f"--{name.replace('_', '-')}: the chosen stages make {name} themselves: leave it out")
+
+    def _stage_run(self, stage: Stage) -> StageRun:
+        wanted = stage.inputs + stage.optional_inputs + stage.by_uri
+        return StageRun(
+            stage, self.configs[stage.name], self.work, {n: p for n, p in self.brought.items() if n in wanted}
+        )
+
+    def _process(self, stage: Stage) -> int:
+        run = self._stage_run(stage)
+        argv = [sys.executable, "-m", "components", stage.name, "--work", str(self.work)]
+        for name, path in run.brought.items():
+            argv += [f"--{name.replace('_', '-')}", str(path)]
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as config:
+            yaml.safe_dump(run.config.model_dump(mode="json"), config)
+            config.flush()
+            return subprocess.run([*argv, "--config", config.name], check=False).returncode
+
+    def _result(self, stage: str, name: str) -> Any:
+        return json.loads((self.work / f"{stage}_metrics.json").read_text(encoding="utf-8"))["results"][name]
+
+
+def place(work: Path, name: str) -> Path:
+    """Where the artifact ``name`` lies in ``work``."""
+    return work / (f"{name}.html" if ARTIFACTS[name].kfp_type == "HTML" else name)
+
+
+def metrics_file(work: Path, stage: Stage) -> Path:
+    """Where the figures of ``stage`` lie in ``work``."""
+    return work / f"{stage.metrics_artifact}.json"

