@@ -1,0 +1,66 @@
+# Everything is run from here; `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+WORK ?= work/demo
+PORT ?= 8000
+# With a key or an endpoint of one's own the demo asks the LLM; without, it works offline.
+LLM := $(if $(NVIDIA_API_KEY)$(LLM_BASE_URL),sdg.generator=llm sdg.num_pairs=7) \
+       $(if $(LLM_BASE_URL),sdg.llm_base_url=$(LLM_BASE_URL)) \
+       $(if $(LLM_MODEL),$(foreach role,artifact_extraction qa_generation quality_judge,sdg.$(role)_model=$(LLM_MODEL)))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-stop test lint format compile docs check clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.local ## The whole recipe on this machine: corpus to served model (WORK=, PORT=)
+	@$(RUN) tests/data/pydoc/build.py --out $(WORK)/input
+	@$(RUN) -m components run --profile small --work $(WORK) \
+		--corpus $(WORK)/input/corpus --golden-eval $(WORK)/input/golden_eval \
+		deploy.host_port=$(PORT) deploy.served_model_name=nemotron-embed-demo $(LLM)
+	@echo; echo "make demo-stop stops the service."
+
+demo-stop: ## Stop the demo's service
+	@$(RUN) -m components.deploy.local stop --name nemotron-embed-demo
+
+test: $(VENV)/.test ## Run every test
+	$(RUN) -m pytest
+
+lint: $(VENV)/.test ## Check style
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(VENV)/.test ## Put the code into the house style
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+compile: $(VENV)/.test ## Write the pipelines to manifests/pipelines
+	$(RUN) pipeline.py compile
+
+docs: $(VENV)/.test ## Write the generated tables of the components' READMEs
+	$(RUN) -m components docs
+
+check: lint ## Check style, and that compiled pipelines and generated tables are fresh
+	$(RUN) pipeline.py compile --check
+	$(RUN) -m components docs --check
+
+clean: ## Remove the virtual environment and the demo's artifacts
+	rm -rf $(VENV) work build *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11: run make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.local: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (some minutes the first time) ..."
+	@$(PIP) --editable '.[local]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (some minutes the first time) ..."
+	@$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/.local
