@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.core.settings import Settings, setting
 from components.core.stage import Node, Secret, Stage
@@ -14,20 +14,27 @@ class EvalConfig(Settings):
     """Settings of eval. Names and defaults are the recipe's where it has them."""
 
     k_values: list[Annotated[int, Field(gt=0)]] = setting(
-        [1, 5, 10, 100], "Cut-offs of nDCG, MAP, Recall and Precision", form=True, min_length=1
+        [1, 5, 10, 100], "Cut-offs of nDCG, MAP, Recall, Precision and MRR", form=True, min_length=1
     )
     eval_base: bool = setting(True, "Evaluate the base model", form=True)
     eval_finetuned: bool = setting(True, "Evaluate the fine-tuned model", form=True)
     eval_nim: bool = setting(False, "Evaluate a served endpoint", form=True)
+    eval_bm25: bool = setting(True, "Evaluate BM25 (word matching) as a reference")
     nim_url: str = setting("http://localhost:8000", "Base URL of the endpoint")
     nim_model: str = setting("nvidia/llama-3.2-nv-embedqa-1b-v2", "Model name that the endpoint answers to")
     nim_batch_size: int = setting(32, "Texts per request to the endpoint", gt=0)
     nim_timeout: float = setting(60.0, "Seconds for one request to the endpoint", gt=0)
     encode_batch_tokens: int = setting(16384, "Tokens encoded at once, padding included", gt=0)
-    gate_metric: Literal["ndcg", "map", "recall", "precision"] = setting("ndcg", "Metric that the gate looks at")
-    gate_k: int = setting(10, "Cut-off of the gate's metric", gt=0)
+    gate_metric: Literal["ndcg", "map", "recall", "precision", "mrr"] = setting("ndcg", "Metric that the gate looks at")
+    gate_k: int = setting(10, "Cut-off of the gate's metric; computed even when not in `k_values`", gt=0)
     min_gain: float = setting(0.0, "Smallest gain over the base model that passes the gate, absolute", form=True)
     min_eval_queries: int = setting(20, "With fewer test queries the gate does not pass", ge=1)
+
+    @model_validator(mode="after")
+    def _something_to_evaluate(self) -> EvalConfig:
+        if not (self.eval_base or self.eval_finetuned or self.eval_nim):
+            raise ValueError("eval_base, eval_finetuned and eval_nim are all false: set one to true")
+        return self
 
 
 STAGE = Stage(

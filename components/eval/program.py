@@ -1,0 +1,165 @@
+"""eval: search the test sets with each system, measure, decide the gate, write the report."""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from components.core.beir_data import BeirData, read_beir
+from components.core.encoder.checkpoint import load_base, load_checkpoint
+from components.core.encoder.config import EncoderConfig, read_encoder
+from components.core.errors import InputError
+from components.eval.component import EvalConfig
+from components.eval.gate import Gate, decide
+from components.eval.metrics import Evaluation, Run, Scores, check_ids, measure
+from components.eval.report import build_report
+from components.eval.systems import (
+    BeirSets,
+    check_endpoint,
+    search_with_bm25,
+    search_with_encoder,
+    search_with_endpoint,
+)
+
+RESULTS_FILE = "eval_results.json"
+PER_QUERY_FILE = "per_query.json"
+_log = logging.getLogger(__name__)
+
+
+def run(
+    config: EvalConfig,
+    *,
+    checkpoint: Path,
+    eval_data: Path,
+    golden_eval: Path | None = None,
+    eval_results: Path,
+    report: Path,
+) -> dict[str, float | int | bool | str]:
+    """Evaluate, write ``eval_results`` and ``report``, return the figures and ``passed``.
+
+    A gate that does not pass is a result, not an error. Raises InputError for a checkpoint or test set that is none,
+    ActionNeeded and Transient for an endpoint that does not answer.
+    """
+    encoder = _encoder_of(checkpoint)
+    sets = _read_sets(eval_data, golden_eval)
+    if config.eval_nim:
+        check_endpoint(config)
+    cutoffs = sorted({*config.k_values, config.gate_k})
+    runs = _search(config, checkpoint, encoder, sets, max(cutoffs))
+    evaluations = {
+        name: Evaluation(
+            data,
+            {system: found[name] for system, found in runs.items()},
+            {system: measure(data.qrels, found[name], cutoffs) for system, found in runs.items()},
+        )
+        for name, data in sets.items()
+    }
+    gate = decide(config, evaluations["test"].scores, len(sets["test"].queries))
+    for reason in gate.reasons:
+        _log.info("gate %s: %s", "passed" if gate.passed else "not passed", reason)
+    eval_results.mkdir(parents=True)
+    _write_json(eval_results / RESULTS_FILE, _results(config, encoder, evaluations, gate, cutoffs))
+    _write_json(eval_results / PER_QUERY_FILE, {name: _per_query(found) for name, found in evaluations.items()})
+    report.write_text(build_report(config, encoder, evaluations, gate, cutoffs), encoding="utf-8")
+    return _metrics(evaluations, gate)
+
+
+def _encoder_of(checkpoint: Path) -> EncoderConfig:
+    if not (checkpoint / "config.json").is_file():
+        raise InputError(f"{checkpoint} is no checkpoint (no config.json): give the directory that finetune made")
+    if not any(checkpoint.glob("*.safetensors")):
+        raise InputError(f"{checkpoint} has no weights (*.safetensors): give the directory that finetune made")
+    return read_encoder(checkpoint)
+
+
+def _read_sets(eval_data: Path, golden_eval: Path | None) -> dict[str, BeirData]:
+    sets = {"test": read_beir(eval_data)}
+    if golden_eval is not None:
+        sets["golden"] = read_beir(golden_eval, searched=sets["test"])
+    for name, directory in (("test", eval_data), ("golden", golden_eval)):
+        if name in sets:
+            check_ids(sets[name], str(directory))
+            data = sets[name]
+            _log.info("%s set: %d queries, %d passages", name, len(data.queries), len(data.corpus))
+    return sets
+
+
+def _search(
+    config: EvalConfig, checkpoint: Path, encoder: EncoderConfig, sets: BeirSets, k: int
+) -> dict[str, dict[str, Run]]:
+    """System -> test set -> results. The checkpoint comes first: it is what a user may have wrong."""
+    search = partial(search_with_encoder, sets=sets, k=k, batch_tokens=config.encode_batch_tokens)
+    runs = {}
+    if config.eval_finetuned:
+        runs["finetuned"] = search(partial(load_checkpoint, checkpoint), "fine-tuned")
+    if config.eval_base:
+        runs["base"] = search(partial(load_base, encoder), "base")
+    if config.eval_nim:
+        runs["nim"] = search_with_endpoint(config, sets, k)
+    if config.eval_bm25:
+        runs["bm25"] = search_with_bm25(sets, k)
+    return {system: runs[system] for system in ("bm25", "base", "finetuned", "nim") if system in runs}
+
+
+def _results(
+    config: EvalConfig, encoder: EncoderConfig, evaluations: dict[str, Evaluation], gate: Gate, cutoffs: list[int]
+) -> dict[str, Any]:
+    test = evaluations["test"]
+    results: dict[str, Any] = {system: scores.mean for system, scores in test.scores.items()}
+    if "golden" in evaluations:
+        golden = evaluations["golden"]
+        results["golden"] = {"queries": len(golden.data.queries), "passages": len(golden.data.corpus)}
+        results["golden"] |= {system: scores.mean for system, scores in golden.scores.items()}
+    results["gate"] = {
+        "passed": gate.passed,
+        "reasons": list(gate.reasons),
+        "metric": gate.metric,
+        "min_gain": config.min_gain,
+        "gain": gate.gain,
+        "gain_95_percent_interval": list(gate.interval) if gate.interval else None,
+    }
+    results["_metadata"] = {
+        "queries": len(test.data.queries),
+        "passages": len(test.data.corpus),
+        "judged": test.data.level,
+        "k_values": cutoffs,
+        "encoder": encoder.model_dump(mode="json"),
+        "nim": {"url": config.nim_url, "model": config.nim_model} if config.eval_nim else None,
+    }
+    return results
+
+
+def _per_query(evaluation: Evaluation) -> dict[str, dict[str, dict[str, float]]]:
+    """Query -> system -> metric -> value."""
+    return {
+        query: {system: scores.per_query[query] for system, scores in evaluation.scores.items()}
+        for query in evaluation.data.queries
+    }
+
+
+def _metrics(evaluations: dict[str, Evaluation], gate: Gate) -> dict[str, float | int | bool | str]:
+    metrics: dict[str, float | int | bool | str] = {"passed": gate.passed}
+    for name, evaluation in evaluations.items():
+        before = "" if name == "test" else f"{name}_"
+        metrics[f"{before}queries"] = len(evaluation.data.queries)
+        for system, scores in evaluation.scores.items():
+            metrics |= {f"{before}{system}_{key}": value for key, value in _flat(scores).items()}
+    if gate.gain is not None and gate.interval is not None:
+        metrics |= {"gain": gate.gain, "gain_low": gate.interval[0], "gain_high": gate.interval[1]}
+    return metrics
+
+
+def _flat(scores: Scores) -> dict[str, float]:
+    """``{"ndcg_at_10": 0.61, ...}``"""
+    return {
+        f"{family.lower()}_at_{name.partition('@')[2]}": value
+        for family, values in scores.mean.items()
+        for name, value in values.items()
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

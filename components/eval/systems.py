@@ -1,0 +1,107 @@
+"""What is compared: each system turns test sets into search results."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from components.core.beir_data import BeirData
+from components.core.encoder.config import Kind
+from components.core.encoder.model import Encoder
+from components.core.endpoint import Endpoint
+from components.core.errors import ActionNeeded, InputError
+from components.core.search import top_k
+from components.eval.bm25 import bm25_top_k
+from components.eval.component import EvalConfig
+from components.eval.metrics import Run, search_depth, to_run
+
+BeirSets = Mapping[str, BeirData]
+# (texts, query or passage, what to call the work) -> float32 [texts, dimension]
+Embed = Callable[[Sequence[str], Kind, str], np.ndarray]
+
+
+def search_with_bm25(sets: BeirSets, k: int) -> dict[str, Run]:
+    """The ``k`` best of every query, for each test set."""
+    return {
+        name: to_run(*bm25_top_k([*data.queries.values()], [*data.corpus.values()], search_depth(data, k)), data, k)
+        for name, data in sets.items()
+    }
+
+
+def search_with_encoder(
+    load: Callable[[], Encoder], label: str, sets: BeirSets, k: int, *, batch_tokens: int
+) -> dict[str, Run]:
+    """As ``search_with_bm25``, with the vectors of the encoder that ``load`` returns; only this one is in memory.
+
+    Raises InputError when the accelerator's memory is too small for ``batch_tokens``.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
+    encoder = load()
+
+    def embed(texts: Sequence[str], kind: Kind, what: str) -> np.ndarray:
+        return encoder.encode(texts, kind, batch_tokens=batch_tokens, what=what)
+
+    try:
+        return _search(embed, label, sets, k)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"{label} model: {batch_tokens} tokens at once do not fit into the accelerator's memory: "
+            f"lower encode_batch_tokens"
+        ) from None
+
+
+def check_endpoint(config: EvalConfig) -> None:
+    """Raise ActionNeeded unless the endpoint is ready, InputError when it does not serve ``nim_model``."""
+    with _endpoint(config) as endpoint:
+        if not endpoint.ready():
+            raise ActionNeeded(
+                f"{config.nim_url} is not ready: start the service, correct nim_url, or set eval_nim to false"
+            )
+        served = endpoint.models()
+        if config.nim_model not in served:
+            raise InputError(f"{config.nim_url} serves {', '.join(served)}, not {config.nim_model}: change nim_model")
+
+
+def search_with_endpoint(config: EvalConfig, sets: BeirSets, k: int) -> dict[str, Run]:
+    """As ``search_with_bm25``, with the vectors of the served model; prefixes are the server's business."""
+    with _endpoint(config) as endpoint:
+
+        def embed(texts: Sequence[str], kind: Kind, _: str) -> np.ndarray:
+            return endpoint.embed(texts, kind, batch_size=config.nim_batch_size, truncate="END")
+
+        return _search(embed, "nim", sets, k)
+
+
+def _endpoint(config: EvalConfig) -> Endpoint:
+    key = os.environ.get("NIM_API_KEY")
+    return Endpoint(config.nim_url, config.nim_model, timeout=config.nim_timeout, api_key=key)
+
+
+def _search(embed: Embed, label: str, sets: BeirSets, k: int) -> dict[str, Run]:
+    runs: dict[str, Run] = {}
+    encoded: list[str] | None = None
+    vectors = np.empty((0, 0), dtype=np.float32)
+    for name, data in sets.items():
+        passages = list(data.corpus.values())
+        # A set of questions about the same passages does not pay for them again.
+        if passages != encoded:
+            vectors, encoded = _finite(embed(passages, "passage", f"{label}: {name} passages"), label), passages
+        queries = _finite(embed([*data.queries.values()], "query", f"{label}: {name} queries"), label)
+        found = top_k(queries, vectors, search_depth(data, k), what=f"{label}: {name} search")
+        runs[name] = to_run(*found, data, k)
+    return runs
+
+
+def _finite(vectors: np.ndarray, label: str) -> np.ndarray:
+    broken = int((~np.isfinite(vectors)).any(axis=1).sum())
+    if broken:
+        raise InputError(
+            f"{label} model: {broken} of {len(vectors)} vectors hold NaN or infinity: the model is broken; "
+            f"train it again, with a lower learning rate if its loss was no number"
+        )
+    return vectors
