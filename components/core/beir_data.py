@@ -56,7 +56,9 @@ def read_beir(directory: Path, *, searched: BeirData | None = None) -> BeirData:
     level = _level(directory / QRELS_FILE, lines, corpus, documents)
     answered = [query for query in queries if any(score > 0 for score in qrels.get(query, {}).values())]
     if not answered:
-        raise InputError(f"{directory / QRELS_FILE}: no query has a relevant answer (score above 0): nothing to measure")
+        raise InputError(
+            f"{directory / QRELS_FILE}: no query has a relevant answer (score above 0): nothing to measure"
+        )
     if len(answered) < len(queries):
         _log.info("%s: %d of %d queries have a relevant answer", directory, len(answered), len(queries))
     return BeirData(
