@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from components.core.encoder import bidirectional  # noqa: F401  registers llama_bidirec
@@ -81,12 +83,30 @@ def _load(source: str, config: EncoderConfig, device: torch.device | None, dtype
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code, **revision)
         tokenizer.padding_side = "right"
-        backbone = AutoModel.from_pretrained(
-            source, trust_remote_code=config.trust_remote_code, dtype=dtype, use_safetensors=True, **revision
+        backbone, loading = AutoModel.from_pretrained(
+            source,
+            trust_remote_code=config.trust_remote_code,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **revision,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _explain(source, error) from error
+    _check_complete(source, tokenizer, loading["missing_keys"])
     return Encoder(backbone, tokenizer, config).to(device).eval()
+
+
+def _check_complete(source: str, tokenizer: PreTrainedTokenizerBase, missing: Iterable[str]) -> None:
+    """transformers fills in random weights and an empty vocabulary for what is missing, and only warns."""
+    # BERT's pooler is not used here, and many embedding models are published without it.
+    weights = sorted(name for name in missing if not name.startswith("pooler."))
+    if weights:
+        raise InputError(
+            f"{source} has no weights for {len(weights)} tensors, {weights[0]} among them: it is not a complete model"
+        )
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise InputError(f"{source} has no tokenizer (its vocabulary is empty): copy the tokenizer files beside it")
 
 
 def _explain(source: str, error: Exception) -> Exception:
