@@ -1,0 +1,88 @@
+"""Attention within each of several texts that lie side by side, without padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, max_length: int) -> Tensor:
+    """Every token attends to all tokens of its own text.
+
+    ``query``: [tokens, heads, size]; ``key``, ``value``: [tokens, kv_heads, size], each shared by heads / kv_heads
+    query heads; ``bounds``: int32 [texts + 1]. Returns the shape of ``query``. bfloat16 or float16 on a GPU runs
+    FlashAttention-2 (Dao, 2023) as compiled into torch; everything else a masked product, for tests and small inputs.
+    """
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        return _flash(query, key, value, bounds, max_length)[0]
+    return _masked(query, key, value, bounds)
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor:
+    tokens = query.shape[0]
+    text = torch.bucketize(torch.arange(tokens, device=query.device), bounds[1:], right=True)
+    same_text = text[:, None] == text[None, :]
+    heads_first = [part.transpose(0, 1)[None] for part in (query, key, value)]
+    mixed = nn.functional.scaled_dot_product_attention(
+        *heads_first, attn_mask=same_text, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    return mixed[0].transpose(0, 1)
+
+
+# torch.nn.attention.varlen calls the same kernels, but takes grouped key heads only from torch 2.12 on.
+@torch.library.custom_op("nemotron_embed::flash", mutates_args=())
+def _flash(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
+    mixed, log_sum_exp, *_ = torch.ops.aten._flash_attention_forward(
+        query, key, value, bounds, bounds, max_length, max_length, 0.0, False, False
+    )
+    return mixed, log_sum_exp
+
+
+@_flash.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, max_length: int) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    return torch.empty_like(query), query.new_empty((query.shape[1], query.shape[0]), dtype=torch.float32)
+
+
+@torch.library.custom_op("nemotron_embed::flash_backward", mutates_args=())
+def _flash_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mixed: Tensor,
+    log_sum_exp: Tensor,
+    bounds: Tensor,
+    max_length: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # No dropout: the state of the random generator is asked for and not used.
+    unused = torch.empty(0, device=query.device)
+    state = torch.zeros(2, dtype=torch.uint64, device=query.device)
+    return torch.ops.aten._flash_attention_backward(
+        gradient.contiguous(), query, key, value, mixed, log_sum_exp, bounds, bounds, max_length, max_length, 0.0,
+        False, state, unused,
+    )  # fmt: skip
+
+
+@_flash_backward.register_fake
+def _(
+    gradient: Tensor,  # noqa: ARG001
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, bounds, ctx.max_length = inputs
+    ctx.save_for_backward(query, key, value, *output, bounds)
+
+
+def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_flash_backward(gradient, *ctx.saved_tensors, ctx.max_length), None, None
+
+
+_flash.register_autograd(_backward, setup_context=_save)
