@@ -49,7 +49,7 @@ def decide(config: EvalConfig, scores: Mapping[str, Scores], queries: int) -> Ga
     interval = bootstrap_interval(paired_differences(scores, metric))
     enough, gained = queries >= config.min_eval_queries, gain >= config.min_gain
     reasons = [
-        f"{metric} is {base:.4f} with the base model and {tuned:.4f} with the fine-tuned one: a gain of {gain:+.4f}, "
+        f"{metric} is {base:.4f} with the base model and {tuned:.4f} with the fine-tuned one: a change of {gain:+.4f}, "
         f"{'at least' if gained else 'less than'} what the gate asks for (min_gain {config.min_gain:g})."
     ]
     if not enough:
