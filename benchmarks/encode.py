@@ -1,0 +1,124 @@
+"""Passages per second: ``python -m benchmarks.encode [--tiny] [--json FILE]``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import report
+from benchmarks.peers import liger, padded, recipe_encode, sentence_transformer
+from benchmarks.workload import LLAMA_1B, TINY, Shape, llama, passages, text, word_tokenizer
+from components.core.encoder.packed import PackedLlama
+from components.core.encoder.packing import balanced, pack
+
+Encode = Callable[[list[str]], Any]
+_CHECKED = 48
+
+
+@contextlib.contextmanager
+def recipe(shape: Shape, device: torch.device, *, batch_size: int) -> Iterator[Encode]:
+    model, tokenizer = llama(shape, device, torch.bfloat16), word_tokenizer(shape)
+    yield lambda texts: recipe_encode(model, tokenizer, texts, batch_size)
+
+
+@contextlib.contextmanager
+def sentence_transformers(
+    shape: Shape, device: torch.device, *, batch_size: int, attention: str = "sdpa", fused: bool = False
+) -> Iterator[Encode]:
+    model = llama(shape, device, torch.bfloat16, attention)
+    with liger(model) if fused else contextlib.nullcontext():
+        contestant = sentence_transformer(model, shape)
+        yield lambda texts: contestant.encode(texts, batch_size=batch_size, convert_to_tensor=True).float().cpu()
+
+
+@contextlib.contextmanager
+def ours(shape: Shape, device: torch.device, *, capacity: int) -> Iterator[Encode]:
+    packed = PackedLlama(llama(shape, device, torch.bfloat16), "avg", compiled=device.type == "cuda")
+    tokenizer = word_tokenizer(shape)
+
+    def encode(texts: list[str]) -> Tensor:
+        ids = tokenizer(texts, truncation=True, max_length=512)["input_ids"]
+        groups = balanced([len(row) for row in ids], capacity)
+        with torch.inference_mode():
+            vectors = torch.cat([packed(pack(ids, rows, device)) for rows in groups]).cpu()
+        back = np.argsort(np.concatenate(groups))
+        return vectors[back]
+
+    yield encode
+
+
+def contestants(device: torch.device) -> dict[str, tuple[int, Any]]:
+    """Name -> passages to encode (slow ones get fewer of the same kind), how to set it up."""
+    st = sentence_transformers
+    found: dict[str, tuple[int, Any]] = {
+        "recipe's evaluation (BEIR wrapper, 4 at a time, fp16 autocast)": (
+            384,
+            lambda s: recipe(s, device, batch_size=4),
+        ),
+        "recipe's miner (16 at a time, fp16 autocast)": (768, lambda s: recipe(s, device, batch_size=16)),
+        "sentence-transformers, default (32, sdpa)": (1536, lambda s: st(s, device, batch_size=32)),
+        "sentence-transformers, 256, sdpa": (4096, lambda s: st(s, device, batch_size=256)),
+    }
+    if device.type == "cuda":
+        flash = "flash_attention_2"
+        found |= {
+            "sentence-transformers, 256, FA2 unpadded": (
+                6144,
+                lambda s: st(s, device, batch_size=256, attention=flash),
+            ),
+            "sentence-transformers, 256, FA2 unpadded, liger": (
+                8192,
+                lambda s: st(s, device, batch_size=256, attention=flash, fused=True),
+            ),
+        }
+    return found | {"ours, bf16, bins of 16k tokens": (8192, lambda s: ours(s, device, capacity=16384))}
+
+
+def main() -> None:
+    args = report.arguments("Passages per second of encoders, side by side.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape = TINY if args.tiny else LLAMA_1B
+    ids = passages(shape, 8192)
+    texts = [text(row) for row in ids]
+    reference_model = llama(shape, device, torch.float32)
+    with torch.no_grad():
+        reference = padded(reference_model, ids[:_CHECKED]).cpu()
+    del reference_model
+    rows: list[dict[str, Any]] = []
+    for name, (count, setup) in contestants(device).items():
+        if args.only not in name:
+            continue
+        report.forget()
+        count = min(count, 64) if args.tiny else count
+        with setup(shape) as encode:
+            checked = encode(texts[:_CHECKED])
+            encode(texts[: min(count, 512)])
+            median, taken, _ = report.seconds(lambda: encode(texts[:count]), 1 if args.tiny else 2)  # noqa: B023
+        rows.append(_row(name, shape, [len(row) for row in ids[:count]], median, taken, reference, checked))
+        print(rows[-1], flush=True)
+    report.publish("Encoding", rows, args)
+
+
+def _row(
+    name: str, shape: Shape, lengths: list[int], median: float, taken: list[float], reference: Tensor, checked: Tensor
+) -> dict[str, Any]:
+    cosine = torch.nn.functional.cosine_similarity(reference, checked, dim=-1).min().item()
+    return {
+        "contestant": name,
+        "passages/s": round(len(lengths) / median, 1),
+        "tokens/s": round(sum(lengths) / median),
+        "TFLOP/s": round(shape.flops(lengths) / median / 1e12, 1),
+        "peak GB": report.peak_gb(),
+        "least cosine to fp32": round(cosine, 6),
+        "passages": len(lengths),
+        "seconds": " ".join(f"{value:.2f}" for value in taken),
+    }
+
+
+if __name__ == "__main__":
+    main()

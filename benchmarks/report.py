@@ -1,0 +1,85 @@
+"""Timing, and results as a Markdown table and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import importlib.metadata
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("torch", "transformers", "sentence-transformers", "liger-kernel")
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """``--tiny``, ``--json FILE``, ``--only WORD`` (contestants whose name holds the word)."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to see that everything runs; no figures")
+    parser.add_argument("--json", type=Path, help="write all results to this file")
+    parser.add_argument("--only", default="", help="run only contestants whose name holds this")
+    return parser.parse_args()
+
+
+def synchronize() -> None:
+    """Wait for the GPU, when there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[], Any], repeats: int) -> tuple[float, list[float], Any]:
+    """Median seconds of ``work``, all of them, and its last result."""
+    taken: list[float] = []
+    result = None
+    for _ in range(repeats):
+        synchronize()
+        start = time.perf_counter()
+        result = work()
+        synchronize()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken), taken, result
+
+
+def forget() -> None:
+    """Give memory back before the next contestant and start measuring its peak."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gb() -> float | None:
+    """Most memory taken on the GPU since ``forget``, in GB."""
+    return round(torch.cuda.max_memory_allocated() / 1e9, 1) if torch.cuda.is_available() else None
+
+
+def publish(title: str, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Print ``rows`` as a Markdown table with chip, versions and date; write them as JSON when asked."""
+    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    versions = {name: version(name) for name in _PACKAGES}
+    facts = f"{chip}, {', '.join(f'{name} {found}' for name, found in versions.items())}, {datetime.date.today()}"
+    columns = list(rows[0])
+    print(f"\n### {title}\n\n{facts}{' (TINY: no figures to quote)' if args.tiny else ''}\n")
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for row in rows:
+        print("| " + " | ".join("" if row.get(name) is None else str(row[name]) for name in columns) + " |")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(
+            json.dumps({"title": title, "facts": facts, "tiny": args.tiny, "rows": rows}, indent=2) + "\n"
+        )
+
+
+def version(package: str) -> str:
+    """Its version, or that it is missing."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
