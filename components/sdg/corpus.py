@@ -1,0 +1,134 @@
+"""Reads a corpus: regular text files inside one directory, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from components.core.errors import InputError
+from components.sdg.component import SdgConfig
+
+_log = logging.getLogger(__name__)
+MAX_FILE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document: its path inside the corpus, with slashes, and its text."""
+
+    source_id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents in order of their paths, and how many files were left out, by reason."""
+
+    documents: list[Document]
+    skipped: dict[str, int]
+
+
+def read_corpus(root: Path, config: SdgConfig) -> Corpus:
+    """The usable documents below ``root``.
+
+    Hidden files, links, and anything that is no regular file are never opened: a link in a corpus could name a
+    secret of the pod, and a FIFO would block for ever. Equal texts are kept once. Raises InputError when nothing is
+    usable, with the reasons.
+    """
+    skipped: Counter[str] = Counter()
+    suffixes: Counter[str] = Counter()
+    documents: list[Document] = []
+    seen: set[str] = set()
+    for path in _regular_files(root, skipped):
+        suffix = _suffix(path.name)
+        suffixes[suffix or "(none)"] += 1
+        if suffix not in config.extensions:
+            skipped["other extension"] += 1
+            continue
+        if config.num_files is not None and len(documents) >= config.num_files:
+            skipped["over num_files"] += 1
+            continue
+        text, reason = _read(path, config.min_text_length)
+        if text is None:
+            skipped[reason] += 1
+            _log.warning("left out %s: %s", path.relative_to(root), reason)
+            continue
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        if digest in seen:
+            skipped["same text as another file"] += 1
+            continue
+        seen.add(digest)
+        documents.append(Document(str(PurePosixPath(path.relative_to(root))), text))
+    if not documents:
+        raise InputError(_nothing(root, config, skipped, suffixes))
+    return Corpus(documents, dict(sorted(skipped.items())))
+
+
+def _regular_files(root: Path, skipped: Counter[str]) -> Iterator[Path]:
+    """Regular, visible files below ``root`` in order of their paths; everything else is counted."""
+    found = []
+    for folder, folders, files in os.walk(root):
+        for name in [n for n in folders if n.startswith(".") or (Path(folder) / n).is_symlink()]:
+            skipped["hidden" if name.startswith(".") else "link"] += 1
+            folders.remove(name)
+        for name in files:
+            path = Path(folder) / name
+            mode = path.lstat().st_mode
+            if name.startswith("."):
+                skipped["hidden"] += 1
+            elif stat.S_ISLNK(mode):
+                skipped["link"] += 1
+            elif not stat.S_ISREG(mode):
+                skipped["not a regular file"] += 1
+            else:
+                found.append(path)
+    yield from sorted(found, key=lambda path: path.relative_to(root).parts)
+
+
+def _suffix(name: str) -> str:
+    """The extension in lower case; a dotted name such as ``research.nvidia.com_blog`` has none.
+
+    An extension is at most five letters and digits, with a letter among them.
+    """
+    suffix = Path(name).suffix.lower()
+    letters = suffix[1:]
+    return suffix if letters.isalnum() and len(letters) <= 5 and not letters.isdigit() else ""
+
+
+def _read(path: Path, min_length: int) -> tuple[str | None, str]:
+    """The text of ``path``, or None and the reason why it is left out."""
+    if path.stat().st_size > MAX_FILE_BYTES:
+        return None, f"larger than {MAX_FILE_BYTES // 2**20} MiB"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return None, f"cannot be read ({error.strerror})"
+    if b"\0" in content:
+        return None, "binary"
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return None, "not UTF-8"
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if len(text.strip()) < min_length:
+        return None, f"shorter than min_text_length ({min_length} characters)"
+    return text, ""
+
+
+def _nothing(root: Path, config: SdgConfig, skipped: Counter[str], suffixes: Counter[str]) -> str:
+    if not suffixes:
+        return f"corpus {root} holds no files: give a directory with documents"
+    if not set(suffixes) & {extension or "(none)" for extension in config.extensions}:
+        found = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))
+        return (
+            f"no document in {root} has an extension in {config.file_extensions} (found {found}): "
+            f"change file_extensions or corpus"
+        )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
+    return f"no document in {root} can be used ({reasons}): give UTF-8 text files"

@@ -1,0 +1,79 @@
+"""Generates question-answer pairs from a corpus."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+from components.core.errors import InputError
+from components.core.progress import track
+from components.sdg.chunking import chunk
+from components.sdg.component import SdgConfig
+from components.sdg.corpus import Document, read_corpus
+from components.sdg.offline import OfflineGenerator
+
+_log = logging.getLogger(__name__)
+
+
+def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path) -> dict[str, Any]:
+    """Read ``corpus``, write ``qa_pairs.jsonl`` and ``generation_result.json`` into ``qa_pairs``; return counts.
+
+    Raises InputError when no document is usable or none yields a pair.
+    """
+    read = read_corpus(corpus, config)
+    records = [_record(document, config) for document in read.documents]
+    passages = sum(len(record["chunks"]) for record in records)
+    _log.info("%d documents, %d passages; left out: %s", len(records), passages, read.skipped or "nothing")
+    usage = _offline(records, config)
+    pairs = sum(len(record["deduplicated_qa_pairs"]) for record in records)
+    if not pairs:
+        raise InputError(f"none of {passages} passages is long enough for a question: give longer documents")
+    qa_pairs.mkdir()
+    with (qa_pairs / "qa_pairs.jsonl").open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records)
+    counts = {"documents": len(records), "passages": passages, "pairs": pairs, **usage}
+    result = {
+        "dataset_name": "qa_pairs",
+        "output_path": "qa_pairs.jsonl",
+        "schema_version": 1,
+        "generator": config.generator,
+        "skipped_files": read.skipped,
+        **counts,
+    }
+    (qa_pairs / "generation_result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return {**counts, "skipped_files": sum(read.skipped.values())}
+
+
+def _record(document: Document, config: SdgConfig) -> dict[str, Any]:
+    chunks = chunk(document.text, sentences=config.sentences_per_chunk, max_words=config.chunk_max_words)
+    return {
+        "file_name": [document.source_id],
+        "source_id": document.source_id,
+        "text": document.text,
+        "chunks": chunks,
+        "bundle_id": "",
+        "bundle_members": [document.source_id],
+        "is_multi_doc": False,
+        "document_artifacts": {},
+        "qa_generation": {"pairs": []},
+        "deduplicated_qa_pairs": [],
+        "qa_evaluations": None,
+    }
+
+
+def _offline(records: list[dict[str, Any]], config: SdgConfig) -> dict[str, int]:
+    """Give every record pairs made without an LLM."""
+    generator = OfflineGenerator(
+        [chunk["text"] for record in records for chunk in record["chunks"]], method=config.offline_method
+    )
+    for record in track(records, "generating questions", unit="documents"):
+        # Seeded by document, so that a new document changes no other one's questions.
+        random_ = random.Random(f"{config.seed}:{record['source_id']}")
+        pairs = generator.pairs(record["chunks"], per_passage=config.num_pairs, random_=random_)
+        record["qa_generation"] = {"pairs": pairs}
+        record["deduplicated_qa_pairs"] = pairs
+        record["synthetic_method"] = config.offline_method
+    return {}
