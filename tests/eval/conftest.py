@@ -55,14 +55,14 @@ def collection(tmp_path_factory: pytest.TempPathFactory, write_beir: WriteBeir) 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """MiniLM as it is, and as bad training would leave it: with noise on its word vectors."""
+    """MiniLM as it is, and as bad training would leave it: with noise on its weights."""
     directory = tmp_path_factory.mktemp("checkpoints")
     config = resolve([by_name("prep")], profile_name="small", given={})["prep"].encoder()
     encoder = load_base(config)
     save_checkpoint(encoder, directory / "base")
     torch.manual_seed(0)
     with torch.no_grad():
-        words = encoder.backbone.embeddings.word_embeddings.weight
-        words += 0.05 * torch.randn_like(words)
+        for weights in encoder.backbone.encoder.parameters():
+            weights += 0.03 * torch.randn_like(weights)
     save_checkpoint(encoder, directory / "noisy")
     return {"base": directory / "base", "noisy": directory / "noisy"}
