@@ -1,0 +1,96 @@
+"""Writes training data in Automodel's format and test data in BEIR's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.prep.mining import Mined
+from components.prep.records import Example
+
+TRAINING_FILE = "train_mined.automodel_unrolled.json"
+_CORPUS_ID = "corpus"
+
+
+def passage_id(text: str) -> str:
+    """An id that depends on the text alone, so that it is the same in every run."""
+    return "d_" + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_training_data(
+    directory: Path, train: Sequence[Example], mined: Sequence[Mined], val: Sequence[Example], passages: Sequence[str]
+) -> int:
+    """Write the training data; return the number of training records.
+
+    A question with several positives becomes one record for each, with the same negatives.
+    """
+    directory.mkdir()
+    rows = []
+    for number, (example, found) in enumerate(zip(train, mined, strict=True)):
+        negatives = [{"id": passage_id(text), "score": round(score, 6)} for text, score in found.negatives]
+        several = len(example.positives) > 1
+        for index, (text, score) in enumerate(zip(example.positives, found.positive_scores, strict=True)):
+            positive = {"id": passage_id(text), "score": round(score, 6)}
+            rows.append(_row(f"q{number}_{index}" if several else f"q{number}", example.query, [positive], negatives))
+    _write_json(directory / TRAINING_FILE, rows)
+    validation = [
+        _row(f"v{number}", example.query, [{"id": passage_id(text)} for text in example.positives], [])
+        for number, example in enumerate(val)
+    ]
+    _write_json(directory / "val.json", validation)
+    texts = sorted({*passages, *(text for example in val for text in example.positives)})
+    (directory / "corpus").mkdir()
+    table = pa.table({"id": [passage_id(text) for text in texts], "text": texts})
+    pq.write_table(table, directory / "corpus" / "train.parquet", compression="zstd")
+    about = {"corpus_id": _CORPUS_ID, "class": "TextQADataset"}
+    (directory / "corpus" / "merlin_metadata.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+    return len(rows)
+
+
+def write_eval_data(directory: Path, test: Sequence[Example], passages: dict[str, list[str]]) -> None:
+    """Write the test set: all passages, the test questions, and which passages answer them."""
+    (directory / "qrels").mkdir(parents=True)
+    _write_lines(
+        directory / "corpus.jsonl",
+        (
+            {"_id": passage_id(text), "title": "", "text": text, "metadata": {"document": documents[0]}}
+            for text, documents in sorted(passages.items())
+        ),
+    )
+    _write_lines(
+        directory / "queries.jsonl",
+        (
+            {"_id": f"q{number}", "text": example.query, "metadata": {**example.metadata, "document": example.document}}
+            for number, example in enumerate(test)
+        ),
+    )
+    with (directory / "qrels" / "test.tsv").open("w", encoding="utf-8") as out:
+        out.write("query-id\tcorpus-id\tscore\n")
+        for number, example in enumerate(test):
+            out.writelines(f"q{number}\t{passage_id(text)}\t1\n" for text in example.positives)
+
+
+def _row(name: str, query: str, positives: list[dict[str, Any]], negatives: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "question_id": name,
+        "question": query,
+        "corpus_id": _CORPUS_ID,
+        "pos_doc": positives,
+        "neg_doc": negatives,
+    }
+
+
+def _write_json(path: Path, rows: list[dict[str, Any]]) -> None:
+    content = {"corpus": {"path": "./corpus/"}, "data": rows}
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records)
