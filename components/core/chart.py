@@ -65,7 +65,7 @@ def _bar(name: str, value: float, left: float, width: float, inner: float, colou
         x=f"{left + width / 2:.1f}",
         y=f"{top - 4:.1f}",
         text_anchor="middle",
-        font_size=min(11, round(width * 0.5, 1)),
+        font_size=min(11, round(width * 0.42, 1)),
         class_="bar",
     )
     return join((bar, label))

@@ -44,9 +44,10 @@ def join(parts: Iterable[object], separator: str = "") -> Markup:
 
 
 def quoted(text: str, limit: int | None = None) -> Markup:
-    """Text from elsewhere, cut to ``limit`` characters, its writing direction kept from what stands around it."""
-    shown = text if limit is None or len(text) <= limit else text[:limit].rstrip() + " …"
-    return element("bdi", shown)
+    """Text from elsewhere, cut after a word within ``limit`` characters; its writing direction stays its own."""
+    if limit is None or len(text) <= limit:
+        return element("bdi", text)
+    return element("bdi", (text[:limit].rsplit(" ", 1)[0].rstrip() or text[:limit]) + " …")
 
 
 def page(title: str, *body: object) -> str:
@@ -128,7 +129,7 @@ dl+p{margin-top:16px}
 .tile .label,.tile .note{font-size:13px}
 .tile .value{font-size:26px;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.3}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(400px,1fr));gap:24px;margin-bottom:20px}
-figure{margin:0}figcaption{font-weight:600;margin-bottom:8px}
+figure{margin:0;max-width:560px}figcaption{font-weight:600;margin-bottom:8px}
 svg{display:block;width:100%;height:auto;font:11px system-ui,sans-serif}
 svg text{fill:var(--soft)}svg text.bar{fill:var(--ink)}
 svg .grid{stroke:var(--line)}

@@ -114,5 +114,12 @@ def test_elements_escape_everything_but_elements() -> None:
     inner = element("b", "<&>")
     assert element("p", inner, "\x00", title='"<') == '<p title="&quot;&lt;"><b>&lt;&amp;&gt;</b>\ufffd</p>'
     assert escape(escape("<")) == "&lt;"
-    assert quoted("abcdef", 3) == "<bdi>abc …</bdi>"
     assert Parsed(page("</title><script>", "text")).tags.count("script") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("short", "short"), ("two words", "two …"), ("unbreakable", "unbreaka …"), (" unbreakable", " unbreak …")],
+)
+def test_long_texts_are_cut_after_a_word(text: str, shown: str) -> None:
+    assert quoted(text, 8) == f"<bdi>{shown}</bdi>"
