@@ -1,0 +1,173 @@
+"""Client of an embedding endpoint that speaks NIM's (OpenAI's) API; it believes no answer unchecked."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import httpx
+import numpy as np
+
+from components.core.encoder.config import Kind
+from components.core.errors import ActionNeeded, InputError, StageError, Transient
+
+_log = logging.getLogger(__name__)
+_TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_LONGEST_WAIT_SECONDS = 30.0
+Truncate = Literal["NONE", "START", "END"]
+
+
+class Endpoint:
+    """An embedding service at ``url`` that answers to the name ``model``. Use it as a context manager.
+
+    The service puts its own prefixes before texts: this client sends them as they are. ``retries`` counts requests
+    that had to be repeated.
+    """
+
+    def __init__(
+        self, url: str, model: str, *, timeout: float = 60.0, api_key: str | None = None, attempts: int = 6
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.model = model
+        self.retries = 0
+        self._attempts = attempts
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=False)
+
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def ready(self) -> bool:
+        """Whether the service says that it can answer now."""
+        try:
+            return self._client.get(f"{self.url}/v1/health/ready").status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    def models(self) -> list[str]:
+        """Names that the service answers to."""
+        body = self._json(self._send("GET", "/v1/models"))
+        try:
+            return [str(model["id"]) for model in body["data"]]
+        except (KeyError, TypeError):
+            raise InputError(f"{self.url}/v1/models does not answer as OpenAI's API does: check the URL") from None
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        kind: Kind,
+        *,
+        batch_size: int = 32,
+        truncate: Truncate = "END",
+        encoding_format: Literal["float", "base64"] = "float",
+        dimension: int | None = None,
+    ) -> np.ndarray:
+        """Vectors of ``texts``: float32 [len(texts), d], in their order.
+
+        ``dimension``, when given, is what d must be. Raises ActionNeeded for refused credentials and for answers that
+        are no vectors, InputError for a refused request, Transient when the service stays unavailable.
+        """
+        found: list[np.ndarray] = []
+        for start in range(0, len(texts), batch_size):
+            batch = list(texts[start : start + batch_size])
+            body = {
+                "model": self.model,
+                "input": batch,
+                "input_type": kind,
+                "truncate": truncate,
+                "encoding_format": encoding_format,
+            }
+            answer = self._json(self._send("POST", "/v1/embeddings", body))
+            found.append(self._vectors(answer, len(batch), dimension))
+        if not found:
+            return np.empty((0, dimension or 0), dtype=np.float32)
+        if len({vectors.shape[1] for vectors in found}) > 1:
+            raise ActionNeeded(f"{self.url} answers with vectors of several lengths: it does not serve one model")
+        return np.concatenate(found)
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        """The answer to one request, repeated while the service is busy or away."""
+        problem = ""
+        for attempt in range(self._attempts):
+            wait = min(0.25 * 2**attempt, _LONGEST_WAIT_SECONDS)
+            try:
+                response = self._client.request(method, f"{self.url}{path}", json=body)
+            except httpx.InvalidURL as error:
+                raise InputError(f"{self.url} is no URL ({error}): correct it") from None
+            except httpx.HTTPError as error:
+                problem = str(error) or type(error).__name__
+            else:
+                if response.is_success:
+                    return response
+                problem = f"{response.status_code} {_message(response)}"
+                if response.status_code not in _TRY_AGAIN:
+                    raise self._refused(response.status_code, path, problem)
+                wait = min(_retry_after(response) or wait, _LONGEST_WAIT_SECONDS)
+            if attempt + 1 < self._attempts:
+                self.retries += 1
+                _log.info("%s%s: %s; again in %.1f s", self.url, path, problem, wait)
+                time.sleep(wait)
+        raise Transient(f"{self.url}{path} did not answer {self._attempts} times ({problem}): is the service up?")
+
+    def _refused(self, status: int, path: str, problem: str) -> StageError:
+        if status in (401, 402, 403):
+            return ActionNeeded(f"{self.url}{path} refuses access ({problem}): check the key and its rights")
+        return InputError(f"{self.url}{path} refuses the request ({problem}): check the URL and the model's name")
+
+    def _json(self, response: httpx.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError:
+            raise ActionNeeded(f"{self.url} does not answer with JSON: something else stands before it") from None
+
+    def _vectors(self, answer: Any, count: int, dimension: int | None) -> np.ndarray:
+        """The vectors of one answer, checked: count, order, numbers, length."""
+        try:
+            rows = answer["data"]
+            order = [row["index"] for row in rows]
+            values = [_decode(row["embedding"]) for row in rows]
+        except (KeyError, TypeError, ValueError):
+            raise ActionNeeded(f"{self.url}: the answer has no vectors (data[].index, data[].embedding)") from None
+        if sorted(order) != list(range(count)):
+            raise ActionNeeded(f"{self.url} answered {count} texts with vectors for positions {sorted(order)[:5]}...")
+        if len({len(value) for value in values}) > 1:
+            raise ActionNeeded(f"{self.url} answers with vectors of several lengths")
+        vectors = np.stack([values[position] for position in np.argsort(order)])
+        if not np.isfinite(vectors).all():
+            raise ActionNeeded(f"{self.url} answers with vectors that hold NaN or infinity: the served model is broken")
+        if not np.abs(vectors).sum(axis=1).all():
+            raise ActionNeeded(f"{self.url} answers with zero vectors: the served model is broken")
+        if dimension is not None and vectors.shape[1] != dimension:
+            raise ActionNeeded(f"{self.url} answers with {vectors.shape[1]} dimensions, the model has {dimension}")
+        return vectors
+
+
+def _decode(embedding: Any) -> np.ndarray:
+    """A vector sent as numbers or as base64 of little-endian float32."""
+    if isinstance(embedding, str):
+        return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4").astype(np.float32)
+    return np.asarray(embedding, dtype=np.float32)
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    try:
+        return max(0.0, float(response.headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None
+
+
+def _message(response: httpx.Response) -> str:
+    """What the service says about its refusal, on one line."""
+    try:
+        body = response.json()
+        error = body.get("error", body)
+        text = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+    except (ValueError, AttributeError):
+        text = response.text
+    return " ".join(str(text or "").split())[:200]

@@ -1,0 +1,1 @@
+"""An embedding service on ONNX Runtime that speaks NIM's API."""
