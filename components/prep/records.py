@@ -65,7 +65,8 @@ def read_records(directory: Path, *, quality_threshold: float, max_positives: in
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each record of a JSON Lines file with ``file:line``."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a text may hold U+2028, which ends no line of JSON Lines.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError:
         raise InputError(f"{path.name} is not UTF-8: convert it") from None
     for number, line in enumerate(lines, 1):

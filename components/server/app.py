@@ -129,7 +129,7 @@ def build_app(model: OnnxModel, name: str, *, max_texts: int = 64, max_tokens: i
             "dimension": model.limits.dimension,
             "query_max_length": model.limits.query,
             "passage_max_length": model.limits.passage,
-            "precision": model.manifest["precision"],
+            "precision": model.manifest.precision,
         }
 
     @app.get("/v1/metrics")

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from components.core.encoder.config import Kind, read_encoder
 from components.core.errors import InputError
-from components.core.release import check_model_files
+from components.core.model_manifest import check_files, read_model_manifest
 
 Truncate = Literal["NONE", "START", "END"]
 
@@ -35,11 +35,10 @@ class OnnxModel:
     """An exported model. Raises InputError when a file is missing or is not the one of its manifest."""
 
     def __init__(self, directory: Path, *, threads: int | None = None) -> None:
-        self.manifest = check_model_files(directory)
+        self.manifest = read_model_manifest(directory)
+        check_files(directory, self.manifest)
         self.encoder = read_encoder(directory)
-        self.limits = Limits(
-            self.encoder.query_max_length, self.encoder.passage_max_length, int(self.manifest["dimension"])
-        )
+        self.limits = Limits(self.encoder.query_max_length, self.encoder.passage_max_length, self.manifest.dimension)
         self._tokenizer = Tokenizer.from_file(str(directory / "onnx" / "tokenizer" / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -59,7 +58,7 @@ class OnnxModel:
     @property
     def digest(self) -> str:
         """Identity of the model: the digest of its manifest."""
-        return str(self.manifest["digest"])
+        return self.manifest.digest
 
     def tokenize(self, texts: Sequence[str], kind: Kind, truncate: Truncate) -> list[list[int]]:
         """Token ids of each text with the model's prefix, special tokens included.
