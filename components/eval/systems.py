@@ -14,6 +14,7 @@ from components.core.encoder.config import Kind
 from components.core.encoder.model import Encoder
 from components.core.endpoint import Endpoint
 from components.core.errors import ActionNeeded, InputError
+from components.core.progress import Progress
 from components.core.search import top_k
 from components.eval.bm25 import bm25_top_k
 from components.eval.component import EvalConfig
@@ -71,8 +72,15 @@ def search_with_endpoint(config: EvalConfig, sets: BeirSets, k: int) -> dict[str
     """As ``search_with_bm25``, with the vectors of the served model; prefixes are the server's business."""
     with _endpoint(config) as endpoint:
 
-        def embed(texts: Sequence[str], kind: Kind, _: str) -> np.ndarray:
-            return endpoint.embed(texts, kind, batch_size=config.nim_batch_size, truncate="END")
+        def embed(texts: Sequence[str], kind: Kind, what: str) -> np.ndarray:
+            size, vectors = config.nim_batch_size, []
+            with Progress(what, total=len(texts), unit="texts") as progress:
+                for start in range(0, len(texts), size):
+                    dimension = vectors[0].shape[1] if vectors else None
+                    batch = texts[start : start + size]
+                    vectors.append(endpoint.embed(batch, kind, batch_size=size, truncate="END", dimension=dimension))
+                    progress.add(len(batch))
+            return np.concatenate(vectors)
 
         return _search(embed, "nim", sets, k)
 
