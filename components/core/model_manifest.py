@@ -1,0 +1,96 @@
+"""The exported model's own description: which files are served, what they must hash to, what was proven of them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from components.core.errors import InputError
+from components.core.parity import Precision
+
+MODEL_MANIFEST = "model-manifest.json"
+
+
+class ServedFile(BaseModel):
+    """What a served file must be."""
+
+    sha256: str
+    bytes: int
+
+
+class ModelManifest(BaseModel):
+    """``model-manifest.json``. ``digest`` names the release: sha256 over the sorted lines ``path sha256``."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    format: Literal[1] = 1
+    files: dict[str, ServedFile]
+    digest: str
+    precision: Precision
+    opset: int
+    pooling: str
+    l2_normalize: bool
+    query_prefix: str
+    passage_prefix: str
+    query_max_length: int
+    passage_max_length: int
+    dimension: int
+    base_model: str
+    base_model_revision: str | None
+    checkpoint_digest: str
+    parity: dict[str, Any]
+    onnxruntime: str
+    torch: str
+
+    def write(self, directory: Path) -> None:
+        """Write ``model-manifest.json`` into ``directory``."""
+        (directory / MODEL_MANIFEST).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def hash_files(directory: Path, names: list[str]) -> dict[str, ServedFile]:
+    """sha256 and size of the files ``names`` of ``directory``."""
+    found = {}
+    for name in sorted(names):
+        with (directory / name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[name] = ServedFile(sha256=digest, bytes=(directory / name).stat().st_size)
+    return found
+
+
+def digest_of(files: dict[str, ServedFile]) -> str:
+    """The digest of a set of files, by their paths and contents."""
+    lines = "".join(f"{path} {file.sha256}\n" for path, file in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def read_model_manifest(directory: Path) -> ModelManifest:
+    """Raises InputError when ``directory`` holds none, or one that contradicts itself."""
+    path = directory / MODEL_MANIFEST
+    if not path.is_file():
+        raise InputError(f"{directory} has no {MODEL_MANIFEST}: give the directory that export made")
+    try:
+        manifest = ModelManifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "JSON"
+        raise InputError(f"{path} cannot be read ({where}: {first['msg']}): export again") from None
+    if digest_of(manifest.files) != manifest.digest:
+        raise InputError(f"{path}: its digest is not that of the files it lists: export again")
+    for name in manifest.files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise InputError(f"{path} lists {name}, which is outside of the model: export again")
+    return manifest
+
+
+def check_files(directory: Path, manifest: ModelManifest) -> None:
+    """Raises InputError naming the first served file that is missing or changed."""
+    for name, expected in sorted(manifest.files.items()):
+        if not (directory / name).is_file():
+            raise InputError(f"{directory}: {name} is missing: copy the exported model again from its source")
+        if hash_files(directory, [name])[name] != expected:
+            raise InputError(
+                f"{directory}: {name} does not have the sha256 of {MODEL_MANIFEST}: copy the exported model again"
+            )
