@@ -91,16 +91,15 @@ def _endpoint(config: EvalConfig) -> Endpoint:
 
 
 def _search(embed: Embed, label: str, sets: BeirSets, k: int) -> dict[str, Run]:
+    """Search each set; a passage that stands in several of them is embedded once."""
+    texts = list(dict.fromkeys(text for data in sets.values() for text in data.corpus.values()))
+    row = {text: number for number, text in enumerate(texts)}
+    vectors = _finite(embed(texts, "passage", f"{label}: passages"), label)
     runs: dict[str, Run] = {}
-    encoded: list[str] | None = None
-    vectors = np.empty((0, 0), dtype=np.float32)
     for name, data in sets.items():
-        passages = list(data.corpus.values())
-        # A set of questions about the same passages does not pay for them again.
-        if passages != encoded:
-            vectors, encoded = _finite(embed(passages, "passage", f"{label}: {name} passages"), label), passages
         queries = _finite(embed([*data.queries.values()], "query", f"{label}: {name} queries"), label)
-        found = top_k(queries, vectors, search_depth(data, k), what=f"{label}: {name} search")
+        passages = vectors[[row[text] for text in data.corpus.values()]]
+        found = top_k(queries, passages, search_depth(data, k), what=f"{label}: {name} search")
         runs[name] = to_run(*found, data, k)
     return runs
 

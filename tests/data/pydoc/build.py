@@ -6,10 +6,15 @@ Run as `python tests/data/pydoc/build.py --out DIR`: makes DIR/corpus and DIR/go
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
 from pydoc_data.topics import topics
+
+from components.plan import resolve
+from components.sdg.chunking import chunk
+from components.stages import by_name
 
 HERE = Path(__file__).parent
 
@@ -34,13 +39,25 @@ def write_golden(directory: Path) -> None:
     """The golden questions in BEIR format, judged by document; a topic that this Python lacks is reported."""
     (directory / "qrels").mkdir(parents=True)
     shutil.copy(HERE / "queries.jsonl", directory)
+    _write_passages(directory / "corpus.jsonl")
     header, *rows = (HERE / "qrels.tsv").read_text(encoding="utf-8").splitlines()
     known = [row.split("\t") for row in rows if row.split("\t")[1] in topics]
     if len(known) < len(rows):
         missing = sorted({row.split("\t")[1] for row in rows} - set(topics))
         print(f"this Python has no topic {', '.join(missing)}: {len(rows) - len(known)} labels left out")
-    lines = [f"{query}\t{topic}.txt\t{score}" for query, topic, score in known]
+    lines = [f"{query}\t{topic}\t{score}" for query, topic, score in known]
     (directory / "qrels" / "test.tsv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+
+
+def _write_passages(path: Path) -> None:
+    """Every topic's passages, cut as the demo cuts them. Topics repeat each other: so do passages."""
+    config = resolve([by_name("sdg")], profile_name="small", given={})["sdg"]
+    with path.open("w", encoding="utf-8") as out:
+        for topic, text in sorted(topics.items()):
+            for passage in chunk(text, sentences=config.sentences_per_chunk, max_words=config.chunk_max_words):
+                name = f"{topic}-{passage['chunk_id']}"
+                record = {"_id": name, "title": "", "text": passage["text"], "metadata": {"document": topic}}
+                out.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
