@@ -15,6 +15,7 @@ class ExportConfig(Settings):
     export_dtype: Literal["fp32", "fp16"] = setting("fp32", "Precision of the exported weights")
     num_probes: int = setting(64, "Texts whose reference vectors travel with the model", ge=8)
     encode_batch_tokens: int = setting(16384, "Tokens encoded at once, padding included", gt=0)
+    seed: int = setting(42, "Seed of the choice of probes")
 
 
 STAGE = Stage(
