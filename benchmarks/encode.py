@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from benchmarks import report
 from benchmarks.peers import liger, padded, recipe_encode, sentence_transformer
 from benchmarks.workload import LLAMA_1B, TINY, Shape, llama, passages, text, word_tokenizer
 from components.core.encoder.packed import PackedLlama
-from components.core.encoder.packing import balanced, pack
 
 Encode = Callable[[list[str]], Any]
 _CHECKED = 48
@@ -37,17 +36,19 @@ def sentence_transformers(
 
 
 @contextlib.contextmanager
-def ours(shape: Shape, device: torch.device, *, capacity: int) -> Iterator[Encode]:
-    packed = PackedLlama(llama(shape, device, torch.bfloat16), "avg", compiled=device.type == "cuda")
+def ours(shape: Shape, device: torch.device, *, capacity: int, fp8: bool = False) -> Iterator[Encode]:
+    model = llama(shape, device, torch.bfloat16)
+    packed = PackedLlama(model, "avg", compiled=device.type == "cuda", fp8=fp8)
     tokenizer = word_tokenizer(shape)
 
+    def tokenize(texts: Sequence[str]) -> list[list[int]]:
+        return tokenizer(list(texts), truncation=True, max_length=512, return_attention_mask=False)["input_ids"]
+
     def encode(texts: list[str]) -> Tensor:
-        ids = tokenizer(texts, truncation=True, max_length=512)["input_ids"]
-        groups = balanced([len(row) for row in ids], capacity)
-        with torch.inference_mode():
-            vectors = torch.cat([packed(pack(ids, rows, device)) for rows in groups]).cpu()
-        back = np.argsort(np.concatenate(groups))
-        return vectors[back]
+        vectors = np.empty((len(texts), shape.dimension), dtype=np.float32)
+        for rows, found in packed.stream(texts, tokenize, capacity):
+            vectors[rows] = found
+        return torch.from_numpy(vectors)
 
     yield encode
 
@@ -76,7 +77,10 @@ def contestants(device: torch.device) -> dict[str, tuple[int, Any]]:
                 lambda s: st(s, device, batch_size=256, attention=flash, fused=True),
             ),
         }
-    return found | {"ours, bf16, bins of 16k tokens": (8192, lambda s: ours(s, device, capacity=16384))}
+    return found | {
+        "ours, bf16": (8192, lambda s: ours(s, device, capacity=16384)),
+        "ours, fp8": (8192, lambda s: ours(s, device, capacity=16384, fp8=True)),
+    }
 
 
 def main() -> None:
@@ -85,7 +89,7 @@ def main() -> None:
     shape = TINY if args.tiny else LLAMA_1B
     ids = passages(shape, 8192)
     texts = [text(row) for row in ids]
-    reference_model = llama(shape, device, torch.float32)
+    reference_model = llama(shape, device, torch.bfloat16).float()  # the contestants' weights, exact arithmetic
     with torch.no_grad():
         reference = padded(reference_model, ids[:_CHECKED]).cpu()
     del reference_model

@@ -2,7 +2,7 @@
 
 A step is 128 queries with one positive and four negatives each, temperature 0.02, AdamW. Peers train bfloat16 weights,
 as they do by default; "hand loop" and ours keep float32 weights, gradients and optimizer states. Everybody gets token
-ids that were made before the clock started.
+ids that were made before the clock started, except where a name says otherwise.
 """
 
 from __future__ import annotations
@@ -106,9 +106,20 @@ def recipe(shape: Shape, device: torch.device, batch: Batch, *, micro: int = 4) 
 
 @contextlib.contextmanager
 def sentence_transformers(
-    shape: Shape, device: torch.device, batch: Batch, *, micro: int, cached: bool, attention: str, fused: bool
+    shape: Shape,
+    device: torch.device,
+    batch: Batch,
+    *,
+    micro: int,
+    cached: bool,
+    attention: str,
+    fused: bool,
+    tokenizes: bool = False,
 ) -> Iterator[Step]:
-    """Its in-batch loss over ``micro`` queries at a time, or all of them through GradCache in pieces of ``micro``."""
+    """Its in-batch loss over ``micro`` queries at a time, or all of them through GradCache in pieces of ``micro``.
+
+    ``tokenizes``: in every step, as its trainer's collator does.
+    """
     model = llama(shape, device, torch.bfloat16, attention).train()
     with liger(model) if fused else contextlib.nullcontext():
         contestant = sentence_transformer(model, shape)
@@ -116,18 +127,21 @@ def sentence_transformers(
         loss_of = kind(contestant, scale=1 / _TEMPERATURE, **({"mini_batch_size": micro} if cached else {}))
         optimizer = adamw(model)
         size = len(batch.groups) if cached else micro
-        features = [
-            [
-                contestant.preprocess([text(batch.ids[group[column]]) for group in batch.groups[start : start + size]])
-                for column in range(2 + _NEGATIVES)
+        columns = range(2 + _NEGATIVES)
+        parts = [batch.groups[start : start + size] for start in range(0, len(batch.groups), size)]
+
+        def tokenized() -> list[list[dict[str, Any]]]:
+            return [
+                [contestant.preprocess([text(batch.ids[group[n]]) for group in part]) for n in columns]
+                for part in parts
             ]
-            for start in range(0, len(batch.groups), size)
-        ]
+
+        ready = tokenized()
 
         def step() -> float:
             total = 0.0
-            for columns in features:
-                moved = [{name: _move(value, device) for name, value in column.items()} for column in columns]
+            for features in tokenized() if tokenizes else ready:
+                moved = [{name: _move(value, device) for name, value in column.items()} for column in features]
                 loss = loss_of(moved, None) * size / len(batch.groups)
                 loss.backward()
                 total += loss.detach()
@@ -168,12 +182,18 @@ def hand_loop(shape: Shape, device: torch.device, batch: Batch, *, capacity: int
 
 @contextlib.contextmanager
 def ours(
-    shape: Shape, device: torch.device, batch: Batch, *, capacity: int = 16384, in_batch: bool = False
+    shape: Shape,
+    device: torch.device,
+    batch: Batch,
+    *,
+    capacity: int = 16384,
+    in_batch: bool = False,
+    fp8: bool = False,
 ) -> Iterator[Step]:
     """Packed, compiled, float32 masters; each distinct text once where that is cheaper."""
     master = llama(shape, device, torch.float32)
     copy = ComputeCopy(master)
-    packed = PackedLlama(copy.module, "avg", compiled=device.type == "cuda")
+    packed = PackedLlama(copy.module, "avg", compiled=device.type == "cuda", fp8=fp8)
     optimizer = adamw(master)
     loss_of = in_batch_loss if in_batch else explicit_loss
 
@@ -220,10 +240,15 @@ def contestants(shape: Shape, device: torch.device, distinct: Batch, shared: Bat
                 3,
                 lambda: st(shape, device, distinct, micro=64, cached=False, **tuned),
             ),
+            "the same, tokenising in the step as its trainer does": (
+                3,
+                lambda: st(shape, device, distinct, micro=64, cached=False, tokenizes=True, **tuned),
+            ),
             "hand loop: transformers, FA2 packed, liger": (4, lambda: hand_loop(shape, device, distinct)),
         }
     return found | {
         "ours, bf16": (5, lambda: ours(shape, device, distinct)),
+        "ours, fp8": (3, lambda: ours(shape, device, distinct, fp8=True)),
         "ours, bf16, in-batch negatives 128 x 640": (
             2,
             lambda: ours(shape, device, distinct, capacity=whole, in_batch=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -158,3 +159,27 @@ def test_phases_sum_to_the_loss_and_gradients_of_the_batch(backbone, ids, groups
     assert len(planned) == phases
     for name, weight in backbone.named_parameters():
         assert (weight.grad - expected[name]).norm() <= 1e-4 * expected[name].norm(), name
+
+
+def test_a_stream_of_texts_gives_every_row_its_vector(backbone, ids, monkeypatch):
+    monkeypatch.setattr("components.core.encoder.packed._PIECE", 3)
+    texts = [" ".join(map(str, text)) for text in ids]
+    found = np.full((len(texts), 48), np.nan, dtype=np.float32)
+    packed = PackedLlama(backbone, "avg")
+    for rows, vectors in packed.stream(texts, lambda part: [[int(word) for word in text.split()] for text in part], 40):
+        found[rows] = vectors
+    with torch.no_grad():
+        expected = padded_reference(backbone, ids, "avg")
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=0)
+
+
+def test_eight_bits_round_vectors_and_gradients_a_little(backbone, ids):
+    def measured(fp8: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        backbone.zero_grad()
+        vectors = packed_vectors(PackedLlama(backbone, "avg", fp8=fp8), ids, 40)
+        vectors[:, 0].sum().backward()
+        return vectors.detach(), backbone.layers[0].mlp.up_proj.weight.grad.flatten()
+
+    (exact, gradient), (rounded, rounded_gradient) = measured(False), measured(True)
+    assert 0.99 < nn.functional.cosine_similarity(exact, rounded).min() < 0.99999
+    assert 0.98 < nn.functional.cosine_similarity(gradient, rounded_gradient, dim=0) < 0.99999
