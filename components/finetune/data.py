@@ -1,0 +1,133 @@
+"""Training data as examples of token ids, and the order in which they are seen."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.core.encoder.config import ENCODER_FILE, EncoderConfig, read_encoder
+from components.core.errors import InputError
+
+TRAINING_FILE = "train_mined.automodel_unrolled.json"
+_SCALED_BATCH = 128
+_SMALL_DATA = 2000
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query with the ids of one positive and of its negatives, hardest first."""
+
+    query: str
+    positive: str
+    negatives: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Examples, the text of every passage by id, and all positives of each query text."""
+
+    examples: list[Example]
+    passages: dict[str, str]
+    answers: dict[str, set[str]]
+
+
+def read_training_data(directory: Path, encoder: EncoderConfig) -> TrainingData:
+    """Training data that prep made, or a user's own in Automodel's format.
+
+    Raises InputError for what is no training data, and when it was mined with other encoder settings than ``encoder``.
+    """
+    if (directory / ENCODER_FILE).is_file():
+        _check_encoder(read_encoder(directory), encoder)
+    path = directory / TRAINING_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{directory} has no {TRAINING_FILE}: give training data in Automodel's format") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): write it again") from None
+    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
+        raise InputError(f'{path}: expected {{"corpus": {{"path": ...}}, "data": [...]}}')
+    if not content["data"]:
+        raise InputError(f"{path} holds no examples: there is nothing to train on")
+    passages = _passages(directory, content)
+    examples = [_example(record, number, path, passages) for number, record in enumerate(content["data"])]
+    answers: dict[str, set[str]] = {}
+    for example in examples:
+        answers.setdefault(example.query, set()).add(example.positive)
+    return TrainingData(examples, passages, answers)
+
+
+def batch_size(global_batch_size: int, examples: int) -> int:
+    """The recipe's rule: a batch left at 128 shrinks to an eighth of fewer than 2000 examples, 16 to 64."""
+    if global_batch_size == _SCALED_BATCH and examples < _SMALL_DATA:
+        return max(16, min(64, examples // 8))
+    return global_batch_size
+
+
+def batches(examples: int, size: int, epochs: int, seed: int) -> Iterator[tuple[int, list[int]]]:
+    """Epoch and positions of the examples of each optimizer step; every epoch sees all, in an order of its own.
+
+    The last batch of an epoch holds what is left.
+    """
+    for epoch in range(epochs):
+        order = list(range(examples))
+        random.Random(f"{seed}:{epoch}").shuffle(order)
+        for start in range(0, examples, size):
+            yield epoch, order[start : start + size]
+
+
+def steps(examples: int, size: int, epochs: int) -> int:
+    """Number of optimizer steps."""
+    return epochs * -(-examples // size)
+
+
+def _check_encoder(mined: EncoderConfig, wanted: EncoderConfig) -> None:
+    for name in EncoderConfig.model_fields:
+        if getattr(mined, name) != getattr(wanted, name):
+            raise InputError(
+                f"the training data was mined with {name} = {getattr(mined, name)!r}, finetune is given "
+                f"{getattr(wanted, name)!r}: give both stages the same"
+            )
+
+
+def _passages(directory: Path, content: dict[str, Any]) -> dict[str, str]:
+    """Passage texts by id, from the corpus folder that the training file names."""
+    folder = directory / str((content.get("corpus") or {}).get("path", "./corpus/"))
+    if not folder.resolve().is_relative_to(directory.resolve()):
+        raise InputError(f"{TRAINING_FILE}: corpus.path leaves the directory: give a path inside of it")
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise InputError(f"{folder} holds no .parquet file: give the passages (columns id, text)")
+    passages: dict[str, str] = {}
+    for file in files:
+        try:
+            table = pq.read_table(file, columns=["id", "text"])
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise InputError(f"{file}: expected a parquet file with columns id and text ({error})") from None
+        passages.update(zip(map(str, table["id"].to_pylist()), table["text"].to_pylist(), strict=True))
+    return passages
+
+
+def _example(record: Any, number: int, path: Path, passages: dict[str, str]) -> Example:
+    where = f"{path.name}: data[{number}]"
+    try:
+        query = record["question"]
+        positives = [str(entry["id"]) for entry in record["pos_doc"]]
+        negatives = [str(entry["id"]) for entry in record["neg_doc"]]
+    except (KeyError, TypeError):
+        raise InputError(f"{where}: expected question, pos_doc and neg_doc with ids") from None
+    if not isinstance(query, str) or not query.strip() or not positives:
+        raise InputError(f"{where} has no question or no positive: remove it")
+    if not negatives:
+        raise InputError(f"{where} has no negative: mine some, or remove it")
+    for name in (*positives, *negatives):
+        if not isinstance(passages.get(name), str):
+            raise InputError(f"{where} names the passage {name}, which the corpus does not hold")
+    return Example(query, positives[0], tuple(negatives))

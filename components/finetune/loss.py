@@ -1,0 +1,35 @@
+"""Contrastive losses over vectors."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+
+def contrastive_loss(
+    queries: torch.Tensor, passages: torch.Tensor, slots: torch.Tensor, *, temperature: float
+) -> torch.Tensor:
+    """The recipe's loss: each query against its own passages only.
+
+    ``queries`` [n, d]; ``passages`` [m, d], each distinct passage once; ``slots`` int64 [n, p]: rows of ``passages``
+    for each query, the positive first. Returns the loss of each query, [n].
+    """
+    scores = torch.einsum("nd,npd->np", queries, passages[slots]) / temperature
+    # A negative that repeats, as where there are too few, counts as often as it stands there.
+    return functional.cross_entropy(scores, torch.zeros(len(queries), dtype=torch.long, device=scores.device),
+                                    reduction="none")  # fmt: skip
+
+
+def in_batch_loss(
+    queries: torch.Tensor, passages: torch.Tensor, positives: torch.Tensor, known: torch.Tensor, *, temperature: float
+) -> torch.Tensor:
+    """InfoNCE with in-batch negatives: each query against every distinct passage of the batch.
+
+    ``queries`` [n, d]; ``passages`` [m, d], each distinct passage once; ``positives`` int64 [n]: row of each query's
+    positive; ``known`` bool [n, m]: passages known to answer the query as well, which are no negatives. Returns the
+    loss of each query, [n]. (van den Oord et al. 2018, arXiv 1807.03748.)
+    """
+    scores = queries @ passages.T / temperature
+    other = known.clone()
+    other[torch.arange(len(queries), device=other.device), positives] = False
+    return functional.cross_entropy(scores.masked_fill(other, -torch.inf), positives, reduction="none")

@@ -1,0 +1,76 @@
+"""Fine-tunes the base model on training data and saves it as a Hugging Face directory."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from components.core.encoder.checkpoint import default_device, load_base, save_checkpoint
+from components.core.errors import InputError
+from components.finetune.component import FinetuneConfig
+from components.finetune.data import TrainingData, read_training_data
+from components.finetune.trainer import Trainer
+
+_log = logging.getLogger(__name__)
+LOG_FILE = "training.jsonl"
+FEW_STEPS = 50
+
+
+def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path) -> dict[str, Any]:
+    """Train on ``training_data``, write ``checkpoint``; return figures.
+
+    Raises InputError for data that cannot be trained on or a batch that does not fit into memory, ActionNeeded when
+    training diverges. Nothing is saved then.
+    """
+    data = read_training_data(training_data, config.encoder())
+    device = default_device()
+    dtype = _dtype(config, device)
+    torch.manual_seed(config.seed)
+    encoder = load_base(config.encoder(), device=device, dtype=torch.float32)
+    trainer = Trainer(encoder, data, config, dtype)
+    _log_plan(config, data, trainer, dtype)
+    checkpoint.mkdir()
+    try:
+        done = trainer.train(checkpoint / LOG_FILE)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"local_batch_size = {config.local_batch_size} does not fit into the memory of {device}: lower it"
+        ) from None
+    # Saved in the arithmetic that the weights were trained for, as the base models are.
+    encoder.backbone.to(dtype)
+    save_checkpoint(encoder, checkpoint)
+    tail = done[-max(1, len(done) // 10) :]
+    return {
+        "examples": len(data.examples),
+        "steps": len(done),
+        "batch_size": trainer.batch_size,
+        "first_loss": done[0].loss,
+        "last_loss": round(statistics.fmean(step.loss for step in tail), 6),
+        "tokens_per_second": round(statistics.median(step.tokens_per_second for step in done), 1),
+    }
+
+
+def _dtype(config: FinetuneConfig, device: torch.device) -> torch.dtype:
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.precision]
+
+
+def _log_plan(config: FinetuneConfig, data: TrainingData, trainer: Trainer, dtype: torch.dtype) -> None:
+    _log.info(
+        "%d examples, %d epochs, %d steps of %d queries, %d passages each, %s on %s",
+        len(data.examples), config.num_epochs, trainer.total, trainer.batch_size, config.train_n_passages,
+        str(dtype).removeprefix("torch."), trainer.encoder.device,
+    )  # fmt: skip
+    if trainer.total < FEW_STEPS:
+        _log.warning("only %d steps: more epochs, more data or a smaller batch may be needed", trainer.total)
+    negatives = statistics.median(len(example.negatives) for example in data.examples)
+    if negatives < config.train_n_passages - 1:
+        _log.warning(
+            "half of the examples have %g negatives or fewer, %d are used: they repeat",
+            negatives, config.train_n_passages - 1,
+        )  # fmt: skip
