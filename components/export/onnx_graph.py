@@ -26,14 +26,7 @@ _EXAMPLE = ("a text", "another text that is somewhat longer")
 _log = logging.getLogger(__name__)
 
 
-def write_onnx(
-    encoder: Encoder,
-    directory: Path,
-    *,
-    opset: int,
-    precision: Precision,
-    embedded_limit: int = EMBEDDED_LIMIT_BYTES,
-) -> Path:
+def write_onnx(encoder: Encoder, directory: Path, *, opset: int, precision: Precision) -> Path:
     """Export ``encoder`` (on the CPU, fp32) to ``directory/model.onnx`` and return that path.
 
     Inputs ``input_ids`` and ``attention_mask``: int64 [batch, length], both dynamic. Output ``embeddings``: float32
@@ -58,7 +51,7 @@ def write_onnx(
                 verbose=False,
             )
             path = directory / MODEL_FILE
-            program.save(path, external_data=_weight_bytes(encoder) > embedded_limit)
+            program.save(path, external_data=_weight_bytes(encoder) > EMBEDDED_LIMIT_BYTES)
             _check(path, opset)
     except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:
         raise InputError(

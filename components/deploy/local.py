@@ -1,0 +1,217 @@
+"""The target `local`: blue/green on one machine. A candidate proves itself before the running service is touched."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components import __version__
+from components.core import log
+from components.core.bundle import Bundle
+from components.core.endpoint import Endpoint
+from components.core.errors import ActionNeeded, InputError, StageError
+from components.deploy.checks import Check
+from components.deploy.component import STAGE, STATE_DIR, DeployConfig
+from components.deploy.process import Service, free_port, is_free, start, stop, wait_until_ready
+from components.deploy.state import State, StateDirectory
+from components.deploy.verify import failures, verify
+
+NOT_RUNNING = 3
+_LOOPBACK = "127.0.0.1"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The running service; ``checks`` of the release before it went live, ``live`` of the service itself."""
+
+    service: Service
+    checks: list[Check]
+    live: list[Check]
+
+
+def deploy(config: DeployConfig, bundle: Bundle, model: Path) -> Deployed:
+    """Serve ``model`` at ``host_port`` and prove it by ``bundle``; when anything fails, what served before serves on.
+
+    Raises InputError for a port that another process holds and for a model that is not whole or not the bundle's;
+    ActionNeeded when the release does not start or does not pass verification; Transient when another deployment of
+    the same name is under way.
+    """
+    home = StateDirectory(config.state_dir, config.served_model_name)
+    with home.locked():
+        return _Deployment(config, bundle, home).run(model)
+
+
+class _Deployment:
+    def __init__(self, config: DeployConfig, bundle: Bundle, home: StateDirectory) -> None:
+        self.config, self.bundle, self.home = config, bundle, home
+        self.digest = bundle.manifest.digest
+        self.state = home.read()
+
+    def run(self, model: Path) -> Deployed:
+        self._check_port()
+        self._install(model)
+        self._finish_what_was_cut_short()
+        running = self.state.live
+        if running and self._is_wanted(running):
+            _log.info("%s serves this release already", running.url)
+            checks = self._examine(running)
+            if not failures(checks):
+                return Deployed(running, checks, checks)
+            _log.error("it does not pass: it is replaced")
+        checks = self._try_candidate()
+        service, live = self._switch()
+        self.home.prune(self.state)
+        return Deployed(service, checks, live)
+
+    def _check_port(self) -> None:
+        port, ours = self.config.host_port, self.state.live
+        if port and not is_free(self.config.host, port) and not (ours and ours.port == port and ours.runs()):
+            raise InputError(f"port {port} is taken by another process: end that, or choose another host_port")
+
+    def _install(self, model: Path) -> None:
+        digest = self.home.install(model).digest
+        if digest != self.digest:
+            raise InputError(
+                f"exported_model has digest {digest[:12]}, deploy_bundle that of {self.digest[:12]}: "
+                f"give the two that one export made"
+            )
+
+    def _finish_what_was_cut_short(self) -> None:
+        """A deployment that was killed may have left a candidate, or a switch half done."""
+        if self.state.candidate:
+            stop(self.state.candidate)
+            self._save(candidate=None)
+        if self.state.previous:
+            if self.state.live:
+                stop(self.state.live)
+            self._roll_back()
+
+    def _is_wanted(self, service: Service) -> bool:
+        wanted = (self.digest, __version__, self.config.host, self.config.host_port or service.port)
+        return service.runs() and (service.digest, service.version, service.host, service.port) == wanted
+
+    def _try_candidate(self) -> list[Check]:
+        candidate = self._start(_LOOPBACK, free_port(_LOOPBACK), "candidate")
+        self._save(candidate=candidate)
+        try:
+            return self._require(candidate)
+        finally:
+            stop(candidate)
+            self._save(candidate=None)
+
+    def _switch(self) -> tuple[Service, list[Check]]:
+        """Replace the running service; when the new one fails, the old one is started again."""
+        old = self.state.live if self.state.live and self.state.live.runs() else None
+        self._save(previous=old)
+        if old:
+            stop(old)
+        service = None
+        try:
+            host = self.config.host
+            service = self._start(host, self.config.host_port or free_port(host), "service")
+            self._save(live=service)
+            checks = self._require(service, brief=True)
+        except BaseException:
+            if service:
+                stop(service)
+            self._roll_back()
+            raise
+        good = [self.digest, *(digest for digest in self.state.good if digest != self.digest)]
+        self._save(previous=None, good=good)
+        return service, checks
+
+    def _roll_back(self) -> None:
+        old = self.state.previous
+        if old is None:
+            self._save(live=None)
+            return
+        _log.error("starting the previous release %s again", old.digest[:12])
+        release, log_file = self.home.release(old.digest), self.home.log(old.digest, "service")
+        service = start(release, name=old.name, digest=old.digest, host=old.host, port=old.port, log=log_file)
+        self._save(live=service, previous=None)
+        wait_until_ready(service, self.config.health_check_timeout)
+
+    def _start(self, host: str, port: int, role: str) -> Service:
+        release, log_file = self.home.release(self.digest), self.home.log(self.digest, role)
+        name = self.config.served_model_name
+        return start(release, name=name, digest=self.digest, host=host, port=port, log=log_file)
+
+    def _require(self, service: Service, *, brief: bool = False) -> list[Check]:
+        wait_until_ready(service, self.config.health_check_timeout)
+        checks = self._examine(service, brief=brief)
+        if failed := failures(checks):
+            raise ActionNeeded(f"release {self.digest[:12]} is not what was exported: {'; '.join(failed)}")
+        return checks
+
+    def _examine(self, service: Service, *, brief: bool = False) -> list[Check]:
+        with Endpoint(service.url, service.name) as endpoint:
+            checks = verify(endpoint, self.bundle, brief=brief)
+        for check in checks:
+            _log.info("%s", check)
+        return checks
+
+    def _save(self, **changes: Any) -> None:
+        self.state = self.state.model_copy(update=changes)
+        self.home.write(self.state)
+
+
+def serve_in_foreground(config: DeployConfig, service: Service) -> None:
+    """Wait until SIGINT or SIGTERM, then stop the service. Raises ActionNeeded when it ends before."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while service.runs():
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        stop_service(config.state_dir, config.served_model_name)
+    else:
+        raise ActionNeeded(f"the server ended by itself: read {service.log}")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def stop_service(state_dir: str, name: str) -> bool:
+    """Stop what deploy left running under ``name``; False when there was nothing."""
+    home = StateDirectory(state_dir, name)
+    if not home.path.is_dir():
+        return False
+    with home.locked():
+        state = home.read()
+        stopped = [stop(service) for service in (state.live, state.candidate) if service]
+        home.write(State(good=state.good))
+    return any(stopped)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`stop` and `status` of the local service. Return 0; 3 when `status` finds none running."""
+    parser = argparse.ArgumentParser(prog="python -m components.deploy.local", description=__doc__)
+    parser.add_argument("command", choices=("stop", "status"))
+    default = STAGE.config.model_fields["served_model_name"].default
+    parser.add_argument("--name", default=default, help=f"served_model_name of the service (default: {default})")
+    parser.add_argument("--state-dir", default=STATE_DIR, help=f"its state_dir (default: {STATE_DIR})")
+    args = parser.parse_args(argv)
+    log.configure(STAGE.name)
+    try:
+        if args.command == "stop":
+            stopped = stop_service(args.state_dir, args.name)
+            print(f"{args.name} is stopped" if stopped else f"{args.name} was not running")
+            return 0
+        service = StateDirectory(args.state_dir, args.name).read().live
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if service is None or not service.runs():
+        print(f"{args.name} is not running")
+        return NOT_RUNNING
+    print(f"{args.name} serves {service.digest[:12]} at {service.url}, process {service.pid}, log {service.log}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
