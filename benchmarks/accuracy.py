@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import LlamaModel
 
 from benchmarks import report
-from benchmarks.finetune import Batch, explicit_loss, make_batch
+from benchmarks.batch import Batch, explicit_loss, make_batch
 from benchmarks.peers import padded
 from benchmarks.workload import LLAMA_1B, TINY, llama
 from components.core.encoder.packed import PackedLlama
@@ -27,7 +27,7 @@ def measure(model: LlamaModel, batch: Batch, vectors_of: Vectors) -> tuple[Tenso
     """Vectors of the batch's texts, and the gradient of every weight, both on the CPU in float32."""
     vectors = vectors_of(model)
     chosen = vectors[torch.tensor(batch.groups, device=vectors.device)]
-    explicit_loss(chosen[:, 0], chosen[:, 1:]).backward()
+    explicit_loss(chosen).backward()
     gradients = {name: weight.grad.float().cpu() for name, weight in model.named_parameters()}
     return vectors.detach().cpu(), gradients
 

@@ -8,7 +8,6 @@ import gc
 import importlib.metadata
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,17 +33,16 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def seconds(work: Callable[[], Any], repeats: int) -> tuple[float, list[float], Any]:
-    """Median seconds of ``work``, all of them, and its last result."""
+def seconds(work: Callable[[], Any], repeats: int) -> tuple[float, list[float]]:
+    """Fewest seconds that ``work`` took, and those of every repeat."""
     taken: list[float] = []
-    result = None
     for _ in range(repeats):
         synchronize()
         start = time.perf_counter()
-        result = work()
+        work()
         synchronize()
         taken.append(time.perf_counter() - start)
-    return statistics.median(taken), taken, result
+    return min(taken), taken
 
 
 def forget() -> None:

@@ -60,6 +60,10 @@ class PackedLlama:
         self._layer: Callable[..., Tensor] = torch.compile(_layer, fullgraph=True) if compiled else _layer
         self._norm: Callable[..., Tensor] = torch.compile(_rms_norm, fullgraph=True) if compiled else _rms_norm
 
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.embed_tokens.weight.device
+
     def __call__(self, texts: Bin, *, recompute_layers: int = 0) -> Tensor:
         """Vectors of the bin's texts: float32 [texts, dimension].
 
@@ -101,13 +105,12 @@ class PackedLlama:
         ``tokenize`` gives the token ids of some texts; bins hold about ``capacity`` tokens. A GPU computes one piece
         while the next is tokenised and packed.
         """
-        device = self.backbone.embed_tokens.weight.device
         running: tuple[list[int], Callable[[], np.ndarray]] | None = None
         for start in range(0, len(texts), _PIECE):
             ids = tokenize(texts[start : start + _PIECE])
             groups = balanced([len(text) for text in ids], capacity)
             with torch.inference_mode():
-                fetch = _fetch(torch.cat([self(pack(ids, rows, device)) for rows in groups]))
+                fetch = _fetch(torch.cat([self(pack(ids, rows, self.device)) for rows in groups]))
             if running:
                 yield running[0], running[1]()
             running = [start + row for rows in groups for row in rows], fetch
