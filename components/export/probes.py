@@ -44,15 +44,15 @@ def _choose(
     """Texts of every length class, longest first, then odd ones and whole texts of the domain."""
     domain = [text for text in dict.fromkeys(domain) if text.strip()]
     domain = rng.sample(domain, len(domain))
-    words = list(dict.fromkeys(word for text in domain[:count] for word in text.split()))
+    words = list(dict.fromkeys(word for text in [*domain[:count], *odd] for word in text.split()))
     longest = encoder.config.max_length(kind)
     chosen = [_beyond(words, longest), *(_of_length(encoder, kind, words, limit) for limit in _classes(longest))]
     odd = rng.sample(odd, len(odd))
     whole = [odd.pop() if odd and place % _ODD_EVERY == 0 else text for place, text in enumerate(domain)]
-    chosen = list(dict.fromkeys([*chosen, *whole, *odd]))
-    while len(chosen) < count:
-        chosen.append(" ".join(rng.choices(words, k=rng.randint(1, longest))))
-    return chosen[:count]
+    found = dict.fromkeys([*chosen, *whole, *odd])
+    while len(found) < count:
+        found[" ".join(rng.choices(words, k=rng.randint(1, longest)))] = None
+    return list(found)[:count]
 
 
 def _classes(longest: int) -> list[int]:

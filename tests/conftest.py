@@ -1,0 +1,93 @@
+"""Two models, exported once for all tests: MiniLM as fine-tuning leaves it, and a tiny llama_bidirec."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.core.encoder.bidirectional import LlamaBidirectionalConfig, LlamaBidirectionalModel
+from components.core.encoder.checkpoint import load_base, save_checkpoint
+from components.core.encoder.config import EncoderConfig
+from components.core.encoder.model import Encoder
+from components.export import onnx_graph
+from components.export.component import ExportConfig
+from components.export.program import run as export
+from components.plan import resolve
+from components.stages import by_name
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint and what export made of it."""
+
+    config: ExportConfig
+    checkpoint: Path
+    eval_data: Path | None
+    model: Path
+    bundle: Path
+    metrics: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def small_config() -> EncoderConfig:
+    return resolve([by_name("prep")], profile_name="small", given={})["prep"].encoder()
+
+
+@pytest.fixture(scope="session")
+def minilm(tmp_path_factory: pytest.TempPathFactory, small_config: EncoderConfig) -> Exported:
+    """fp32, probes of a BEIR folder."""
+    directory = tmp_path_factory.mktemp("minilm")
+    encoder = load_base(small_config)
+    _nudge(encoder, 0.05)
+    save_checkpoint(encoder, directory / "checkpoint")
+    return _export(directory, ExportConfig(num_probes=24), _beir(directory / "eval_data"))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory, small_config: EncoderConfig) -> Exported:
+    """fp16, prefixes, another dimension, weights in a file of their own, probes that export ships."""
+    directory = tmp_path_factory.mktemp("llama")
+    tokenizer = load_base(small_config).tokenizer
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    architecture = LlamaBidirectionalConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes)
+    config = EncoderConfig(base_model=str(directory / "base"), query_max_length=32, passage_max_length=64)
+    encoder = Encoder(LlamaBidirectionalModel(architecture), tokenizer, config).eval()
+    save_checkpoint(encoder, directory / "base")
+    _nudge(encoder, 1.0)
+    save_checkpoint(encoder, directory / "checkpoint")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_graph, "EMBEDDED_LIMIT_BYTES", 0)
+        return _export(directory, ExportConfig(num_probes=24, export_dtype="fp16"), None)
+
+
+def _export(directory: Path, config: ExportConfig, eval_data: Path | None) -> Exported:
+    model, bundle, checkpoint = (directory / name for name in ("model", "bundle", "checkpoint"))
+    metrics = export(config, checkpoint=checkpoint, eval_data=eval_data, exported_model=model, deploy_bundle=bundle)
+    return Exported(config, checkpoint, eval_data, model, bundle, metrics)
+
+
+@torch.no_grad()
+def _nudge(encoder: Encoder, share: float) -> None:
+    """Move each weight matrix by noise of ``share`` of its own spread."""
+    torch.manual_seed(1)
+    for weights in encoder.backbone.parameters():
+        if weights.dim() > 1:
+            weights += share * weights.std() * torch.randn_like(weights)
+
+
+def _beir(directory: Path) -> Path:
+    (directory / "qrels").mkdir(parents=True)
+    passages = [f"Part {n} of the manual says how to fit valve {n} and test it." for n in range(30)]
+    queries = [f"how to fit valve {n}?" for n in range(30)]
+    for name, texts in (("corpus", passages), ("queries", queries)):
+        lines = (json.dumps({"_id": f"{name}{n}", "text": text}) for n, text in enumerate(texts))
+        (directory / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    judged = "".join(f"queries{n}\tcorpus{n}\t1\n" for n in range(30))
+    (directory / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged, encoding="utf-8")
+    return directory

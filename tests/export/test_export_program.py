@@ -1,0 +1,182 @@
+"""The exported model against sentence-transformers, transformers and onnx themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_tensors
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
+from transformers import AutoModel
+
+from components.core.errors import InputError
+from components.core.runner import Source, execute
+from components.export import program
+from components.stages import by_name
+from tests.conftest import Exported
+
+TEXTS = ["a", "How do I open a file for reading?", "Größe 数据 🚀", "one " * 40, "def f(x): return x"]
+
+
+def onnx_vectors(exported: Exported, texts: list[str]) -> np.ndarray:
+    """By onnxruntime and tokenizers alone, from nothing but the exported files."""
+    tokenizer = Tokenizer.from_file(str(exported.model / "onnx/tokenizer/tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.enable_padding()
+    encoded = tokenizer.encode_batch(texts)
+    inputs = {
+        "input_ids": np.array([row.ids for row in encoded], dtype=np.int64),
+        "attention_mask": np.array([row.attention_mask for row in encoded], dtype=np.int64),
+    }
+    return onnxruntime.InferenceSession(exported.model / "onnx/model.onnx").run(["embeddings"], inputs)[0]
+
+
+def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
+
+
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], TEXTS[1:3] * 9], ids=["mixed", "one", "eighteen"])
+def test_gives_the_vectors_of_sentence_transformers(minilm: Exported, texts: list[str]) -> None:
+    expected = SentenceTransformer(str(minilm.checkpoint), device="cpu").encode(texts)
+    np.testing.assert_allclose(onnx_vectors(minilm, texts), expected, atol=2e-6)
+
+
+def test_reference_vectors_are_those_of_sentence_transformers(minilm: Exported) -> None:
+    vectors = load_file(minilm.bundle / "reference_vectors.safetensors")
+    probes = [json.loads(line) for line in (minilm.bundle / "probes.jsonl").read_text().splitlines()]
+    model = SentenceTransformer(str(minilm.checkpoint), device="cpu")
+    for kind, longest in (("query", 64), ("passage", 128)):
+        rows = [row for row, probe in enumerate(probes) if probe["kind"] == kind]
+        model.max_seq_length = longest
+        expected = model.encode([probes[row]["text"] for row in rows])
+        np.testing.assert_allclose(vectors["tuned"][rows], expected, atol=2e-6)
+        assert cosines(vectors["base"][rows], expected).mean() < 0.999
+
+
+def test_fp16_llama_gives_the_checkpoints_vectors(llama: Exported) -> None:
+    texts = ["query: valve", "query: how to fit the second valve of the pump"]
+    found = onnx_vectors(llama, texts)
+    tokenizer = Tokenizer.from_file(str(llama.checkpoint / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    model = AutoModel.from_pretrained(llama.checkpoint, dtype=torch.float32)
+    for text, vector in zip(texts, found, strict=True):
+        ids = torch.tensor([tokenizer.encode(text).ids])
+        with torch.no_grad():
+            hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        expected = torch.nn.functional.normalize(hidden.mean(1)).numpy()
+        assert cosines(vector[None], expected)[0] > 0.999
+
+
+def test_llama_sees_what_comes_after(llama: Exported) -> None:
+    """Under causal attention the first token's share of the vector could not depend on the last one."""
+    ids = np.array([[101, 2000, 2001, 102], [101, 2000, 2001, 103]], dtype=np.int64)
+    model = AutoModel.from_pretrained(llama.checkpoint, dtype=torch.float32)
+    with torch.no_grad():
+        tokens = torch.from_numpy(ids)
+        hidden = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+    assert not torch.allclose(hidden[0, 0], hidden[1, 0], atol=1e-4)
+    expected = torch.nn.functional.normalize(hidden.mean(1)).numpy()
+    session = onnxruntime.InferenceSession(llama.model / "onnx/model.onnx")
+    found = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
+    assert cosines(found, expected).min() > 0.999
+
+
+@pytest.mark.parametrize("which", ["minilm", "llama"])
+def test_graph_is_valid_and_dynamic(which: str, request: pytest.FixtureRequest) -> None:
+    exported: Exported = request.getfixturevalue(which)
+    onnx.checker.check_model(str(exported.model / "onnx/model.onnx"), full_check=True)
+    graph = onnx.load(exported.model / "onnx/model.onnx", load_external_data=False)
+    assert graph.opset_import[0].version == 20
+    dimension = 384 if which == "minilm" else 64
+    shapes = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*graph.graph.input, *graph.graph.output)
+    }
+    axes = ["batch", "length"]
+    assert shapes == {"input_ids": axes, "attention_mask": axes, "embeddings": ["batch", dimension]}
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.graph.input, *graph.graph.output)}
+    integer, single = onnx.TensorProto.INT64, onnx.TensorProto.FLOAT
+    assert kinds == {"input_ids": integer, "attention_mask": integer, "embeddings": single}
+
+
+def test_large_weights_lie_in_one_file_of_half_the_size(llama: Exported) -> None:
+    files = sorted(path.name for path in (llama.model / "onnx").iterdir())
+    assert files == ["model.onnx", "model.onnx.data", "tokenizer"]
+    weights = load_tensors(llama.checkpoint / "model.safetensors")
+    expected = 2 * sum(tensor.numel() for tensor in weights.values())
+    assert (llama.model / "onnx/model.onnx.data").stat().st_size == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("which", ["minilm", "llama"])
+def test_manifest_describes_what_is_served(which: str, request: pytest.FixtureRequest) -> None:
+    exported: Exported = request.getfixturevalue(which)
+    manifest = json.loads((exported.model / "model-manifest.json").read_text())
+    served = [path for path in (exported.model / "onnx").rglob("*") if path.is_file()]
+    names = ["encoder.json", *(str(path.relative_to(exported.model)) for path in served)]
+    assert sorted(manifest["files"]) == sorted(names)
+    hashes = {name: hashlib.sha256((exported.model / name).read_bytes()).hexdigest() for name in names}
+    assert {name: entry["sha256"] for name, entry in manifest["files"].items()} == hashes
+    lines = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
+    assert manifest["digest"] == hashlib.sha256(lines.encode()).hexdigest()
+    assert manifest["precision"] == exported.config.export_dtype
+    assert manifest["query_prefix"] == ("" if which == "minilm" else "query: ")
+    for path in exported.bundle.iterdir():
+        assert path.read_bytes() == (exported.model / path.name).read_bytes()
+    assert exported.metrics["parity_min_cosine"] > 0.99
+
+
+def test_refuses_a_graph_that_is_not_the_checkpoint(
+    minilm: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights change a little between checkpoint and ONNX, as a faulty conversion would change them."""
+
+    def faulty(_: Any, directory: Path, **__: Any) -> Path:
+        graph = onnx.load(minilm.model / "onnx/model.onnx")
+        weights = max(graph.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        values = np.frombuffer(weights.raw_data, dtype=np.float32)
+        weights.raw_data = (values + 0.02 * np.random.default_rng(0).normal(size=values.shape)).astype("f4").tobytes()
+        onnx.save(graph, directory / "model.onnx")
+        return directory / "model.onnx"
+
+    monkeypatch.setattr(program, "write_onnx", faulty)
+    stage = by_name("export")
+    outputs = {name: tmp_path / name for name in stage.outputs}
+    with pytest.raises(InputError, match=r"not give the checkpoint's vectors: mean 0\.\d+.* min 0\.\d+.*fp32 needs"):
+        execute(stage, minilm.config, inputs={"checkpoint": Source(minilm.checkpoint)}, outputs=outputs, uris={})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-100]), "cannot be"),
+        (lambda d: (d / "encoder.json").unlink(), "has no encoder.json"),
+        (lambda d: (d / "config.json").unlink(), "is no checkpoint"),
+        (lambda d: _edit(d / "encoder.json", base_model="/no/such/model", base_model_sha256=None), "/no/such/model"),
+    ],
+    ids=["torn weights", "no encoder.json", "no config.json", "no base model"],
+)
+def test_refuses_a_damaged_checkpoint(llama: Exported, tmp_path: Path, damage: Any, message: str) -> None:
+    shutil.copytree(llama.checkpoint, tmp_path / "checkpoint")
+    damage(tmp_path / "checkpoint")
+    stage = by_name("export")
+    outputs = {name: tmp_path / "out" / name for name in stage.outputs}
+    with pytest.raises(InputError, match=message):
+        source = Source(tmp_path / "checkpoint")
+        execute(stage, llama.config, inputs={"checkpoint": source}, outputs=outputs, uris={})
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
