@@ -23,6 +23,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "sdg.num_pairs": 1,
         "sdg.sentences_per_chunk": 4,
         "sdg.chunk_max_words": 80,
+        "encode_batch_tokens": 4096,
+        "finetune.num_epochs": 1,
         "finetune.local_batch_size": 32,
         "finetune.global_batch_size": 32,
         "finetune.learning_rate": 4e-5,

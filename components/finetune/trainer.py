@@ -13,13 +13,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from components.core.encoder.model import Encoder
+from components.core.encoder.model import Encoder, batches_by_length
 from components.core.errors import ActionNeeded
 from components.core.progress import Progress
 from components.finetune.component import FinetuneConfig
 from components.finetune.data import Example, TrainingData, batch_size, batches, steps
 from components.finetune.loss import contrastive_loss, in_batch_loss
 from components.finetune.schedule import build_optimizer, learning_rate
+
+# Tokens of one forward pass: a CPU gains nothing beyond its caches, a GPU wants to be filled.
+_FORWARD_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,8 @@ class Trainer:
         device = self.encoder.device
         temperature = self.config.temperature if self.config.l2_normalize else 1.0
         with self._autocast():
-            queries = self.encoder(*self.encoder.batch(query_ids))
-            passages = self.encoder(*self.encoder.batch(passage_ids))
+            queries = self._vectors(query_ids)
+            passages = self._vectors(passage_ids)
         if self.config.in_batch_negatives:
             positives = torch.tensor([row[example.positive] for example in examples], device=device)
             known = torch.tensor(
@@ -109,6 +112,14 @@ class Trainer:
             table = torch.tensor([[row[name] for name in of] for of in slots], device=device)
             losses = contrastive_loss(queries, passages, table, temperature=temperature)
         return losses, sum(map(len, query_ids)) + sum(map(len, passage_ids))
+
+    def _vectors(self, ids: list[list[int]]) -> torch.Tensor:
+        """[len(ids), d]. Texts of like length go together: padding is work too."""
+        groups = batches_by_length([len(row) for row in ids], _FORWARD_TOKENS[self.encoder.device.type])
+        vectors = torch.cat([self.encoder(*self.encoder.batch([ids[row] for row in group])) for group in groups])
+        place = torch.empty(len(ids), dtype=torch.long)
+        place[torch.tensor([row for group in groups for row in group])] = torch.arange(len(ids))
+        return vectors[place.to(vectors.device)]
 
     def _passages_of(self, example: Example) -> list[str]:
         """The positive and the hardest negatives; too few are repeated, as the recipe does."""
