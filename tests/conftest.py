@@ -42,7 +42,7 @@ def small_config() -> EncoderConfig:
 def minilm(tmp_path_factory: pytest.TempPathFactory, small_config: EncoderConfig) -> Exported:
     """fp32, probes of a BEIR folder."""
     directory = tmp_path_factory.mktemp("minilm")
-    encoder = load_base(small_config)
+    encoder = load_base(small_config.model_copy(update={"query_max_length": 32, "passage_max_length": 64}))
     _nudge(encoder, 0.05)
     save_checkpoint(encoder, directory / "checkpoint")
     return _export(directory, ExportConfig(num_probes=24), _beir(directory / "eval_data"))
