@@ -13,6 +13,7 @@ from components.core.progress import track
 from components.sdg.chunking import chunk
 from components.sdg.component import SdgConfig
 from components.sdg.corpus import Document, read_corpus
+from components.sdg.generation import generate
 from components.sdg.offline import OfflineGenerator
 
 _log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path) -> dict[str, Any]:
     records = [_record(document, config) for document in read.documents]
     passages = sum(len(record["chunks"]) for record in records)
     _log.info("%d documents, %d passages; left out: %s", len(records), passages, read.skipped or "nothing")
-    usage = _offline(records, config)
+    usage = generate(records, config) if config.generator == "llm" else _offline(records, config)
     pairs = sum(len(record["deduplicated_qa_pairs"]) for record in records)
     if not pairs:
         raise InputError(f"none of {passages} passages is long enough for a question: give longer documents")

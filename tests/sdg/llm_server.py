@@ -1,0 +1,118 @@
+"""An OpenAI-compatible LLM on the loopback interface that answers by script and fails on demand."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+# (status, headers, body) for a request instead of the usual answer; None lets it pass.
+Fault = Callable[[int, str, dict[str, Any]], tuple[int, dict[str, str], str] | None]
+
+
+class LlmServer:
+    """What was asked, and how to fail: ``fault`` sees the request's number, path and body."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.authorizations: set[str | None] = set()
+        self.fault: Fault | None = None
+        self.edit: Callable[[str, str], str] = lambda step, text: text
+        self.url = ""
+        self._lock = threading.Lock()
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, str], str]:
+        with self._lock:
+            self.requests.append((path, body))
+            number = len(self.requests)
+        if self.fault and (fault := self.fault(number, path, body)):
+            return fault
+        if path.endswith("/embeddings"):
+            return 200, {}, json.dumps({"data": [_vector(i, text) for i, text in enumerate(body["input"])]})
+        step, content = _content(body["messages"][1]["content"])
+        message = {"role": "assistant", "content": self.edit(step, content)}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10}
+        return 200, {}, json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})
+
+
+@contextmanager
+def llm_server() -> Iterator[LlmServer]:
+    """A running server; it is gone afterwards."""
+    script = LlmServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            script.authorizations.add(self.headers["authorization"])
+            status, headers, text = script.answer(self.path, body)
+            if status == 0:  # a reset
+                self.connection.close()
+                return
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(text.encode())))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    script.url = f"http://127.0.0.1:{server.server_port}/v1"
+    try:
+        yield script
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _content(prompt: str) -> tuple[str, str]:
+    """The step that the prompt asks for, and an answer in the form that it asks for."""
+    segments = [int(number) for number in re.findall(r"^Segment (\d+):", prompt, re.MULTILINE)]
+    if "pair_id" in prompt:
+        listed = json.loads(re.search(r"Pairs: (\[.*\])", prompt).group(1))
+        score = {"score": 8, "justification": "fine"}
+        evaluations = [
+            {
+                "pair_id": pair["pair_id"],
+                **dict.fromkeys(("relevance", "accuracy", "context_support", "clarity"), score),
+                "overall": {"score": 5 + pair["pair_id"], "assessment": pair["question"]},
+                "improvements": "",
+            }
+            for pair in listed
+        ]
+        return "judge", json.dumps({"evaluations": evaluations})
+    if segments:
+        document = prompt.split("<<<DOCUMENT")[-1]
+        words = re.findall(r"[A-Za-z]{5,}", document)
+        pairs = [
+            {
+                "question": f"what about {words[number * 3 % len(words)]} number {number}",
+                "answer": f"answer {number}",
+                "question_complexity": 3,
+                "query_type": "contextual",
+                "reasoning_type": "factual",
+                "segment_ids": [segments[number % len(segments)]],
+                "hop_count": 1,
+                "hop_contexts": [],
+            }
+            for number in range(3)
+        ]
+        return "pairs", json.dumps({"pairs": pairs})
+    item = {"text": "thing", "description": "a thing", "importance": "high"}
+    return "artifacts", json.dumps({"key_concepts": [item]})
+
+
+def _vector(index: int, text: str) -> dict[str, Any]:
+    """Equal texts point the same way, others elsewhere."""
+    values = [0.0] * 64
+    values[hash(text) % 64] = 1.0
+    values[(hash(text) // 64) % 64] += 0.5
+    return {"index": index, "embedding": values}
