@@ -134,7 +134,7 @@ def test_what_fails_leaves_the_service_as_it_was(config: DeployConfig, llama: Ex
 
 
 def test_a_failed_switch_is_rolled_back(
-    config: DeployConfig, llama: Exported, minilm: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: DeployConfig, llama: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The candidate passes, the service that replaces it does not."""
     running = deploy(config, llama, tmp_path / "out")
@@ -146,7 +146,7 @@ def test_a_failed_switch_is_rolled_back(
 
     monkeypatch.setattr(local, "verify", failing)
     with pytest.raises(ActionNeeded, match="told to fail"):
-        deploy(config, minilm, tmp_path / "out")
+        deploy(config, _same_model_again(llama, tmp_path / "again"), tmp_path / "out")
     assert served(running["endpoint"], "fit the valve").shape == (64,)
     state = StateDirectory(config.state_dir, NAME).read()
     assert state.live is not None and state.live.digest == running["digest"]
@@ -243,11 +243,21 @@ def _copy_bundle(exported: Exported, directory: Path) -> Path:
     return directory
 
 
-def _broken_release(exported: Exported, directory: Path) -> Exported:
+def _broken_release(llama: Exported, directory: Path) -> Exported:
     """Whole by its manifest, but no ONNX model: the server cannot load it."""
+    return _another_release(llama, directory, "onnx/model.onnx", b"not a graph")
+
+
+def _same_model_again(llama: Exported, directory: Path) -> Exported:
+    """Another digest, the same vectors."""
+    settings = (llama.model / "encoder.json").read_bytes()
+    return _another_release(llama, directory, "encoder.json", settings + b"\n")
+
+
+def _another_release(exported: Exported, directory: Path, changed: str, content: bytes) -> Exported:
     for name in ("model", "bundle"):
         shutil.copytree(getattr(exported, name), directory / name)
-    (directory / "model/onnx/model.onnx").write_bytes(b"not a graph")
+    (directory / "model" / changed).write_bytes(content)
     manifest = _manifest_again(directory / "model")
     for name in ("model", "bundle"):
         (directory / name / "model-manifest.json").write_text(json.dumps(manifest))

@@ -22,6 +22,7 @@ from transformers import AutoModel
 from components.core.errors import InputError
 from components.core.runner import Source, execute
 from components.export import program
+from components.export.component import ExportConfig
 from components.stages import by_name
 from tests.conftest import Exported
 
@@ -153,7 +154,8 @@ def test_refuses_a_graph_that_is_not_the_checkpoint(
     stage = by_name("export")
     outputs = {name: tmp_path / name for name in stage.outputs}
     with pytest.raises(InputError, match=r"not give the checkpoint's vectors: mean 0\.\d+.* min 0\.\d+.*fp32 needs"):
-        execute(stage, minilm.config, inputs={"checkpoint": Source(minilm.checkpoint)}, outputs=outputs, uris={})
+        source = Source(minilm.checkpoint)
+        execute(stage, ExportConfig(num_probes=8), inputs={"checkpoint": source}, outputs=outputs, uris={})
     assert list(tmp_path.iterdir()) == []
 
 
