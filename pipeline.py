@@ -1,0 +1,366 @@
+"""The stages as Kubeflow pipelines, one for each stage to start from, derived from the stages' declarations.
+
+python pipeline.py compile            write manifests/pipelines/*.yaml
+python pipeline.py compile --check    exit 2 when a committed file is not what would be written
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import re
+import sys
+import tempfile
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from kfp import compiler, dsl, kubernetes
+
+from components import __version__
+from components.core.artifacts import ARTIFACTS
+from components.core.encoder.config import EncoderConfig
+from components.core.errors import InputError, StageError
+from components.core.kfp_io import ENCODER_OVERRIDES, OVERRIDES
+from components.core.settings import Settings, parse_text
+from components.core.stage import Stage
+from components.plan import Plan, find_setting, form_settings, make_plan, resolve, values_for
+from components.profiles import PROFILES
+from components.stages import NAMES, STAGES
+
+ROOT = Path(__file__).resolve().parent
+PIPELINES = ROOT / "manifests" / "pipelines"
+PINS = ROOT / "images" / "pins.env"
+
+# The node label that names a GPU product: GPU feature discovery of NVIDIA's GPU operator, GKE, EKS with Karpenter.
+NODE_LABELS: dict[str, dict[str, dict[str, str]]] = {
+    "gfd": {
+        "A100": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"},
+        "H100": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
+    },
+    "gke": {
+        "A100": {"cloud.google.com/gke-accelerator": "nvidia-a100-80gb"},
+        "H100": {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"},
+    },
+    "eks": {
+        "A100": {"karpenter.k8s.aws/instance-gpu-name": "a100"},
+        "H100": {"karpenter.k8s.aws/instance-gpu-name": "h100"},
+    },
+}
+NO_GPU = "none"
+GPU_TOLERATIONS = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+NO_DEFAULT = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is decided when a pipeline is compiled; ``configs`` are the settings of each of its stages."""
+
+    configs: Mapping[str, Settings]
+    images: Mapping[str, str]
+    node_labels: str = "gfd"
+
+    def asks_for_gpu(self, stage: Stage) -> bool:
+        """Whether the task of ``stage`` asks for a GPU node."""
+        return stage.node.gpu is not None and self.node_labels != NO_GPU
+
+
+def images() -> dict[str, str]:
+    """Image of each kind (``cpu``, ``gpu``, ...): images/pins.env, or environment variables of the same names.
+
+    Raises InputError for an image without tag or digest, or with the tag latest.
+    """
+    found = {}
+    for line in PINS.read_text(encoding="utf-8").splitlines():
+        name, equals, pinned = line.strip().partition("=")
+        if not name.endswith("_IMAGE") or not equals:
+            continue
+        image = os.environ.get(name, pinned)
+        if not re.fullmatch(r"[^\s:@]+(:\d+)?[^\s:@]*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?", image) or not re.search(
+            r"(:(?!latest$)[\w.-]+|@sha256:[0-9a-f]{64})$", image
+        ):
+            raise InputError(f"{name} = {image}: name an image with a fixed tag or digest, never latest")
+        found[name.removesuffix("_IMAGE").lower()] = image
+    return found
+
+
+def component(stage: Stage, image: str) -> Callable[..., dsl.PipelineTask]:
+    """The KFP component of ``stage``: its artifacts, the settings of the run form, and overrides for all others."""
+    required = [(name, dsl.Input[_artifact_class(name)], NO_DEFAULT) for name in stage.inputs]
+    required += [(f"{name}_uri", str, NO_DEFAULT) for name in stage.by_uri]
+    required += [(name, dsl.Output[_artifact_class(name)], NO_DEFAULT) for name in _outputs(stage)]
+    required += [(name, dsl.OutputPath(kind), NO_DEFAULT) for name, kind in stage.results.items()]
+    optional = [(name, _kfp_type(field.annotation), field.default) for name, field in form_settings([stage]).items()]
+    optional += [(name, dict, {}) for name in _override_inputs(stage)]
+    optional += [(name, dsl.Input[_artifact_class(name)] | None, None) for name in stage.optional_inputs]
+
+    def spec(*_: Any) -> dsl.ContainerSpec:
+        return dsl.ContainerSpec(
+            image=image, command=["python", "-m", "components", stage.name], args=["--executor-input", "{{$}}"]
+        )
+
+    descriptions = {name: field.description or "" for name, field in form_settings([stage]).items()}
+    descriptions |= {
+        name: ARTIFACTS[name].summary for name in (*stage.inputs, *stage.optional_inputs, *_outputs(stage))
+    }
+    named = _with_signature(spec, stage.name, required + optional)
+    named.__doc__ = "\n".join([f"{stage.summary}.", "", "Args:", *(f"    {n}: {d}" for n, d in descriptions.items())])
+    return dsl.container_component(named)
+
+
+def build(plan: Plan, options: Options) -> Any:
+    """The pipeline of ``plan`` as kfp's GraphComponent."""
+    parameters = list(_form(plan, options))
+
+    def flow(*channels: Any) -> None:
+        given = dict(zip((name for name, *_ in parameters), channels, strict=True))
+        made = {name: _importer(name, given[f"{name}_uri"]) for name in plan.brought}
+        made |= {f"{name}_uri": given[f"{name}_uri"] for name in plan.brought_by_uri}
+        for stage in plan.stages:
+            if stage not in plan.gated:
+                made |= _add(stage, options, given, made)
+        if plan.gated:
+            with dsl.If(made["passed"] == True, name="quality-gate"):  # noqa: E712 (kfp overloads ==)
+                for stage in plan.gated:
+                    made |= _add(stage, options, given, made, gated=True)
+
+    stages = ", ".join(stage.name for stage in plan.stages)
+    description = f"Fine-tune an embedding model on documents of your own: {stages}."
+    return dsl.pipeline(name=pipeline_name(plan), description=description)(_with_signature(flow, "flow", parameters))
+
+
+def pipeline_name(plan: Plan) -> str:
+    """``nemotron-embed`` for the whole recipe, ``nemotron-embed-from-STAGE`` for a later start."""
+    start, end = plan.stages[0].name, plan.stages[-1].name
+    name = "nemotron-embed" if start == NAMES[0] else f"nemotron-embed-from-{start}"
+    return name if end == NAMES[-1] else f"{name}-to-{end}"
+
+
+def compiled(plan: Plan, options: Options) -> str:
+    """The pipeline of ``plan`` as YAML, the same bytes for the same stages and options.
+
+    kfp writes a comment with the parameters, in an order that changes from run to run, before the YAML: ours stands
+    there instead.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "pipeline.yaml"
+        compiler.Compiler().compile(build(plan, options), str(path))
+        body = path.read_text(encoding="utf-8")
+    lines = body.splitlines()
+    while lines and lines[0].startswith("#"):
+        lines.pop(0)
+    header = [
+        f"# {pipeline_name(plan)} {__version__}: {', '.join(stage.name for stage in plan.stages)}.",
+        "# Written by `python pipeline.py compile`; change the stages' declarations, not this file.",
+    ]
+    return "\n".join([*header, *lines]) + "\n"
+
+
+def _add(
+    stage: Stage, options: Options, given: Mapping[str, Any], made: Mapping[str, Any], *, gated: bool = False
+) -> dict[str, Any]:
+    """Add the task of ``stage``; return what it makes, by the name of artifact and output parameter."""
+    arguments = {name: made[name] for name in stage.inputs}
+    arguments |= {name: made[name] for name in stage.optional_inputs if name in made}
+    arguments |= {f"{name}_uri": made[f"{name}_uri"] for name in stage.by_uri}
+    # Every parameter is passed, also unchanged ones: kfp 2.17's driver knows no defaults of omitted ones.
+    arguments |= {name: given[name] for name in form_settings([stage])}
+    arguments |= {name: given[_override_parameter(stage, name)] for name in _override_inputs(stage)}
+    task = component(stage, options.images[stage.image])(**arguments)
+    task.set_display_name(f"{stage.name}: {stage.summary}")
+    task.set_caching_options(stage.cache)
+    _place(task, stage, options, given, gated=gated)
+    for secret in stage.secrets:
+        kubernetes.use_secret_as_env(
+            task, secret_name=secret.name, secret_key_to_env={secret.key: secret.env}, optional=True
+        )
+    if stage.retries:
+        task.set_retry(stage.retries, backoff_duration="60s", backoff_factor=2, backoff_max_duration="600s")
+    return {name: task.outputs[name] for name in (*stage.outputs, *stage.results)}
+
+
+def _place(task: dsl.PipelineTask, stage: Stage, options: Options, given: Mapping[str, Any], *, gated: bool) -> None:
+    """Ask for the node that ``stage`` needs."""
+    node = stage.node
+    task.set_cpu_request(node.cpu).set_cpu_limit(node.cpu).set_memory_request(node.memory).set_memory_limit(node.memory)
+    if node.shared_memory:
+        kubernetes.empty_dir_mount(
+            task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=node.shared_memory
+        )
+    if not options.asks_for_gpu(stage):
+        return
+    task.set_accelerator_type("nvidia.com/gpu")
+    # kfp 2.17 does not hand resource parameters into a group: there the count is fixed.
+    task.set_accelerator_limit("1" if gated else given[f"{stage.name}_gpu_count"])
+    kubernetes.add_node_selector_json(task, given[f"{stage.name}_node_selector"])
+    kubernetes.add_toleration_json(task, given["gpu_tolerations"])
+
+
+def _importer(name: str, uri: Any) -> Any:
+    # reimport: the bytes behind a URI may be new although the URI is not.
+    task = dsl.importer(artifact_uri=uri, artifact_class=_artifact_class(name), reimport=True)
+    return task.set_display_name(f"import {name}").output
+
+
+def _form(plan: Plan, options: Options) -> Iterable[tuple[str, Any, Any]]:
+    """Name, type and default of each field of the run form, in the order in which a person fills it in."""
+    for name in plan.brought + plan.brought_by_uri:
+        yield f"{name}_uri", str, NO_DEFAULT
+    said: dict[str, Any] = {}
+    for name, field in form_settings(plan.stages).items():
+        owner = next(stage for stage in plan.stages if name in stage.config.model_fields)
+        said[name] = getattr(options.configs[owner.name], name)
+        yield name, _kfp_type(field.annotation), said[name]
+    if encoders := [stage for stage in plan.stages if issubclass(stage.config, EncoderConfig)]:
+        shared = _unsaid(options.configs[encoders[0].name], EncoderConfig, said)
+        said |= shared
+        yield ENCODER_OVERRIDES, dict, shared
+    for stage in plan.stages:
+        yield f"{stage.name}_{OVERRIDES}", dict, _unsaid(options.configs[stage.name], stage.config, said)
+    gpu_stages = [stage for stage in plan.stages if options.asks_for_gpu(stage)]
+    for stage in gpu_stages:
+        yield f"{stage.name}_node_selector", dict, NODE_LABELS[options.node_labels][stage.node.gpu]
+        if stage not in plan.gated:
+            yield f"{stage.name}_gpu_count", str, "1"
+    if gpu_stages:
+        yield "gpu_tolerations", list, GPU_TOLERATIONS
+
+
+def _unsaid(config: Settings, model: type[Settings], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Values in ``config`` of ``model``'s settings that are neither the default nor what ``said`` says already."""
+    values = {name: getattr(config, name) for name in model.model_fields}
+    return {name: v for name, v in values.items() if v != said.get(name, model.model_fields[name].default)}
+
+
+def _override_inputs(stage: Stage) -> tuple[str, ...]:
+    return (OVERRIDES, ENCODER_OVERRIDES) if issubclass(stage.config, EncoderConfig) else (OVERRIDES,)
+
+
+def _override_parameter(stage: Stage, name: str) -> str:
+    return name if name == ENCODER_OVERRIDES else f"{stage.name}_{name}"
+
+
+def _outputs(stage: Stage) -> tuple[str, ...]:
+    return (*stage.outputs, stage.metrics_artifact)
+
+
+def _artifact_class(name: str) -> Any:
+    return getattr(dsl, ARTIFACTS[name].kfp_type)
+
+
+def _kfp_type(annotation: Any) -> Any:
+    """The type that KFP knows for a setting's type."""
+    origin = typing.get_origin(annotation)
+    members = [a for a in typing.get_args(annotation) if a is not type(None)]
+    if origin is typing.Literal:
+        return type(members[0])
+    if origin is typing.Annotated:
+        return _kfp_type(members[0])
+    if origin in (typing.Union, types.UnionType):
+        return Optional[_kfp_type(members[0])]  # noqa: UP045 (kfp knows Optional only)
+    return origin or annotation
+
+
+def _with_signature(function: Callable, name: str, parameters: Iterable[tuple[str, Any, Any]]) -> Callable:
+    """``function`` as kfp would see it had its parameters been written out."""
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    function.__signature__ = inspect.Signature(
+        [inspect.Parameter(n, positional, annotation=kind, default=default) for n, kind, default in parameters]
+    )
+    function.__name__ = name
+    return function
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return the exit code: 0 done, 2 bad input or a stale file."""
+    args = _parser().parse_args(argv)
+    try:
+        return _compile(args)
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pipeline.py", description="Stages as Kubeflow pipelines.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser("compile", help="Write the pipelines as YAML", allow_abbrev=False)
+    sub.add_argument("--from", dest="starts", action="append", choices=NAMES, help="only this start (default: each)")
+    sub.add_argument("--to", dest="end", choices=NAMES, default=NAMES[-1], help="last stage (default: deploy)")
+    sub.add_argument("--out", type=Path, default=PIPELINES, metavar="DIR", help="default: manifests/pipelines")
+    sub.add_argument("--check", action="store_true", help="write nothing; exit 2 when a file in DIR differs")
+    sub.add_argument("--profile", choices=sorted(PROFILES), default="llama", help="defaults of the run form")
+    sub.add_argument(
+        "--node-labels",
+        choices=[*NODE_LABELS, NO_GPU],
+        default="gfd",
+        help="how nodes name their GPU: GPU feature discovery, GKE, EKS with Karpenter; none asks for no GPU",
+    )
+    sub.add_argument(
+        "--with",
+        dest="extra",
+        action="append",
+        default=[],
+        metavar="ARTIFACT",
+        help="ask for an optional artifact as well (golden_eval); pipelines that cannot take it are left as they are",
+    )
+    sub.add_argument(
+        "--set", dest="given", action="append", default=[], metavar="NAME=VALUE", help="another default in the form"
+    )
+    return parser
+
+
+def _compile(args: argparse.Namespace) -> int:
+    pinned = images()
+    stale = []
+    for plan, configs in _requested(args):
+        text = compiled(plan, Options(configs, pinned, args.node_labels))
+        path = args.out / f"{pipeline_name(plan)}.yaml"
+        if not args.check:
+            args.out.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            print(path)
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.append(path)
+    if stale:
+        raise InputError(f"not what would be compiled: {', '.join(map(str, stale))}: run `python pipeline.py compile`")
+    return 0
+
+
+def _requested(args: argparse.Namespace) -> list[tuple[Plan, dict[str, Settings]]]:
+    """Every plan to compile with its settings.
+
+    With several starts, what a plan has no use for is left out of it; InputError for what none has use for.
+    """
+    plans = []
+    for start in args.starts or NAMES:
+        plan = make_plan(start, args.end)
+        offered = {name for stage in plan.stages for name in stage.optional_inputs} - set(plan.made)
+        plans.append(make_plan(start, args.end, extra=[name for name in args.extra if name in offered]))
+    for name in args.extra:
+        if not any(name in plan.brought for plan in plans):
+            raise InputError(f"--with {name}: no chosen stage takes it from outside")
+    given = dict(_assignment(text) for text in args.given)
+    chosen = [stage for stage in STAGES if any(stage in plan.stages for plan in plans)]
+    resolve(chosen, profile_name=args.profile, given=given)
+    return [(plan, resolve(plan.stages, profile_name=args.profile, given=_meant_for(plan, given))) for plan in plans]
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"--set {text}: expected NAME=VALUE")
+    owner, name = find_setting(key)
+    return key, parse_text(owner.config, name, value)
+
+
+def _meant_for(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if any(values_for(stage, {key: value}) for stage in plan.stages)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

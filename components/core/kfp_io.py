@@ -20,6 +20,8 @@ from components.core.stage import Stage
 # kfp backend/src/v2/objectstore: LocalPathForURI
 _MOUNTS = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/"}
 OVERRIDES = "overrides"
+# Shared by every stage that encodes, so that what they must agree on is typed once.
+ENCODER_OVERRIDES = "encoder_overrides"
 
 
 def run_from_executor_input(stage: Stage, text: str) -> None:
@@ -64,12 +66,14 @@ def local_path(artifact: Mapping[str, Any]) -> Path:
 
 def _settings(stage: Stage, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Settings among KFP's parameters; the compiler adds parameters of its own, which are none."""
-    overrides = parameters.get(OVERRIDES) or {}
-    if not isinstance(overrides, dict):
-        raise InputError(f"{stage.name}_overrides: expected a dictionary of settings, found {overrides!r}")
     values = {name: value for name, value in parameters.items() if name in stage.config.model_fields}
+    for name in (ENCODER_OVERRIDES, OVERRIDES):
+        overrides = parameters.get(name) or {}
+        if not isinstance(overrides, dict):
+            raise InputError(f"{stage.name}: {name}: expected a dictionary of settings, found {overrides!r}")
+        values |= overrides
     # A Struct knows one kind of number, so 3 may arrive as 3.0.
-    return {name: _whole(value) for name, value in {**values, **overrides}.items()}
+    return {name: _whole(value) for name, value in values.items()}
 
 
 def _whole(value: Any) -> Any:

@@ -37,7 +37,8 @@ class Stage:
     ``inputs`` and ``outputs`` are artifact names; wiring is by name. ``optional_inputs`` are used when an earlier
     stage made them or the user brings them. ``by_uri`` are artifacts that the program gets as a URI and that are
     never downloaded for it. ``results`` are output parameters: the program returns them among its metrics; one
-    called ``<output>_uri`` is filled in with that output's URI.
+    called ``<output>_uri`` is filled in with that output's URI. ``retries`` is how often KFP starts a failed task
+    again.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Stage:
     node: Node = Node()
     secrets: tuple[Secret, ...] = ()
     cache: bool = True
+    retries: int = 2
 
     @property
     def metrics_artifact(self) -> str:

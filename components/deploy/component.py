@@ -35,4 +35,5 @@ STAGE = Stage(
     image="cpu",
     node=Node(cpu="2", memory="4Gi"),
     cache=False,
+    retries=0,
 )

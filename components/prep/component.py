@@ -15,7 +15,7 @@ class PrepConfig(EncoderConfig):
     quality_threshold: float = setting(
         7.0, "Lowest overall score of a judged pair; pairs without a score are kept", form=True, ge=0, le=10
     )
-    train_ratio: float = setting(0.8, "Share of documents to train on", form=True, gt=0, lt=1)
+    train_ratio: float = setting(0.8, "Share of documents to train on", gt=0, lt=1)
     val_ratio: float = setting(0.0, "Share of documents for validation", ge=0, lt=1)
     test_ratio: float = setting(0.2, "Share of documents for the test set", ge=0, lt=1)
     conversion_seed: int = setting(42, "Seed of the split")
