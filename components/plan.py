@@ -68,7 +68,8 @@ def resolve(stages: Iterable[Stage], *, profile_name: str, given: Mapping[str, A
     """The settings of each stage: its own defaults, then the profile's, then ``given``.
 
     A key of ``given`` is ``stage.setting``, or a setting's name alone, meant for every stage that has it.
-    Raises InputError for unknown names, values of the wrong type, and stages that are not chosen.
+    Raises InputError for unknown names, values of the wrong type, stages that are not chosen, and a name alone that
+    is two different settings of the chosen stages.
     """
     stages = tuple(stages)
     chosen = {stage.name for stage in stages}
@@ -112,9 +113,13 @@ def _check_key(key: str, chosen: set[str]) -> None:
                 f"{key}: the stage {stage.name} is not among the chosen ones ({', '.join(sorted(chosen))})"
             )
         return
-    owners = {s.name for s in STAGES if name in s.config.model_fields}
-    if not owners & chosen:
+    owners = {s.name: s.config.model_fields[name] for s in STAGES if name in s.config.model_fields}
+    meant = {owner: (field.annotation, field.default) for owner, field in owners.items() if owner in chosen}
+    if not meant:
         raise InputError(f"{key} is a setting of {', '.join(sorted(owners))}, which is not among the chosen stages")
+    if any(meaning != next(iter(meant.values())) for meaning in meant.values()):
+        choices = " or ".join(f"{owner}.{name}" for owner in meant)
+        raise InputError(f"{key} means something else in each of {', '.join(meant)}: write {choices}")
 
 
 def form_settings(stages: Iterable[Stage]) -> dict[str, FieldInfo]:
