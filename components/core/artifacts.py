@@ -101,9 +101,9 @@ def verify(directory: Path, kind: str, *, sealed: bool = False) -> str | None:
     body = manifest_file.read_bytes()
     try:
         manifest = json.loads(body)
-        files = manifest["files"]
+        files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
         found_kind, version = manifest["kind"], manifest["schema_version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{where}: {MANIFEST} cannot be read; copy the artifact again from its source") from None
     if found_kind != kind:
         raise InputError(f"{where} is a '{found_kind}' artifact: give the directory of a '{kind}'")
@@ -116,13 +116,13 @@ def verify(directory: Path, kind: str, *, sealed: bool = False) -> str | None:
     return hashlib.sha256(body).hexdigest()
 
 
-def _verify_files(directory: Path, files: dict[str, Any], where: str) -> None:
+def _verify_files(directory: Path, files: dict[str, str], where: str) -> None:
     present = {str(PurePosixPath(p.relative_to(directory))) for p in directory.rglob("*") if p.is_file()} - {MANIFEST}
     for name in sorted(present ^ set(files)):
         problem = "is missing" if name in files else "is not in its manifest"
         raise InputError(f"{where}: {name} {problem}; copy the artifact again from its source")
     for name, expected in sorted(files.items()):
-        if _sha256(directory / name) != expected["sha256"]:
+        if _sha256(directory / name) != expected:
             raise InputError(f"{where}: {name} does not have the sha256 of its manifest; copy it again from its source")
 
 
