@@ -63,13 +63,14 @@ def execute(
             **{f"{name}_uri": uris[name] for name in stage.by_uri},
             **staging,
         )
+        results = _results(stage, returned, uris)
         made = _publish(stage, config, staging, outputs, digests)
     except MemoryError:
         raise StageError(f"{stage.name}: out of memory: give the node more memory or lower the batch size") from None
     finally:
         for path in staging.values():
             _remove(path)
-    outcome = _outcome(stage, returned, uris, made, seconds=time.monotonic() - started)
+    outcome = Outcome(_metrics(returned, seconds=time.monotonic() - started), results, made)
     _log.info("metrics %s", json.dumps(outcome.metrics, sort_keys=True))
     return outcome
 
@@ -124,19 +125,26 @@ def _publish(
     return digests
 
 
-def _outcome(
-    stage: Stage, returned: dict[str, Any], uris: Mapping[str, str], digests: dict[str, str], *, seconds: float
-) -> Outcome:
+def _results(stage: Stage, returned: Mapping[str, Any], uris: Mapping[str, str]) -> dict[str, Any]:
+    """The stage's output parameters."""
     results = {}
     for name, kind in stage.results.items():
-        value = uris[name.removesuffix("_uri")] if name not in returned and name.endswith("_uri") else returned[name]
-        results[name] = kind(value)
-    metrics = {
+        if name in returned:
+            results[name] = kind(returned[name])
+        elif name.removesuffix("_uri") in stage.outputs:
+            results[name] = uris[name.removesuffix("_uri")]
+        else:
+            raise StageError(f"{stage.name} returned no {name}: this is a bug")
+    return results
+
+
+def _metrics(returned: Mapping[str, Any], *, seconds: float) -> dict[str, float | int | bool | str]:
+    """What the comparison of runs can show: text, counts and finite figures."""
+    return {
         name: value
         for name, value in {**returned, "seconds": round(seconds, 1)}.items()
         if isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
     }
-    return Outcome(metrics, results, digests)
 
 
 def is_sealed(path: Path) -> bool:
