@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -32,13 +33,20 @@ class Command:
     verbose: bool = False
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a wrong command line is one line like every other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; {self.prog} --help shows what there is")
+
+
 def parse(argv: list[str]) -> Command:
-    """The command that ``argv`` means. Raises InputError for values that the settings refuse."""
+    """The command that ``argv`` means. Raises InputError for unknown options and values that the settings refuse."""
     parser = _parser()
     # argparse takes positional arguments in one run only; NAME=VALUE may stand anywhere.
     args, rest = parser.parse_known_args(argv)
     if unknown := [text for text in rest if text.startswith("-") or "=" not in text]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        raise InputError(_no_such_option(args.command, unknown[0].partition("=")[0]))
     if rest:
         args.assignments += rest
     if args.command == "info":
@@ -66,7 +74,7 @@ def _stage_command(stage: Stage, args: argparse.Namespace) -> Command:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m components", description=info.DESCRIPTION, allow_abbrev=False)
+    parser = _Parser(prog="python -m components", description=info.DESCRIPTION, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for stage in STAGES:
         sub = _subcommand(commands, stage.name, stage.summary)
@@ -88,6 +96,16 @@ def _parser() -> argparse.ArgumentParser:
         _artifact_option(run, name, default=f"WORK/{name}, when no chosen stage makes it")
     commands.add_parser("info", help="Show the stages, what they read and make, and the profiles")
     return parser
+
+
+def _no_such_option(command: str, option: str) -> str:
+    known = _brought_anywhere() if command == "run" else ()
+    if command in NAMES:
+        stage = by_name(command)
+        known = (*stage.config.model_fields, *stage.inputs, *stage.optional_inputs, *stage.by_uri)
+    close = difflib.get_close_matches(option, [f"--{name.replace('_', '-')}" for name in known], n=1)
+    message = f"there is no option {option}" + (f": did you mean {close[0]}?" if close else "")
+    return message + ("; settings of a run are written NAME=VALUE" if command == "run" and not close else "")
 
 
 def _subcommand(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
