@@ -99,13 +99,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _no_such_option(command: str, option: str) -> str:
+    name = option.lstrip("-").replace("-", "_")
+    if command == "run" and any(name in stage.config.model_fields for stage in STAGES):
+        return f"{option} is no option of run: write the setting as {name}=VALUE"
     known = _brought_anywhere() if command == "run" else ()
     if command in NAMES:
         stage = by_name(command)
         known = (*stage.config.model_fields, *stage.inputs, *stage.optional_inputs, *stage.by_uri)
-    close = difflib.get_close_matches(option, [f"--{name.replace('_', '-')}" for name in known], n=1)
-    message = f"there is no option {option}" + (f": did you mean {close[0]}?" if close else "")
-    return message + ("; settings of a run are written NAME=VALUE" if command == "run" and not close else "")
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"there is no option {option}" + (f": did you mean --{close[0].replace('_', '-')}?" if close else "")
 
 
 def _subcommand(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
