@@ -139,8 +139,8 @@ def _optional_anywhere() -> set[str]:
 
 
 def _given(args: argparse.Namespace, stage: Stage | None) -> dict[str, Any]:
-    """Settings of the file, then of the command line. Raises InputError for what is no setting."""
-    values = _file(args.config) if args.config else {}
+    """Settings of the file, then of the command line, which wins. Raises InputError for what is no setting."""
+    values: dict[str, Any] = {}
     for text in args.assignments:
         key, equals, value = text.partition("=")
         if not equals:
@@ -151,7 +151,9 @@ def _given(args: argparse.Namespace, stage: Stage | None) -> dict[str, Any]:
         if key.startswith(_SETTING) and value is not None:
             name = key.removeprefix(_SETTING)
             values[name] = _value(name, value, stage)
-    return values
+    file = _file(args.config) if args.config else {}
+    # STAGE.NAME of the file would win over NAME of the command line.
+    return {key: value for key, value in file.items() if key.rpartition(".")[2] not in values} | values
 
 
 def _value(key: str, text: str, stage: Stage | None) -> Any:

@@ -54,7 +54,8 @@ class Progress:
         rate = self.done / max(now - self._started, 1e-9)
         line = f"{self.what}: {self.done}"
         if self.total:
-            line += f" of {self.total} {self.unit}, {rate:.1f}/s, {max(self.total - self.done, 0) / rate:.0f} s to go"
+            line += f" of {self.total} {self.unit}, {rate:.1f}/s"
+            line += f", {max(self.total - self.done, 0) / rate:.0f} s to go" if rate else ""
         else:
             line += f" {self.unit}, {rate:.1f}/s"
         return line + "".join(f", {name} {value:.4g}" for name, value in figures.items())

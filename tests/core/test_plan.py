@@ -1,0 +1,103 @@
+"""Chosen stages: what the user must bring, what is gated, and whose settings are meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from components.core.errors import InputError
+from components.plan import make_plan, resolve
+from components.profiles import PROFILES
+from components.stages import NAMES, STAGES
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "brought", "by_uri"),
+    [
+        ("sdg", "deploy", {"corpus"}, set()),
+        ("prep", "deploy", {"qa_pairs"}, set()),
+        ("finetune", "deploy", {"training_data", "eval_data"}, set()),
+        ("eval", "deploy", {"checkpoint", "eval_data"}, set()),
+        ("export", "deploy", {"checkpoint"}, set()),
+        ("deploy", "deploy", {"deploy_bundle"}, {"exported_model"}),
+        ("sdg", "finetune", {"corpus"}, set()),
+        ("finetune", "finetune", {"training_data"}, set()),
+    ],
+)
+def test_what_no_chosen_stage_makes_is_brought(start: str, end: str, brought: set[str], by_uri: set[str]) -> None:
+    plan = make_plan(start, end)
+    assert (set(plan.brought), set(plan.brought_by_uri)) == (brought, by_uri)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "gated"),
+    [
+        ("sdg", "deploy", ["export", "deploy"]),
+        ("eval", "export", ["export"]),
+        ("sdg", "eval", []),
+        ("export", "deploy", []),
+    ],
+)
+def test_what_follows_the_evaluation_is_gated(start: str, end: str, gated: list[str]) -> None:
+    assert [stage.name for stage in make_plan(start, end).gated] == gated
+
+
+def test_optional_artifacts_are_brought_only_when_asked_for() -> None:
+    assert "golden_eval" not in make_plan().brought
+    assert "golden_eval" in make_plan(extra=["golden_eval"]).brought
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "extra", "message"),
+    [
+        ("eval", "sdg", [], "--from eval comes after --to sdg"),
+        ("evl", "sdg", [], "there is no stage 'evl'"),
+        ("export", "deploy", ["golden_eval"], "none of the stages export to deploy takes 'golden_eval'"),
+    ],
+)
+def test_impossible_plans_are_refused(start: str, end: str, extra: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_plan(start, end, extra=extra)
+
+
+def test_a_name_alone_is_meant_for_every_stage_that_has_it() -> None:
+    configs = resolve(STAGES, profile_name="llama", given={"query_prefix": "q: "})
+    assert {name: c.query_prefix for name, c in configs.items() if hasattr(c, "query_prefix")} == {
+        "prep": "q: ",
+        "finetune": "q: ",
+    }
+
+
+def test_a_stages_own_value_wins() -> None:
+    configs = resolve(STAGES, profile_name="llama", given={"prep.encode_batch_tokens": 7, "encode_batch_tokens": 9})
+    assert (configs["prep"].encode_batch_tokens, configs["eval"].encode_batch_tokens) == (7, 9)
+
+
+def test_what_is_given_wins_over_the_profile() -> None:
+    assert PROFILES["small"]["finetune.learning_rate"] != 0.5
+    assert resolve(STAGES, profile_name="small", given={"learning_rate": 0.5})["finetune"].learning_rate == 0.5
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_holds_only_settings_that_exist(name: str) -> None:
+    configs = resolve(STAGES, profile_name=name, given=PROFILES[name])
+    assert tuple(configs) == NAMES
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_epoch": 1}, "no setting 'num_epoch' in any stage: did you mean 'num_epochs'"),
+        ({"finetun.num_epochs": 1}, "there is no stage 'finetun'"),
+        ({"deploy.num_epochs": 1}, "no setting 'num_epochs' in deploy"),
+        ({"finetune.num_epochs": 1}, "the stage finetune is not among the chosen ones"),
+        ({"num_epochs": 1}, "num_epochs is a setting of finetune, which is not among the chosen stages"),
+    ],
+)
+def test_settings_without_a_chosen_owner_are_refused(given: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve(make_plan("sdg", "prep").stages, profile_name="llama", given=given)
+
+
+def test_unknown_profile_is_refused() -> None:
+    with pytest.raises(InputError, match="there is no profile 'big': choose one of llama, small"):
+        resolve(STAGES, profile_name="big", given={})
