@@ -29,6 +29,15 @@ class EvalConfig(Settings):
     gate_k: int = setting(10, "Cut-off of the gate's metric; computed even when not in `k_values`", gt=0)
     min_gain: float = setting(0.0, "Smallest gain over the base model that passes the gate, absolute", form=True)
     min_eval_queries: int = setting(20, "With fewer test queries the gate does not pass", ge=1)
+    max_p_value: float | None = setting(
+        None,
+        "Largest p-value of the gain (paired randomisation test) that passes the gate; null asks for none",
+        gt=0,
+        le=1,
+    )
+    max_slice_loss: float | None = setting(
+        None, "Largest loss on any kind of query of at least `min_eval_queries` that passes; null allows all", ge=0
+    )
 
     @model_validator(mode="after")
     def _something_to_evaluate(self) -> EvalConfig:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-import numpy as np
 
 from components.eval.component import EvalConfig
 from components.eval.metrics import Scores, metric_name
-
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
+from components.eval.significance import bootstrap_interval, paired_differences, randomisation_p_value
+from components.eval.slices import Slice
 
 
 @dataclass(frozen=True)
@@ -19,7 +16,7 @@ class Gate:
     """``passed`` and the sentences that say why.
 
     ``gain`` is the fine-tuned model's value of ``metric`` less the base model's, ``interval`` its 95 % confidence
-    interval; both are None unless both models were evaluated.
+    interval, ``p_value`` that of the paired randomisation test; all are None unless both models were evaluated.
     """
 
     metric: str
@@ -27,13 +24,14 @@ class Gate:
     reasons: tuple[str, ...]
     gain: float | None = None
     interval: tuple[float, float] | None = None
+    p_value: float | None = None
 
 
-def decide(config: EvalConfig, scores: Mapping[str, Scores], queries: int) -> Gate:
+def decide(config: EvalConfig, scores: Mapping[str, Scores], queries: int, slices: Iterable[Slice] = ()) -> Gate:
     """Whether the fine-tuned model gains ``min_gain`` over the base model on enough test queries.
 
-    The gate does not pass when either model was not evaluated, for then there is nothing to decide on. The confidence
-    interval is reported and does not decide.
+    ``max_p_value`` and ``max_slice_loss`` decide as well when they are set. The gate does not pass when either model
+    was not evaluated, for then there is nothing to decide on. The confidence interval is reported and does not decide.
     """
     metric = metric_name(config.gate_metric, config.gate_k)
     missing = [
@@ -46,8 +44,11 @@ def decide(config: EvalConfig, scores: Mapping[str, Scores], queries: int) -> Ga
         return Gate(metric, False, tuple(missing))
     base, tuned = (_mean(scores[name], metric) for name in ("base", "finetuned"))
     gain = round(tuned - base, 5)
-    interval = bootstrap_interval(paired_differences(scores, metric))
+    differences = paired_differences(scores, metric)
+    interval, p_value = bootstrap_interval(differences), randomisation_p_value(differences)
     enough, gained = queries >= config.min_eval_queries, gain >= config.min_gain
+    certain = config.max_p_value is None or p_value <= config.max_p_value
+    losing = _losing_slices(config, slices)
     reasons = [
         f"{metric} is {base:.4f} with the base model and {tuned:.4f} with the fine-tuned one: a change of {gain:+.4f}, "
         f"{'at least' if gained else 'less than'} what the gate asks for (min_gain {config.min_gain:g})."
@@ -57,30 +58,31 @@ def decide(config: EvalConfig, scores: Mapping[str, Scores], queries: int) -> Ga
             f"The test set has {queries} queries and min_eval_queries asks for {config.min_eval_queries}: "
             f"so few decide nothing; make more test data, or lower the setting."
         )
+    if not certain:
+        reasons.append(
+            f"The paired randomisation test gives p = {p_value:.4f}, above max_p_value {config.max_p_value:g}: "
+            f"on {queries} queries the difference may be chance."
+        )
+    reasons += losing
     low, high = interval
-    if low <= 0 <= high:
+    if certain and low <= 0 <= high:
         reasons.append(
             f"Note: the 95 % confidence interval of the gain, {low:+.4f} to {high:+.4f}, includes zero: "
-            f"on {queries} queries a difference of this size may be chance."
+            f"on {queries} queries a difference of this size may be chance (p = {p_value:.4f})."
         )
-    return Gate(metric, enough and gained, tuple(reasons), gain, interval)
+    return Gate(metric, enough and gained and certain and not losing, tuple(reasons), gain, interval, p_value)
 
 
-def paired_differences(scores: Mapping[str, Scores], metric: str) -> dict[str, float]:
-    """Fine-tuned less base, for every query."""
-    base, tuned = scores["base"].per_query, scores["finetuned"].per_query
-    return {query: round(tuned[query][metric] - base[query][metric], 5) for query in base}
-
-
-def bootstrap_interval(differences: Mapping[str, float], *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean (Sakai 2006, https://doi.org/10.1145/1148170.1148261)."""
-    values = np.array([*differences.values()])
-    generator = np.random.default_rng(seed)
-    count = len(values)
-    means = [values[generator.integers(0, count, count)].mean() for _ in range(RESAMPLES)]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return round(float(low), 5), round(float(high), 5)
+def _losing_slices(config: EvalConfig, slices: Iterable[Slice]) -> list[str]:
+    """A sentence for each slice that lost more than ``max_slice_loss``; small slices decide nothing."""
+    if config.max_slice_loss is None:
+        return []
+    return [
+        f"Queries with {one.field} {one.value} ({one.queries}) change by {one.gain:+.4f}: more than the loss of "
+        f"{config.max_slice_loss:g} that max_slice_loss allows."
+        for one in slices
+        if one.gain is not None and one.queries >= config.min_eval_queries and -one.gain > config.max_slice_loss
+    ]
 
 
 def _mean(scores: Scores, metric: str) -> float:

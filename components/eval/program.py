@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from components.core.encoder.config import EncoderConfig, read_encoder
 from components.core.errors import InputError
 from components.eval.component import EvalConfig
 from components.eval.gate import Gate, decide
-from components.eval.metrics import Evaluation, Run, Scores, check_ids, measure
+from components.eval.metrics import Evaluation, Run, Scores, check_ids, measure, metric_name
 from components.eval.report import build_report
+from components.eval.slices import slices
 from components.eval.systems import (
     BeirSets,
     check_endpoint,
@@ -26,6 +28,7 @@ from components.eval.systems import (
 
 RESULTS_FILE = "eval_results.json"
 PER_QUERY_FILE = "per_query.json"
+SLICES_FILE = "slices.json"
 _log = logging.getLogger(__name__)
 
 
@@ -57,11 +60,14 @@ def run(
         )
         for name, data in sets.items()
     }
-    gate = decide(config, evaluations["test"].scores, len(sets["test"].queries))
+    metric = metric_name(config.gate_metric, config.gate_k)
+    kinds = {name: slices(found.data, found.scores, metric) for name, found in evaluations.items()}
+    gate = decide(config, evaluations["test"].scores, len(sets["test"].queries), kinds["test"])
     for reason in gate.reasons:
         _log.info("gate %s: %s", "passed" if gate.passed else "not passed", reason)
     eval_results.mkdir(parents=True)
     _write_json(eval_results / RESULTS_FILE, _results(config, encoder, evaluations, gate, cutoffs))
+    _write_json(eval_results / SLICES_FILE, {name: [asdict(one) for one in found] for name, found in kinds.items()})
     _write_json(eval_results / PER_QUERY_FILE, {name: _per_query(found) for name, found in evaluations.items()})
     report.write_text(build_report(config, encoder, evaluations, gate, cutoffs), encoding="utf-8")
     return _metrics(evaluations, gate)
@@ -120,6 +126,7 @@ def _results(
         "min_gain": config.min_gain,
         "gain": gate.gain,
         "gain_95_percent_interval": list(gate.interval) if gate.interval else None,
+        "p_value": gate.p_value,
     }
     results["_metadata"] = {
         "queries": len(test.data.queries),
@@ -149,6 +156,8 @@ def _metrics(evaluations: dict[str, Evaluation], gate: Gate) -> dict[str, float 
             metrics |= {f"{before}{system}_{key}": value for key, value in _flat(scores).items()}
     if gate.gain is not None and gate.interval is not None:
         metrics |= {"gain": gate.gain, "gain_low": gate.interval[0], "gain_high": gate.interval[1]}
+    if gate.p_value is not None:
+        metrics["gain_p_value"] = gate.p_value
     return metrics
 
 

@@ -9,8 +9,10 @@ from components.core.chart import bar_chart, legend
 from components.core.encoder.config import EncoderConfig
 from components.core.html import Markup, element, facts, join, page, quoted, section, table, tiles
 from components.eval.component import EvalConfig
-from components.eval.gate import Gate, paired_differences
+from components.eval.gate import Gate
 from components.eval.metrics import FAMILIES, Evaluation, first_relevant_rank, metric_name
+from components.eval.significance import paired_differences
+from components.eval.slices import slices
 
 LABELS = {"bm25": "BM25", "base": "Base", "finetuned": "Fine-tuned", "nim": "Endpoint"}
 EXAMPLES = 10
@@ -37,6 +39,8 @@ def build_report(
         _headline(config, test, golden, gate),
         _figures("Test set", "Held-out questions of the generated or labelled data.", config, test, cutoffs),
         _figures("Golden set", "Your own questions, never trained on.", config, golden, cutoffs) if golden else "",
+        _slices("Test set", test, gate.metric),
+        _slices("Golden set", golden, gate.metric) if golden else "",
         _examples("Golden set", golden, gate.metric) if golden else "",
         _examples("Test set", test, gate.metric),
         _what_was_evaluated(config, encoder, evaluations, cutoffs),
@@ -109,6 +113,26 @@ def _all_metrics(evaluation: Evaluation, cutoffs: Sequence[int]) -> Markup:
             rows.append(cells)
     header = ["Metric", *(LABELS[system] for system in systems), *(("Change", "Relative") if compared else ())]
     return table(header, rows)
+
+
+def _slices(title: str, evaluation: Evaluation, metric: str) -> Markup:
+    """The metric by kind of query; nothing where the queries are all of one kind."""
+    found = slices(evaluation.data, evaluation.scores, metric)
+    if not found:
+        return Markup("")
+    systems = list(evaluation.scores)
+    rows = [
+        [
+            one.field.replace("_", " "),
+            one.value,
+            one.queries,
+            *(f"{one.means[system]:.4f}" for system in systems),
+            "–" if one.gain is None else _signed(one.gain),
+        ]
+        for one in found
+    ]
+    header = ["Kind", "Value", "Queries", *(LABELS[system] for system in systems), "Change"]
+    return section(f"{title}: {metric} by kind of query", table(header, rows, text_columns=2))
 
 
 def _examples(title: str, evaluation: Evaluation, metric: str) -> Markup:

@@ -70,6 +70,9 @@ def test_base_against_a_worse_model(tmp_path: Path, checkpoints: dict[str, Path]
     per_query = json.loads((tmp_path / "eval_results" / "per_query.json").read_text())["test"]
     mean = sum(query["base"]["NDCG@10"] for query in per_query.values()) / len(per_query)
     assert mean == pytest.approx(found["base"]["NDCG"]["NDCG@10"], abs=2e-5)
+    kinds = json.loads((tmp_path / "eval_results" / "slices.json").read_text())["test"]
+    assert sum(kind["queries"] for kind in kinds if kind["field"] == "length") in (0, 30)
+    assert 0 < outcome.metrics["gain_p_value"] == found["gate"]["p_value"] <= 1
     assert "Quality gate not passed" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 

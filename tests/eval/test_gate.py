@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, permutation_test
 
+from components.core.beir_data import BeirData
 from components.core.errors import InputError
 from components.core.settings import load
 from components.eval.component import EvalConfig
-from components.eval.gate import bootstrap_interval, decide
+from components.eval.gate import decide
 from components.eval.metrics import Scores
+from components.eval.significance import bootstrap_interval, randomisation_p_value
+from components.eval.slices import slices
 
 
 def scores(value: float, queries: int = 100) -> Scores:
@@ -77,3 +80,83 @@ def test_bad_settings(values: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message) as raised:
         load(EvalConfig, values, stage="eval")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.03, 0.1])
+def test_p_value_against_scipy(shift: float) -> None:
+    values = np.random.default_rng(5).normal(shift, 0.2, 80)
+    reference = permutation_test((values,), np.mean, permutation_type="samples", n_resamples=20_000, random_state=2)
+    assert randomisation_p_value(dict(enumerate(values))) == pytest.approx(reference.pvalue, abs=0.015)
+
+
+def test_p_value_is_exact_where_it_can_be_counted() -> None:
+    """Of the 2^5 sign flips of five equal gains two are as far from zero as all of one sign."""
+    assert randomisation_p_value(dict.fromkeys("abcde", 0.1)) == pytest.approx(2 / 32, abs=0.01)
+
+
+def test_models_that_find_the_same_do_not_differ() -> None:
+    assert randomisation_p_value(dict.fromkeys(range(50), 0.0)) == 1.0
+
+
+@pytest.mark.parametrize(("shift", "passed"), [(0.2, True), (0.01, False)])
+def test_a_gain_that_may_be_chance_does_not_pass_when_certainty_is_asked_for(shift: float, passed: bool) -> None:
+    noise = np.random.default_rng(1).normal(0, 0.3, 60)
+    noise += shift - noise.mean()
+    base, tuned = scores(0.5, 60), scores(0.5 + shift, 60)
+    for name, difference in zip(tuned.per_query, noise, strict=True):
+        tuned.per_query[name]["NDCG@10"] += difference - shift
+    found = {"base": base, "finetuned": tuned}
+    assert decide(EvalConfig(), found, 60).passed
+    gate = decide(EvalConfig(max_p_value=0.05), found, 60)
+    assert gate.passed is passed
+    assert ("paired randomisation test" in " ".join(gate.reasons)) is not passed
+
+
+def two_kinds(lost: float, of_second_kind: int) -> tuple[BeirData, dict[str, Scores]]:
+    """100 queries; those of the second kind lose, the others gain as much as makes the mean better."""
+    names = [f"q{n}" for n in range(100)]
+    kinds = {name: "lookup" if n < of_second_kind else "multi_hop" for n, name in enumerate(names)}
+    texts = dict.fromkeys(names, "how does it work")
+    data = BeirData({}, {}, texts, {}, {name: {"query_type": kind} for name, kind in kinds.items()})
+    tuned = {name: {"NDCG@10": 0.5 - lost if kind == "lookup" else 0.9} for name, kind in kinds.items()}
+    mean = sum(values["NDCG@10"] for values in tuned.values()) / len(tuned)
+    return data, {"base": scores(0.5), "finetuned": Scores({"NDCG": {"NDCG@10": mean}}, tuned)}
+
+
+@pytest.mark.parametrize(
+    ("lost", "queries", "settings", "passed"),
+    [
+        pytest.param(0.2, 30, {}, True, id="not asked for"),
+        pytest.param(0.2, 30, {"max_slice_loss": 0.1}, False, id="too large a loss"),
+        pytest.param(0.1, 30, {"max_slice_loss": 0.1}, True, id="exactly the loss allowed"),
+        pytest.param(0.2, 10, {"max_slice_loss": 0.1}, True, id="too few queries of the kind"),
+    ],
+)
+def test_a_kind_of_query_that_became_worse(lost: float, queries: int, settings: dict[str, float], passed: bool) -> None:
+    data, found = two_kinds(lost, queries)
+    gate = decide(EvalConfig(**settings), found, 100, slices(data, found, "NDCG@10"))
+    assert gate.passed is passed
+    assert ("query_type lookup" in " ".join(gate.reasons)) is not passed
+
+
+def test_slices_are_the_means_of_their_queries() -> None:
+    data, found = two_kinds(0.2, 30)
+    one, two = slices(data, found, "NDCG@10")
+    assert [(s.field, s.value, s.queries) for s in (one, two)] == [
+        ("query_type", "lookup", 30),
+        ("query_type", "multi_hop", 70),
+    ]
+    assert (one.means, one.gain) == ({"base": 0.5, "finetuned": 0.3}, -0.2)
+    assert two.gain == pytest.approx(0.4)
+
+
+def test_slices_by_length_are_in_order_of_length() -> None:
+    texts = {f"q{n}": "word " * n for n in range(1, 31)}
+    found = slices(BeirData({}, {}, texts, {}), {"base": scores(0.5, 31)}, "NDCG@10")
+    assert [(s.value, s.queries) for s in found] == [
+        ("1 to 4 words", 4),
+        ("5 to 9 words", 5),
+        ("10 to 19 words", 10),
+        ("20 words and more", 11),
+    ]
+    assert {s.gain for s in found} == {None}

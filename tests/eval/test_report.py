@@ -123,3 +123,22 @@ def test_elements_escape_everything_but_elements() -> None:
 )
 def test_long_texts_are_cut_after_a_word(text: str, shown: str) -> None:
     assert quoted(text, 8) == f"<bdi>{shown}</bdi>"
+
+
+def test_kinds_of_query_stand_in_the_report_as_text() -> None:
+    kinds = ["<b>lookup</b>", "multi_hop"]
+    data = BeirData(
+        {"p": "passage"},
+        {"p": "p"},
+        {"q0": "one", "q1": "two"},
+        {"q0": {"p": 1}, "q1": {"p": 1}},
+        {f"q{n}": {"query_type": kind} for n, kind in enumerate(kinds)},
+    )
+    run = {query: {"p": 1.0} for query in data.queries}
+    evaluation = Evaluation(
+        data, {"base": run, "finetuned": run}, {s: measure(data.qrels, run, [10]) for s in ("base", "finetuned")}
+    )
+    config = EvalConfig()
+    gate = decide(config, evaluation.scores, 2)
+    parsed = Parsed(build_report(config, EncoderConfig(), {"test": evaluation}, gate, [10]))
+    assert {"Test set: NDCG@10 by kind of query", *kinds} <= set(parsed.texts)
