@@ -24,6 +24,13 @@ class EvalConfig(Settings):
     nim_model: str = setting("nvidia/llama-3.2-nv-embedqa-1b-v2", "Model name that the endpoint answers to")
     nim_batch_size: int = setting(32, "Texts per request to the endpoint", gt=0)
     nim_timeout: float = setting(60.0, "Seconds for one request to the endpoint", gt=0)
+    nim_metric_tolerance: float = setting(
+        0.01, "Largest difference of a metric between checkpoint and endpoint, from cut-off 5 on", ge=0
+    )
+    nim_metric_low_k_tolerance: float = setting(0.03, "The same below cut-off 5", ge=0)
+    fail_on_nim_metric_drift: bool = setting(
+        False, "A larger difference does not pass the gate; set it when the endpoint serves this checkpoint"
+    )
     encode_batch_tokens: int = setting(16384, "Tokens encoded at once, padding included", gt=0)
     gate_metric: Literal["ndcg", "map", "recall", "precision", "mrr"] = setting("ndcg", "Metric that the gate looks at")
     gate_k: int = setting(10, "Cut-off of the gate's metric; computed even when not in `k_values`", gt=0)
@@ -43,6 +50,8 @@ class EvalConfig(Settings):
     def _something_to_evaluate(self) -> EvalConfig:
         if not (self.eval_base or self.eval_finetuned or self.eval_nim):
             raise ValueError("eval_base, eval_finetuned and eval_nim are all false: set one to true")
+        if self.fail_on_nim_metric_drift and not (self.eval_finetuned and self.eval_nim):
+            raise ValueError("fail_on_nim_metric_drift compares two models: set eval_finetuned and eval_nim to true")
         return self
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from components.eval.component import EvalConfig
+from components.eval.drift import drift, drift_reason
 from components.eval.metrics import Scores, metric_name
 from components.eval.significance import bootstrap_interval, paired_differences, randomisation_p_value
 from components.eval.slices import Slice
@@ -30,8 +31,9 @@ class Gate:
 def decide(config: EvalConfig, scores: Mapping[str, Scores], queries: int, slices: Iterable[Slice] = ()) -> Gate:
     """Whether the fine-tuned model gains ``min_gain`` over the base model on enough test queries.
 
-    ``max_p_value`` and ``max_slice_loss`` decide as well when they are set. The gate does not pass when either model
-    was not evaluated, for then there is nothing to decide on. The confidence interval is reported and does not decide.
+    ``max_p_value``, ``max_slice_loss`` and ``fail_on_nim_metric_drift`` decide as well when they are set. The gate does
+    not pass when either model was not evaluated, for then there is nothing to decide on. The confidence interval is
+    reported and does not decide.
     """
     metric = metric_name(config.gate_metric, config.gate_k)
     missing = [
@@ -49,6 +51,7 @@ def decide(config: EvalConfig, scores: Mapping[str, Scores], queries: int, slice
     enough, gained = queries >= config.min_eval_queries, gain >= config.min_gain
     certain = config.max_p_value is None or p_value <= config.max_p_value
     losing = _losing_slices(config, slices)
+    drifted = drift_reason(drift(config, scores))
     reasons = [
         f"{metric} is {base:.4f} with the base model and {tuned:.4f} with the fine-tuned one: a change of {gain:+.4f}, "
         f"{'at least' if gained else 'less than'} what the gate asks for (min_gain {config.min_gain:g})."
@@ -64,13 +67,16 @@ def decide(config: EvalConfig, scores: Mapping[str, Scores], queries: int, slice
             f"on {queries} queries the difference may be chance."
         )
     reasons += losing
+    if drifted:
+        reasons.append(drifted)
     low, high = interval
     if certain and low <= 0 <= high:
         reasons.append(
             f"Note: the 95 % confidence interval of the gain, {low:+.4f} to {high:+.4f}, includes zero: "
             f"on {queries} queries a difference of this size may be chance (p = {p_value:.4f})."
         )
-    return Gate(metric, enough and gained and certain and not losing, tuple(reasons), gain, interval, p_value)
+    passed = enough and gained and certain and not losing and not (drifted and config.fail_on_nim_metric_drift)
+    return Gate(metric, passed, tuple(reasons), gain, interval, p_value)
 
 
 def _losing_slices(config: EvalConfig, slices: Iterable[Slice]) -> list[str]:

@@ -14,6 +14,7 @@ from components.core.encoder.checkpoint import load_base, load_checkpoint
 from components.core.encoder.config import EncoderConfig, read_encoder
 from components.core.errors import InputError
 from components.eval.component import EvalConfig
+from components.eval.drift import drift
 from components.eval.gate import Gate, decide
 from components.eval.metrics import Evaluation, Run, Scores, check_ids, measure, metric_name
 from components.eval.report import build_report
@@ -135,6 +136,7 @@ def _results(
         "k_values": cutoffs,
         "encoder": encoder.model_dump(mode="json"),
         "nim": {"url": config.nim_url, "model": config.nim_model} if config.eval_nim else None,
+        "nim_metric_comparison": [asdict(one) | {"within": one.within} for one in drift(config, test.scores)],
     }
     return results
 

@@ -180,6 +180,9 @@ def test_a_served_model_scores_as_its_checkpoint(
     found = results(tmp_path)
     for family, values in found["finetuned"].items():
         assert found["nim"][family] == pytest.approx(values, abs=1e-4), family
+    compared = found["_metadata"]["nim_metric_comparison"]
+    assert compared
+    assert all(one["within"] for one in compared)
     assert metrics["passed"] is False
     assert found["gate"]["reasons"] == [
         "The base model was not evaluated (eval_base is false), so its NDCG@10 is not known and the gate cannot pass."

@@ -73,6 +73,7 @@ def test_interval_against_scipy() -> None:
         ({"k_values": [0, -3]}, "k_values"),
         ({"gate_k": 0}, "gate_k"),
         ({"gate_metric": "accuracy"}, "gate_metric"),
+        ({"fail_on_nim_metric_drift": True}, "set eval_finetuned and eval_nim to true"),
         ({"eval_base": False, "eval_finetuned": False}, "are all false: set one to true"),
     ],
 )
@@ -160,3 +161,28 @@ def test_slices_by_length_are_in_order_of_length() -> None:
         ("20 words and more", 11),
     ]
     assert {s.gain for s in found} == {None}
+
+
+@pytest.mark.parametrize(
+    ("metric", "served", "settings", "passed", "said"),
+    [
+        pytest.param("NDCG@10", 0.61, {"fail_on_nim_metric_drift": True}, True, False, id="exactly the tolerance"),
+        pytest.param("NDCG@10", 0.585, {"fail_on_nim_metric_drift": True}, False, True, id="worse"),
+        pytest.param(
+            "NDCG@10", 0.615, {"fail_on_nim_metric_drift": True}, False, True, id="better is another model too"
+        ),
+        pytest.param("NDCG@1", 0.625, {"fail_on_nim_metric_drift": True}, True, False, id="wider at low cut-offs"),
+        pytest.param("NDCG@1", 0.64, {"fail_on_nim_metric_drift": True}, False, True, id="too far at a low cut-off"),
+        pytest.param("NDCG@10", 0.2, {}, True, True, id="only said, unless asked for"),
+    ],
+)
+def test_an_endpoint_that_serves_something_else(
+    metric: str, served: float, settings: dict[str, bool], passed: bool, said: bool
+) -> None:
+    def of(value: float) -> Scores:
+        return Scores({"NDCG": {metric: value}}, {f"q{n}": {metric: value} for n in range(50)})
+
+    config = EvalConfig(eval_nim=True, gate_k=int(metric.partition("@")[2]), **settings)
+    gate = decide(config, {"base": of(0.5), "finetuned": of(0.6), "nim": of(served)}, 50)
+    assert gate.passed is passed
+    assert ("endpoint does not score as the checkpoint" in " ".join(gate.reasons)) is said
