@@ -67,7 +67,8 @@ class OfflineGenerator:
         """The sentence of the passage that shares the most weight with the query, other than the query itself."""
         wanted = set(_terms(query))
         others = [sentence for sentence in split_sentences(passage) if sentence != query] or [passage]
-        return max(others, key=lambda sentence: sum(self._weight(term) for term in wanted & set(_terms(sentence))))
+        # fsum: a plain sum rounds by the order of the set, which differs from process to process.
+        return max(others, key=lambda text: math.fsum(self._weight(term) for term in wanted & set(_terms(text))))
 
     def _keywords(self, passage: str, random_: random.Random) -> str:
         counts = Counter(_terms(passage))
