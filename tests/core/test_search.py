@@ -1,0 +1,43 @@
+"""Blocked search finds what sorting the whole score matrix finds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from components.core.search import top_k
+
+
+@pytest.mark.parametrize("query_block", [1, 4, 100])
+@pytest.mark.parametrize("passage_block", [1, 7, 1000])
+@pytest.mark.parametrize("k", [1, 5, 60])
+def test_equals_brute_force_with_ties_in_any_blocks(query_block: int, passage_block: int, k: int) -> None:
+    rng = np.random.default_rng(0)
+    # Small whole numbers: products are exact and many scores tie.
+    queries = rng.integers(-2, 3, (9, 4)).astype(np.float32)
+    passages = rng.integers(-2, 3, (40, 4)).astype(np.float32)
+    scores, rows = top_k(queries, passages, k, query_block=query_block, passage_block=passage_block)
+    every = queries @ passages.T
+    assert scores.shape == rows.shape == (9, min(k, 40))
+    np.testing.assert_array_equal(scores, -np.sort(-every, axis=1)[:, :k])
+    np.testing.assert_array_equal(np.take_along_axis(every, rows, axis=1), scores)
+    assert all(len(set(row)) == len(row) for row in rows.tolist())
+
+
+def test_excluded_passages_end_a_row_with_minus_infinity() -> None:
+    rng = np.random.default_rng(1)
+    queries, passages = (rng.standard_normal((n, 8)).astype(np.float32) for n in (5, 20))
+    banned = rng.random((5, 20)) < 0.8
+
+    def exclude(scores: torch.Tensor, first_query: int, first_passage: int) -> None:
+        rows = slice(first_query, first_query + scores.shape[0])
+        part = banned[rows, first_passage : first_passage + scores.shape[1]]
+        scores[torch.from_numpy(part).to(scores.device)] = -torch.inf
+
+    scores, rows = top_k(queries, passages, 10, exclude=exclude, query_block=2, passage_block=3)
+    expected = np.where(banned, -np.inf, queries @ passages.T)
+    np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :10], rtol=1e-5, atol=1e-6)
+    found = np.isfinite(scores)
+    assert found.sum() == np.minimum((~banned).sum(axis=1), 10).sum()
+    assert not np.take_along_axis(banned, rows, axis=1)[found].any()
