@@ -9,7 +9,11 @@ from typing import Any
 _PARAGRAPH = re.compile(r"\n\s*\n+")
 # A sentence ends at . ! ? (and closing quotes or brackets) before white space and what can start a sentence,
 # or at the full stops of Chinese and Japanese, which no space follows.
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\Wa-z_])|(?<=[。！？])(?=[^」』）])")
+_CLOSE = "[\"'”’)\\]]"
+_SENTENCE_END = re.compile(
+    rf"(?:(?<=[.!?])|(?<=[.!?]{_CLOSE})|(?<=[.!?]{_CLOSE}{_CLOSE}))\s+(?=[\"'“‘(\[]*[^\Wa-z_])"
+    r"|(?<=[。！？])(?=[^」』）])"
+)
 # Text without spaces has no words to count: in a run longer than any word, six characters stand for one.
 _LONGEST_WORD = 24
 _CHARACTERS_PER_WORD = 6

@@ -4,7 +4,7 @@
 - ``inverse_cloze``: one sentence of the passage is the query for it (Lee et al. 2019, arXiv 1906.00300).
 - ``cropping``: a random span of the passage with some words deleted (independent cropping: Izacard et al. 2022,
   arXiv 2112.09118).
-- ``mixed``: each passage gets one of the three at random.
+- ``mixed``: each query is made by one of the three at random.
 """
 
 from __future__ import annotations
