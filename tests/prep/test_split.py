@@ -1,0 +1,73 @@
+"""No document and no shared text lies on two sides of a split."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.prep.records import Example, Records
+from components.prep.split import split
+
+
+def folded(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def hostile(seed: int) -> Records:
+    """Documents that share passages, also in other case and spacing, and questions asked of several documents."""
+    rng = random.Random(seed)
+    texts = [f"{'The  ' if n % 2 else 'the '}valve {n // 2}" for n in range(60)]
+    records = Records()
+    for document in (f"document {n}" for n in range(rng.randint(2, 30))):
+        own = [*rng.sample(texts, rng.randint(1, 3)), f"Only in {document}"]
+        for text in own:
+            records.add_passage(text, document)
+        for _ in range(rng.randint(0, 4)):
+            question = f"{rng.choice(['what', 'What '])} is {rng.randint(0, 40)}?"
+            records.examples.append(Example(question, tuple(rng.sample(own, 1)), document))
+    return records
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_documents_texts_and_questions_never_cross(seed: int) -> None:
+    records = hostile(seed)
+    parts = split(records, train_ratio=0.6, val_ratio=0.2, seed=seed)
+    sides = [parts.train, parts.val, parts.test]
+    documents = [{e.document for e in side} for side in sides]
+    # All texts of a side's documents, not only its answers: a negative may be any of them.
+    texts = [{folded(t) for t, holders in records.passages.items() if set(holders) & part} for part in documents]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert not documents[first] & documents[second]
+        assert not texts[first] & texts[second]
+    seen = {folded(text) for text in parts.training_passages}
+    assert {folded(text) for e in parts.train for text in e.positives} <= seen
+    assert not seen & (texts[1] | texts[2])
+    asked = {folded(e.query) for e in parts.train}
+    assert not asked & {folded(e.query) for e in (*parts.val, *parts.test)}
+    assert sum(map(len, sides)) + parts.repeated_queries == len(records.examples)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), order=st.randoms(use_true_random=False))
+def test_the_order_of_the_input_does_not_matter(seed: int, order: random.Random) -> None:
+    records = hostile(seed)
+    shuffled = Records()
+    for text, holders in order.sample(list(records.passages.items()), len(records.passages)):
+        for document in order.sample(holders, len(holders)):
+            shuffled.add_passage(text, document)
+    shuffled.examples.extend(order.sample(records.examples, len(records.examples)))
+    ratios = {"train_ratio": 0.8, "val_ratio": 0.0, "seed": 7}
+    assert split(shuffled, **ratios) == split(records, **ratios)
+
+
+def test_shares_are_those_asked_for_and_the_seed_decides_which() -> None:
+    records = Records()
+    for n in range(100):
+        records.add_passage(f"passage {n}", f"document {n}")
+        records.examples.append(Example(f"question {n}", (f"passage {n}",), f"document {n}"))
+    parts = split(records, train_ratio=0.7, val_ratio=0.1, seed=1)
+    assert [len(parts.train), len(parts.val), len(parts.test)] == [70, 10, 20]
+    assert split(records, train_ratio=0.7, val_ratio=0.1, seed=2).train != parts.train
