@@ -88,7 +88,24 @@ def test_makes_nothing_of_too_short_a_text(text: str) -> None:
     assert pairs("inverse_cloze", text) == []
 
 
-def test_reruns_are_byte_identical_whatever_the_hash_seed(corpus: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def ties(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents whose first sentence shares as much weight, of other terms, with the second as with the third."""
+    directory = tmp_path_factory.mktemp("ties")
+    for number in range(20):
+        left, right = ([f"{side}{number}n{term}" for term in range(7)] for side in "XY")
+        text = f"{' '.join(left + right)}. {' '.join(left)}. {' '.join(right)}."
+        (directory / f"{number:02}.txt").write_text(text)
+        for rare in range(1, 7):
+            (directory / f"{number:02}-{rare}.txt").write_text(f"{' '.join(left[rare:] + right[rare:])} " + "and " * 15)
+    return directory
+
+
+@pytest.mark.parametrize("documents", ["corpus", "ties"])
+def test_reruns_are_byte_identical_whatever_the_hash_seed(
+    documents: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    corpus = request.getfixturevalue(documents)
     made = []
     for seed in ("0", "1", "4242"):
         out = tmp_path / seed
