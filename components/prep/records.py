@@ -126,7 +126,7 @@ def _add_pair(
     segments = pair.get("segment_ids")
     if not isinstance(segments, list) or not segments:
         return "no passage named"
-    if any(segment not in texts for segment in segments if not isinstance(segment, (list, dict))):
+    if any(isinstance(segment, (list, dict)) or segment not in texts for segment in segments):
         return "unknown passage named"
     positives = tuple(dict.fromkeys(texts[segment] for segment in segments))
     if len(positives) > max_positives:
