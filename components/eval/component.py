@@ -45,6 +45,9 @@ class EvalConfig(Settings):
     max_slice_loss: float | None = setting(
         None, "Largest loss on any kind of query of at least `min_eval_queries` that passes; null allows all", ge=0
     )
+    max_golden_loss: float | None = setting(
+        None, "Largest loss on `golden_eval` that passes the gate; null allows all", ge=0
+    )
 
     @model_validator(mode="after")
     def _something_to_evaluate(self) -> EvalConfig:

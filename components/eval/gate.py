@@ -28,12 +28,18 @@ class Gate:
     p_value: float | None = None
 
 
-def decide(config: EvalConfig, scores: Mapping[str, Scores], queries: int, slices: Iterable[Slice] = ()) -> Gate:
+def decide(
+    config: EvalConfig,
+    scores: Mapping[str, Scores],
+    queries: int,
+    slices: Iterable[Slice] = (),
+    golden: Mapping[str, Scores] | None = None,
+) -> Gate:
     """Whether the fine-tuned model gains ``min_gain`` over the base model on enough test queries.
 
-    ``max_p_value``, ``max_slice_loss`` and ``fail_on_nim_metric_drift`` decide as well when they are set. The gate does
-    not pass when either model was not evaluated, for then there is nothing to decide on. The confidence interval is
-    reported and does not decide.
+    ``golden`` are the scores on the golden set. ``max_p_value``, ``max_slice_loss``, ``max_golden_loss`` and
+    ``fail_on_nim_metric_drift`` decide as well when they are set. The gate does not pass when either model was not
+    evaluated, for then there is nothing to decide on. The confidence interval is reported and does not decide.
     """
     metric = metric_name(config.gate_metric, config.gate_k)
     missing = [
@@ -50,7 +56,7 @@ def decide(config: EvalConfig, scores: Mapping[str, Scores], queries: int, slice
     interval, p_value = bootstrap_interval(differences), randomisation_p_value(differences)
     enough, gained = queries >= config.min_eval_queries, gain >= config.min_gain
     certain = config.max_p_value is None or p_value <= config.max_p_value
-    losing = _losing_slices(config, slices)
+    losing = _losing_slices(config, slices) + _golden_loss(config, golden, metric)
     drifted = drift_reason(drift(config, scores))
     reasons = [
         f"{metric} is {base:.4f} with the base model and {tuned:.4f} with the fine-tuned one: a change of {gain:+.4f}, "
@@ -88,6 +94,21 @@ def _losing_slices(config: EvalConfig, slices: Iterable[Slice]) -> list[str]:
         f"{config.max_slice_loss:g} that max_slice_loss allows."
         for one in slices
         if one.gain is not None and one.queries >= config.min_eval_queries and -one.gain > config.max_slice_loss
+    ]
+
+
+def _golden_loss(config: EvalConfig, golden: Mapping[str, Scores] | None, metric: str) -> list[str]:
+    """Why the golden set speaks against the model; nothing unless ``max_golden_loss`` asks."""
+    if config.max_golden_loss is None:
+        return []
+    if golden is None:
+        return ["max_golden_loss is set and there is no golden set: give golden_eval, or leave the setting out."]
+    change = round(_mean(golden["finetuned"], metric) - _mean(golden["base"], metric), 5)
+    if -change <= config.max_golden_loss:
+        return []
+    return [
+        f"On the golden set {metric} changes by {change:+.4f}: more than the loss of {config.max_golden_loss:g} that "
+        f"max_golden_loss allows."
     ]
 
 

@@ -63,7 +63,8 @@ def run(
     }
     metric = metric_name(config.gate_metric, config.gate_k)
     kinds = {name: slices(found.data, found.scores, metric) for name, found in evaluations.items()}
-    gate = decide(config, evaluations["test"].scores, len(sets["test"].queries), kinds["test"])
+    golden = evaluations["golden"].scores if "golden" in evaluations else None
+    gate = decide(config, evaluations["test"].scores, len(sets["test"].queries), kinds["test"], golden)
     for reason in gate.reasons:
         _log.info("gate %s: %s", "passed" if gate.passed else "not passed", reason)
     eval_results.mkdir(parents=True)

@@ -45,7 +45,7 @@ def test_base_against_a_worse_model(tmp_path: Path, checkpoints: dict[str, Path]
     """The whole stage as the runner starts it, with a golden set and a cut-off that only the gate asks for."""
     outcome = execute(
         STAGE,
-        EvalConfig(**SMALL, gate_k=5),
+        EvalConfig(**SMALL, gate_k=5, max_golden_loss=1.0),
         inputs={
             "checkpoint": Source(checkpoints["noisy"]),
             "eval_data": Source(collection),
@@ -57,6 +57,7 @@ def test_base_against_a_worse_model(tmp_path: Path, checkpoints: dict[str, Path]
     found = results(tmp_path)
     assert outcome.results == {"passed": False}
     assert found["gate"]["passed"] is False
+    assert not any("golden" in reason for reason in found["gate"]["reasons"])
     assert outcome.metrics["gain"] == pytest.approx(
         found["finetuned"]["NDCG"]["NDCG@5"] - found["base"]["NDCG"]["NDCG@5"]
     )

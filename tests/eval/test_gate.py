@@ -186,3 +186,22 @@ def test_an_endpoint_that_serves_something_else(
     gate = decide(config, {"base": of(0.5), "finetuned": of(0.6), "nim": of(served)}, 50)
     assert gate.passed is passed
     assert ("endpoint does not score as the checkpoint" in " ".join(gate.reasons)) is said
+
+
+@pytest.mark.parametrize(
+    ("golden", "settings", "passed", "reason"),
+    [
+        pytest.param(0.4, {}, True, "", id="not asked for"),
+        pytest.param(0.4, {"max_golden_loss": 0.05}, False, "On the golden set NDCG@10 changes by -0.1000", id="worse"),
+        pytest.param(0.4, {"max_golden_loss": 0.1}, True, "", id="exactly the loss allowed"),
+        pytest.param(0.6, {"max_golden_loss": 0.0}, True, "", id="better"),
+        pytest.param(None, {"max_golden_loss": 0.1}, False, "there is no golden set", id="asked for and absent"),
+    ],
+)
+def test_a_model_that_forgets(golden: float | None, settings: dict[str, float], passed: bool, reason: str) -> None:
+    found = {"base": scores(0.5), "finetuned": scores(0.6)}
+    on_golden = None if golden is None else {"base": scores(0.5), "finetuned": scores(golden)}
+    gate = decide(EvalConfig(**settings), found, 100, golden=on_golden)
+    assert gate.passed is passed
+    assert reason in " ".join(gate.reasons)
+    assert len(gate.reasons) == (2 if reason else 1)
