@@ -9,7 +9,6 @@ import argparse
 import json
 import shutil
 from pathlib import Path
-
 from pydoc_data.topics import topics
 
 from components.plan import resolve
