@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from components import info, local
+from components import docs, info, local
 from components.core.artifacts import ARTIFACTS
 from components.core.errors import InputError
 from components.core.kfp_io import run_from_executor_input
@@ -22,6 +22,8 @@ from components.profiles import PROFILES
 from components.stages import NAMES, STAGES, by_name
 
 _SETTING = "setting:"
+# Commands without settings.
+_BARE = ("info", "docs")
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,14 @@ def parse(argv: list[str]) -> Command:
     parser = _parser()
     # argparse takes positional arguments in one run only; NAME=VALUE may stand anywhere.
     args, rest = parser.parse_known_args(argv)
-    if unknown := [text for text in rest if text.startswith("-") or "=" not in text]:
+    if unknown := [text for text in rest if text.startswith("-") or "=" not in text or args.command in _BARE]:
         raise InputError(_no_such_option(args.command, unknown[0].partition("=")[0]))
     if rest:
         args.assignments += rest
     if args.command == "info":
         return Command("info", lambda: print(info.workflow()))
+    if args.command == "docs":
+        return Command("docs", lambda: docs.write(check=args.check))
     if args.command == "run":
         return _run_command(args)
     return _stage_command(by_name(args.command), args)
@@ -95,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     for name in _brought_anywhere():
         _artifact_option(run, name, default=f"WORK/{name}, when no chosen stage makes it")
     commands.add_parser("info", help="Show the stages, what they read and make, and the profiles")
+    docs_parser = commands.add_parser("docs", help="Write the generated tables of the stages' READMEs")
+    docs_parser.add_argument("--check", action="store_true", help="write nothing; exit 2 when a file is not up to date")
     return parser
 
 

@@ -34,6 +34,7 @@ ABOVE = {
     "stages": DECLARATIONS,
     "plan": ("components.profiles", "components.stages"),
     "info": ("components.profiles", "components.stages"),
+    "docs": ("components.info", "components.plan", "components.profiles", "components.stages"),
     "summary": ("components.plan",),
     "local": ("components.plan", "components.summary"),
 }
