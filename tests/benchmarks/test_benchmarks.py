@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import accuracy, encode, finetune
+from benchmarks import accuracy, encode, finetune, stages
 
 
 @pytest.fixture
@@ -47,3 +47,9 @@ def test_our_gradients_are_those_of_transformers(rows_of):
     error = {row["computed by"]: float(row["relative error of the gradient"]) for row in rows_of(accuracy)}
     assert error["ours, float32, not compiled"] < 1e-4
     assert error["ours, bfloat16"] < 1.5 * error["transformers, bfloat16, padded"]
+
+
+def test_the_stages_run_one_after_the_other(rows_of):
+    rows = rows_of(stages)
+    assert [row["stage"] for row in rows] == ["prep", "finetune", "eval", "export"]
+    assert all(row["seconds"] > 0 for row in rows)
