@@ -32,7 +32,7 @@ _FIGURES = {
 
 def main() -> None:
     args = report.arguments("Seconds and GPU memory of each stage.")
-    shape, count = (TINY, 100) if args.tiny else (LLAMA_1B, 4000)
+    shape, count = (TINY, 100) if args.tiny else (LLAMA_1B, 2000)
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         _write_base(shape, work / "base")

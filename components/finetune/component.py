@@ -16,7 +16,12 @@ class FinetuneConfig(EncoderConfig):
     global_batch_size: int = setting(
         128, "Queries per optimizer step; 128 is scaled down when there are fewer than 2000", form=True, gt=0
     )
-    local_batch_size: int = setting(4, "Queries per forward and backward pass", gt=0)
+    local_batch_size: int = setting(
+        4, "Queries per forward and backward pass; where texts are packed, only the size of in-batch negatives", gt=0
+    )
+    packed_batch_tokens: int = setting(
+        16384, "Tokens per forward and backward pass where texts are packed (Llama on a GPU); sets the memory", gt=0
+    )
     learning_rate: float = setting(1e-5, "Peak learning rate", form=True, gt=0)
     lr_warmup_steps: int = setting(5, "Steps until the peak; at most a tenth of all steps", ge=0)
     lr_decay_style: Literal["cosine", "linear"] = setting("cosine", "Decay to a hundredth of the peak")

@@ -6,18 +6,16 @@ import torch
 from torch.nn import functional
 
 
-def contrastive_loss(
-    queries: torch.Tensor, passages: torch.Tensor, slots: torch.Tensor, *, temperature: float
-) -> torch.Tensor:
+def contrastive_loss(queries: torch.Tensor, passages: torch.Tensor, *, temperature: float) -> torch.Tensor:
     """The recipe's loss: each query against its own passages only.
 
-    ``queries`` [n, d]; ``passages`` [m, d], each distinct passage once; ``slots`` int64 [n, p]: rows of ``passages``
-    for each query, the positive first. Returns the loss of each query, [n].
+    ``queries`` [n, d]; ``passages`` [n, p, d], the positive first. Returns the loss of each query, [n]. A negative that
+    repeats, as where there are too few, counts as often as it stands there.
     """
-    scores = torch.einsum("nd,npd->np", queries, passages[slots]) / temperature
-    # A negative that repeats, as where there are too few, counts as often as it stands there.
-    return functional.cross_entropy(scores, torch.zeros(len(queries), dtype=torch.long, device=scores.device),
-                                    reduction="none")  # fmt: skip
+    scores = torch.einsum("nd,npd->np", queries, passages) / temperature
+    return functional.cross_entropy(
+        scores, torch.zeros(len(queries), dtype=torch.long, device=scores.device), reduction="none"
+    )
 
 
 def in_batch_loss(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
@@ -13,16 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from components.core.encoder.model import Encoder, batches_by_length
+from components.core.encoder.model import Encoder
 from components.core.errors import ActionNeeded
 from components.core.progress import Progress
 from components.finetune.component import FinetuneConfig
 from components.finetune.data import Example, TrainingData, batch_size, batches, steps
-from components.finetune.loss import contrastive_loss, in_batch_loss
+from components.finetune.gradient import Batch, gradient_of
 from components.finetune.schedule import build_optimizer, learning_rate
-
-# Tokens of one forward pass: a CPU gains nothing beyond its caches, a GPU wants to be filled.
-_FORWARD_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
 @dataclass(frozen=True)
@@ -47,8 +43,8 @@ class Trainer:
         self.encoder, self.data, self.config = encoder.eval(), data, config
         self.batch_size = batch_size(config.global_batch_size, len(data.examples))
         self.total = steps(len(data.examples), self.batch_size, config.num_epochs)
-        self._dtype = dtype
         self._optimizer = build_optimizer(encoder, config)
+        self._gradient = gradient_of(encoder, config, dtype)
         self._ids = self._tokenize()
 
     def train(self, log: Path) -> list[Step]:
@@ -72,13 +68,9 @@ class Trainer:
         rate = learning_rate(number, self.total, self.config)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        total, tokens = 0.0, 0
-        for start in range(0, len(examples), self.config.local_batch_size):
-            losses, count = self._losses(examples[start : start + self.config.local_batch_size])
-            loss = losses.sum() / len(examples)
-            loss.backward()
-            total += loss.item()
-            tokens += count
+        size = len(examples) if self._gradient.whole_batches else self.config.local_batch_size
+        parts = [self._batch(examples[start : start + size]) for start in range(0, len(examples), size)]
+        total = sum(self._gradient.add(part, 1 / len(examples)).item() for part in parts)
         norm = nn.utils.clip_grad_norm_(self.encoder.parameters(), self.config.max_grad_norm).item()
         if not math.isfinite(total) or not math.isfinite(norm):
             raise ActionNeeded(
@@ -87,39 +79,20 @@ class Trainer:
             )
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        speed = tokens / (time.perf_counter() - started)
+        self._gradient.weights_changed()
+        speed = sum(part.tokens for part in parts) / (time.perf_counter() - started)
         return Step(number + 1, epoch, round(total, 6), round(norm, 6), rate, round(speed, 1))
 
-    def _losses(self, examples: Sequence[Example]) -> tuple[torch.Tensor, int]:
-        """The loss of each example, [n], and the number of tokens encoded. Equal passages are encoded once."""
+    def _batch(self, examples: Sequence[Example]) -> Batch:
+        """Equal passages stand in it once."""
         slots = [self._passages_of(example) for example in examples]
-        names = list(dict.fromkeys(name for names in slots for name in names))
-        row = {name: number for number, name in enumerate(names)}
-        query_ids = [self._ids["query", example.query] for example in examples]
-        passage_ids = [self._ids["passage", name] for name in names]
-        device = self.encoder.device
-        temperature = self.config.temperature if self.config.l2_normalize else 1.0
-        with self._autocast():
-            queries = self._vectors(query_ids)
-            passages = self._vectors(passage_ids)
-        if self.config.in_batch_negatives:
-            positives = torch.tensor([row[example.positive] for example in examples], device=device)
-            known = torch.tensor(
-                [[name in self.data.answers[example.query] for name in names] for example in examples], device=device
-            )
-            losses = in_batch_loss(queries, passages, positives, known, temperature=temperature)
-        else:
-            table = torch.tensor([[row[name] for name in of] for of in slots], device=device)
-            losses = contrastive_loss(queries, passages, table, temperature=temperature)
-        return losses, sum(map(len, query_ids)) + sum(map(len, passage_ids))
-
-    def _vectors(self, ids: list[list[int]]) -> torch.Tensor:
-        """[len(ids), d]. Texts of like length go together: padding is work too."""
-        groups = batches_by_length([len(row) for row in ids], _FORWARD_TOKENS[self.encoder.device.type])
-        vectors = torch.cat([self.encoder(*self.encoder.batch([ids[row] for row in group])) for group in groups])
-        place = torch.empty(len(ids), dtype=torch.long)
-        place[torch.tensor([row for group in groups for row in group])] = torch.arange(len(ids))
-        return vectors[place.to(vectors.device)]
+        row = {name: number for number, name in enumerate(dict.fromkeys(name for names in slots for name in names))}
+        return Batch(
+            queries=[self._ids["query", example.query] for example in examples],
+            passages=[self._ids["passage", name] for name in row],
+            slots=[[row[name] for name in names] for names in slots],
+            known=[{row[name] for name in self.data.answers[example.query] if name in row} for example in examples],
+        )
 
     def _passages_of(self, example: Example) -> list[str]:
         """The positive and the hardest negatives; too few are repeated, as the recipe does."""
@@ -134,8 +107,3 @@ class Trainer:
         ids = dict(zip((("query", q) for q in queries), self.encoder.tokenize(queries, "query"), strict=True))
         texts = [self.data.passages[name] for name in names]
         return ids | dict(zip((("passage", n) for n in names), self.encoder.tokenize(texts, "passage"), strict=True))
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self._dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.encoder.device.type, dtype=self._dtype)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from components.core.encoder import packed
 from components.core.encoder.config import EncoderConfig, Kind
 from components.core.progress import Progress
+
+_PLURAL: dict[Kind, str] = {"query": "queries", "passage": "passages"}
+# Compiling takes a GPU some seconds, in which it encodes as many texts.
+_WORTH_COMPILING = 20_000
 
 
 class Encoder(nn.Module):
@@ -61,20 +66,34 @@ class Encoder(nn.Module):
     ) -> np.ndarray:
         """Vectors of ``texts``: float32 [len(texts), dimension].
 
-        Equal texts are encoded once; batches hold texts of like length and at most ``batch_tokens`` tokens, padding
-        included (one text at least). Progress is shown under the name ``what``.
+        Equal texts are encoded once; a batch holds about ``batch_tokens`` tokens (one text at least). Texts are packed
+        where the model and the device allow it, else those of like length are padded to the longest. Progress is shown
+        under the name ``what``.
         """
         self.eval()
         unique = list(dict.fromkeys(texts))
         vectors = np.empty((len(unique), self.dimension), dtype=np.float32)
-        ids = self.tokenize(unique, kind)
-        with Progress(what or f"encoding {kind}s", total=len(unique), unit="texts") as progress:
-            for rows in batches_by_length([len(row) for row in ids], batch_tokens):
-                batch = self(*self.batch([ids[row] for row in rows]))
-                vectors[rows] = batch.float().cpu().numpy()
+        with Progress(what or f"encoding {_PLURAL[kind]}", total=len(unique), unit="texts") as progress:
+            for rows, batch in self._stream(unique, kind, batch_tokens):
+                vectors[rows] = batch
                 progress.add(len(rows))
         position = {text: row for row, text in enumerate(unique)}
         return vectors[[position[text] for text in texts]] if len(unique) < len(texts) else vectors
+
+    def _stream(self, texts: Sequence[str], kind: Kind, batch_tokens: int) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Rows of ``texts`` and their vectors, batch by batch."""
+        if packed.fast(self.backbone):
+            model = packed.PackedLlama(
+                self.backbone,
+                self.config.pooling,
+                self.config.l2_normalize,
+                compiled=len(texts) >= _WORTH_COMPILING,
+            )
+            yield from model.stream(texts, lambda piece: self.tokenize(piece, kind), batch_tokens)
+            return
+        ids = self.tokenize(texts, kind)
+        for rows in batches_by_length([len(row) for row in ids], batch_tokens):
+            yield rows, self(*self.batch([ids[row] for row in rows])).float().cpu().numpy()
 
 
 def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, how: str) -> torch.Tensor:

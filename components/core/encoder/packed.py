@@ -36,6 +36,12 @@ def supports(backbone: PreTrainedModel) -> bool:
     )
 
 
+def fast(backbone: PreTrainedModel) -> bool:
+    """Whether ``backbone`` runs faster over packed texts: on a GPU, in the precision of the flash kernels."""
+    weight = next(backbone.parameters())
+    return weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16) and supports(backbone)
+
+
 class PackedLlama:
     """``backbone`` with pooling and normalisation, for texts packed into bins.
 
