@@ -17,6 +17,10 @@ from components.sdg.generation import generate
 from components.sdg.offline import OfflineGenerator
 
 _log = logging.getLogger(__name__)
+_OFFLINE_STAMP = {
+    "for_quality_claims": False,
+    "note": "made by heuristics, for trials: judge models by questions of people, not by these",
+}
 
 
 def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path) -> dict[str, Any]:
@@ -41,6 +45,7 @@ def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path) -> dict[str, Any]:
         "output_path": "qa_pairs.jsonl",
         "schema_version": 1,
         "generator": config.generator,
+        **(_OFFLINE_STAMP if config.generator == "offline" else {}),
         "skipped_files": read.skipped,
         **counts,
     }
@@ -71,10 +76,11 @@ def _offline(records: list[dict[str, Any]], config: SdgConfig) -> dict[str, int]
         [chunk["text"] for record in records for chunk in record["chunks"]], method=config.offline_method
     )
     for record in track(records, "generating questions", unit="documents"):
-        # Seeded by document, so that a new document changes no other one's questions.
+        # Seeded by document, so that a new document changes no other one's random choices; tf-idf weights it does.
         random_ = random.Random(f"{config.seed}:{record['source_id']}")
         pairs = generator.pairs(record["chunks"], per_passage=config.num_pairs, random_=random_)
         record["qa_generation"] = {"pairs": pairs}
         record["deduplicated_qa_pairs"] = pairs
         record["synthetic_method"] = config.offline_method
+        record["for_quality_claims"] = False
     return {}

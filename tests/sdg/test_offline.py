@@ -17,6 +17,7 @@ from components.plan import resolve
 from components.sdg.chunking import chunk
 from components.sdg.component import SdgConfig
 from components.sdg.offline import OfflineGenerator
+from components.sdg.program import run
 from components.stages import by_name
 from tests.data.pydoc.build import write_corpus
 
@@ -113,6 +114,13 @@ def test_reruns_are_byte_identical_whatever_the_hash_seed(
         subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True)
         made.append((out / "qa_pairs.jsonl").read_bytes())
     assert made[0] == made[1] == made[2]
+
+
+def test_offline_data_says_that_it_is_not_for_quality_claims(corpus: Path, tmp_path: Path) -> None:
+    run(SdgConfig(generator="offline", num_files=3), corpus=corpus, qa_pairs=tmp_path / "out")
+    lines = (tmp_path / "out" / "qa_pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    stamped = [*map(json.loads, lines), json.loads((tmp_path / "out" / "generation_result.json").read_text())]
+    assert [record["for_quality_claims"] for record in stamped] == [False] * 4
 
 
 def test_small_profile_makes_pairs_of_the_demo_corpus_without_the_golden_questions(
