@@ -1,4 +1,4 @@
-"""A saved encoder is the same one again: here, in transformers and in sentence-transformers. What is none is refused."""
+"""A saved encoder is the same one again, in transformers and sentence-transformers too. What is none is refused."""
 
 from __future__ import annotations
 
