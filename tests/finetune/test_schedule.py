@@ -1,0 +1,61 @@
+"""The rate of every step against the recipe's formula; what gets weight decay."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from components.finetune.component import FinetuneConfig
+from components.finetune.schedule import build_optimizer, learning_rate
+
+PEAK = 2e-5
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(100, 5), (1000, 40), (60, 0)])
+@pytest.mark.parametrize("style", ["cosine", "linear"])
+def test_warm_up_then_decay(total: int, warmup: int, style: str) -> None:
+    """Straight from 0.1 of the peak to the peak, then down to 0.01 of it, which the last step has."""
+    config = FinetuneConfig(learning_rate=PEAK, lr_warmup_steps=warmup, lr_decay_style=style)
+    for step in range(total):
+        if step < warmup:
+            share = 0.1 + 0.9 * step / warmup
+        else:
+            through = (step - warmup) / (total - 1 - warmup)
+            share = 1 - 0.99 * (through if style == "linear" else (1 - math.cos(math.pi * through)) / 2)
+        assert learning_rate(step, total, config) == pytest.approx(PEAK * share, rel=1e-12), step
+    assert learning_rate(warmup, total, config) == PEAK
+    assert learning_rate(total - 1, total, config) == pytest.approx(0.01 * PEAK)
+
+
+@given(st.integers(1, 60), st.integers(0, 100), st.sampled_from(["cosine", "linear"]))
+def test_any_number_of_steps_has_a_rate(total: int, warmup: int, style: str) -> None:
+    """The recipe's scheduler stops when the warm-up is as long as the training."""
+    config = FinetuneConfig(learning_rate=PEAK, lr_warmup_steps=warmup, lr_decay_style=style)
+    rates = [learning_rate(step, total, config) for step in range(total)]
+    assert all(0.0099 * PEAK <= rate <= PEAK for rate in rates)
+    assert max(rates) == PEAK
+    top = rates.index(PEAK)
+    assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert top <= total / 10
+
+
+def test_norms_and_biases_are_not_decayed() -> None:
+    """With no gradient but decay, only matrices shrink, by the rate times the decay."""
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.LayerNorm(3))
+    for weights in model.parameters():
+        nn.init.ones_(weights)
+        weights.grad = torch.zeros_like(weights)
+    build_optimizer(model, FinetuneConfig(learning_rate=0.1, weight_decay=0.5)).step()
+    found = {name: weights.detach().unique().tolist() for name, weights in model.named_parameters()}
+    assert found == {
+        "0.weight": [pytest.approx(0.95)],
+        "1.weight": [pytest.approx(0.95)],
+        "1.bias": [1.0],
+        "2.weight": [1.0],
+        "2.bias": [1.0],
+    }
