@@ -50,7 +50,7 @@ def read_training_data(directory: Path, encoder: EncoderConfig) -> TrainingData:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{directory} has no {TRAINING_FILE}: give training data in Automodel's format") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}): write it again") from None
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
         raise InputError(f'{path}: expected {{"corpus": {{"path": ...}}, "data": [...]}}')
@@ -99,18 +99,27 @@ def _check_encoder(mined: EncoderConfig, wanted: EncoderConfig) -> None:
 
 def _passages(directory: Path, content: dict[str, Any]) -> dict[str, str]:
     """Passage texts by id, from the corpus folder that the training file names."""
-    folder = directory / str((content.get("corpus") or {}).get("path", "./corpus/"))
-    if not folder.resolve().is_relative_to(directory.resolve()):
+    corpus = content.get("corpus", {})
+    path = corpus.get("path", "./corpus/") if isinstance(corpus, dict) else None
+    if not isinstance(path, str):
+        raise InputError(f'{TRAINING_FILE}: expected "corpus": {{"path": ...}}, found {corpus!r}')
+    folder = directory / path
+    try:
+        inside = folder.resolve().is_relative_to(directory.resolve())
+        files = sorted(folder.glob("*.parquet"))
+    except (ValueError, OSError):
+        raise InputError(f"{TRAINING_FILE}: corpus.path {path!r} is no path: give a folder of the directory") from None
+    if not inside:
         raise InputError(f"{TRAINING_FILE}: corpus.path leaves the directory: give a path inside of it")
-    files = sorted(folder.glob("*.parquet"))
     if not files:
-        raise InputError(f"{folder} holds no .parquet file: give the passages (columns id, text)")
+        raise InputError(f"{TRAINING_FILE}: {path!r} holds no .parquet file: give the passages (columns id, text)")
     passages: dict[str, str] = {}
     for file in files:
         try:
             table = pq.read_table(file, columns=["id", "text"])
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise InputError(f"{file}: expected a parquet file with columns id and text ({error})") from None
+            why = " ".join(str(error).split())
+            raise InputError(f"{file}: expected a parquet file with columns id and text ({why})") from None
         passages.update(zip(map(str, table["id"].to_pylist()), table["text"].to_pylist(), strict=True))
     return passages
 
@@ -129,5 +138,5 @@ def _example(record: Any, number: int, path: Path, passages: dict[str, str]) -> 
         raise InputError(f"{where} has no negative: mine some, or remove it")
     for name in (*positives, *negatives):
         if not isinstance(passages.get(name), str):
-            raise InputError(f"{where} names the passage {name}, which the corpus does not hold")
+            raise InputError(f"{where} names the passage {name!r}, which the corpus does not hold")
     return Example(query, positives[0], tuple(negatives))
