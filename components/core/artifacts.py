@@ -24,7 +24,8 @@ class ArtifactType:
     """What an artifact's name stands for.
 
     ``kfp_type`` is the class of kfp.dsl; ``is_file`` says that the artifact is a single file (KFP's UI renders HTML
-    only then) or has no content of its own (Metrics).
+    only then) or has no content of its own (Metrics). ``accepts`` are other artifacts that may be given under this
+    name, as a checkpoint may be given as ``champion``.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ArtifactType:
     summary: str
     is_file: bool = False
     schema_version: int = 1
+    accepts: tuple[str, ...] = ()
 
 
 def _types(*types: ArtifactType) -> dict[str, ArtifactType]:
@@ -43,8 +45,11 @@ ARTIFACTS = _types(
     ArtifactType("qa_pairs", "Dataset", "Questions with the passages that answer them: `qa_pairs.jsonl`."),
     ArtifactType("training_data", "Dataset", "Training examples with mined negatives, and their passages."),
     ArtifactType("eval_data", "Dataset", "Held-out test set in BEIR format: corpus, queries, qrels."),
-    ArtifactType("golden_eval", "Dataset", "Evaluation set of your own, BEIR format, never trained on."),
+    ArtifactType(
+        "golden_eval", "Dataset", "Evaluation set of your own, BEIR format, never trained on.", accepts=("eval_data",)
+    ),
     ArtifactType("checkpoint", "Model", "Hugging Face directory: safetensors, tokenizer, `encoder.json`."),
+    ArtifactType("champion", "Model", "Checkpoint of the model that is served now.", accepts=("checkpoint",)),
     ArtifactType("eval_results", "Artifact", "`eval_results.json`: every metric of every model."),
     ArtifactType("report", "HTML", "The evaluation as one self-contained page.", is_file=True),
     ArtifactType("exported_model", "Model", "`onnx/`, tokenizer, probes, `model-manifest.json`."),
@@ -105,11 +110,11 @@ def verify(directory: Path, kind: str, *, sealed: bool = False) -> str | None:
         found_kind, version = manifest["kind"], manifest["schema_version"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{where}: {MANIFEST} cannot be read; copy the artifact again from its source") from None
-    if found_kind != kind:
+    if found_kind not in (kind, *ARTIFACTS[kind].accepts):
         raise InputError(f"{where} is a '{found_kind}' artifact: give the directory of a '{kind}'")
-    if version != ARTIFACTS[kind].schema_version:
+    if version != ARTIFACTS[found_kind].schema_version:
         raise InputError(
-            f"{where} has schema version {version}, this release reads {ARTIFACTS[kind].schema_version}: "
+            f"{where} has schema version {version}, this release reads {ARTIFACTS[found_kind].schema_version}: "
             f"make it again with this release"
         )
     _verify_files(directory, files, where)

@@ -8,7 +8,7 @@ from components.core.html import Markup, element, join
 
 WIDTH, HEIGHT = 480, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 4, 18, 26
-_SERIES_COLOURS = 4
+_SERIES_COLOURS = 5
 
 
 def bar_chart(

@@ -106,9 +106,9 @@ def facts(items: Iterable[tuple[str, object]]) -> Markup:
 
 _STYLE = """
 :root{--paper:#fff;--panel:#f6f7f9;--ink:#1b2430;--soft:#5b6675;--line:#dfe3e8;--good:#1a7f4b;--bad:#b3372f;
---s0:#b6bec9;--s1:#6c8ebf;--s2:#1f7a5c;--s3:#b9772c}
+--s0:#b6bec9;--s1:#6c8ebf;--s2:#1f7a5c;--s3:#b9772c;--s4:#8a63b8}
 @media(prefers-color-scheme:dark){:root{--paper:#12171d;--panel:#1a2129;--ink:#e4e9ef;--soft:#98a4b3;--line:#2c3641;
---good:#58c48d;--bad:#f0857c;--s0:#525d6b;--s1:#7fa3d6;--s2:#4fbf94;--s3:#dda05a}}
+--good:#58c48d;--bad:#f0857c;--s0:#525d6b;--s1:#7fa3d6;--s2:#4fbf94;--s3:#dda05a;--s4:#b593e0}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue",Arial,sans-serif}
@@ -133,7 +133,7 @@ figure{margin:0;max-width:560px}figcaption{font-weight:600;margin-bottom:8px}
 svg{display:block;width:100%;height:auto;font:11px system-ui,sans-serif}
 svg text{fill:var(--soft)}svg text.bar{fill:var(--ink)}
 svg .grid{stroke:var(--line)}
-.s0{fill:var(--s0)}.s1{fill:var(--s1)}.s2{fill:var(--s2)}.s3{fill:var(--s3)}
+.s0{fill:var(--s0)}.s1{fill:var(--s1)}.s2{fill:var(--s2)}.s3{fill:var(--s3)}.s4{fill:var(--s4)}
 .legend{display:flex;flex-wrap:wrap;gap:4px 18px;margin:0 0 12px;padding:0;list-style:none;font-size:13px}
 .legend svg{display:inline-block;width:11px;height:11px;margin-right:6px}
 .scroll{overflow-x:auto}

@@ -45,6 +45,12 @@ class EvalConfig(Settings):
     max_slice_loss: float | None = setting(
         None, "Largest loss on any kind of query of at least `min_eval_queries` that passes; null allows all", ge=0
     )
+    min_champion_gain: float = setting(
+        0.0, "Smallest gain over `champion`, when there is one, that passes the gate, absolute"
+    )
+    eval_dimensions: list[Annotated[int, Field(gt=0)]] = setting(
+        [], "Also measure vectors cut to these dimensions, scaled to length 1 again (Matryoshka)"
+    )
     max_golden_loss: float | None = setting(
         None, "Largest loss on `golden_eval` that passes the gate; null allows all", ge=0
     )
@@ -63,7 +69,7 @@ STAGE = Stage(
     summary="Compare base and fine-tuned model, decide the gate",
     config=EvalConfig,
     inputs=("checkpoint", "eval_data"),
-    optional_inputs=("golden_eval",),
+    optional_inputs=("golden_eval", "champion"),
     outputs=("eval_results", "report"),
     results={"passed": bool},
     image="gpu",

@@ -37,7 +37,8 @@ def decide(
 ) -> Gate:
     """Whether the fine-tuned model gains ``min_gain`` over the base model on enough test queries.
 
-    ``golden`` are the scores on the golden set. ``max_p_value``, ``max_slice_loss``, ``max_golden_loss`` and
+    ``golden`` are the scores on the golden set. A ``champion`` among ``scores`` must be beaten by
+    ``min_champion_gain`` as well. ``max_p_value``, ``max_slice_loss``, ``max_golden_loss`` and
     ``fail_on_nim_metric_drift`` decide as well when they are set. The gate does not pass when either model was not
     evaluated, for then there is nothing to decide on. The confidence interval is reported and does not decide.
     """
@@ -56,7 +57,7 @@ def decide(
     interval, p_value = bootstrap_interval(differences), randomisation_p_value(differences)
     enough, gained = queries >= config.min_eval_queries, gain >= config.min_gain
     certain = config.max_p_value is None or p_value <= config.max_p_value
-    losing = _losing_slices(config, slices) + _golden_loss(config, golden, metric)
+    losing = _losing_slices(config, slices) + _golden_loss(config, golden, metric) + _champion(config, scores, metric)
     drifted = drift_reason(drift(config, scores))
     reasons = [
         f"{metric} is {base:.4f} with the base model and {tuned:.4f} with the fine-tuned one: a change of {gain:+.4f}, "
@@ -109,6 +110,20 @@ def _golden_loss(config: EvalConfig, golden: Mapping[str, Scores] | None, metric
     return [
         f"On the golden set {metric} changes by {change:+.4f}: more than the loss of {config.max_golden_loss:g} that "
         f"max_golden_loss allows."
+    ]
+
+
+def _champion(config: EvalConfig, scores: Mapping[str, Scores], metric: str) -> list[str]:
+    """Why the model that is served now should stay; nothing without a champion."""
+    if "champion" not in scores:
+        return []
+    champion, tuned = (_mean(scores[name], metric) for name in ("champion", "finetuned"))
+    gain = round(tuned - champion, 5)
+    if gain >= config.min_champion_gain:
+        return []
+    return [
+        f"The champion, the model that is served now, has {metric} {champion:.4f}: a change of {gain:+.4f}, less than "
+        f"min_champion_gain {config.min_champion_gain:g} asks for."
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from beir.retrieval.evaluation import EvaluateRetrieval
@@ -32,11 +32,15 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One test set: what each system (bm25, base, finetuned, nim) found there, and how good that is."""
+    """One test set: what each system (bm25, base, champion, finetuned, nim) found there, and how good that is.
+
+    ``shortened``: the same of vectors cut to a dimension, by dimension and system.
+    """
 
     data: BeirData
     runs: dict[str, Run]
     scores: dict[str, Scores]
+    shortened: dict[int, dict[str, Scores]] = field(default_factory=dict)
 
 
 def measure(qrels: dict[str, dict[str, int]], run: Run, k_values: Sequence[int]) -> Scores:

@@ -16,11 +16,13 @@ from components.core.errors import InputError
 from components.eval.component import EvalConfig
 from components.eval.drift import drift
 from components.eval.gate import Gate, decide
-from components.eval.metrics import Evaluation, Run, Scores, check_ids, measure, metric_name
-from components.eval.report import build_report
+from components.eval.metrics import Evaluation, Scores, check_ids, measure, metric_name
+from components.eval.report import LABELS, build_report
 from components.eval.slices import slices
 from components.eval.systems import (
     BeirSets,
+    Cost,
+    Search,
     check_endpoint,
     search_with_bm25,
     search_with_encoder,
@@ -39,6 +41,7 @@ def run(
     checkpoint: Path,
     eval_data: Path,
     golden_eval: Path | None = None,
+    champion: Path | None = None,
     eval_results: Path,
     report: Path,
 ) -> dict[str, float | int | bool | str]:
@@ -48,16 +51,26 @@ def run(
     ActionNeeded and Transient for an endpoint that does not answer.
     """
     encoder = _encoder_of(checkpoint)
+    if champion is not None:
+        _encoder_of(champion)
     sets = _read_sets(eval_data, golden_eval)
     if config.eval_nim:
         check_endpoint(config)
     cutoffs = sorted({*config.k_values, config.gate_k})
-    runs = _search(config, checkpoint, encoder, sets, max(cutoffs))
+    searches = _search(config, checkpoint, champion, encoder, sets, max(cutoffs))
     evaluations = {
         name: Evaluation(
             data,
-            {system: found[name] for system, found in runs.items()},
-            {system: measure(data.qrels, found[name], cutoffs) for system, found in runs.items()},
+            {system: found.runs[name] for system, found in searches.items()},
+            {system: measure(data.qrels, found.runs[name], cutoffs) for system, found in searches.items()},
+            {
+                dimension: {
+                    system: measure(data.qrels, found.shortened[dimension][name], cutoffs)
+                    for system, found in searches.items()
+                    if dimension in found.shortened
+                }
+                for dimension in sorted(config.eval_dimensions)
+            },
         )
         for name, data in sets.items()
     }
@@ -67,11 +80,12 @@ def run(
     gate = decide(config, evaluations["test"].scores, len(sets["test"].queries), kinds["test"], golden)
     for reason in gate.reasons:
         _log.info("gate %s: %s", "passed" if gate.passed else "not passed", reason)
+    costs = {system: found.cost for system, found in searches.items() if found.cost}
     eval_results.mkdir(parents=True)
-    _write_json(eval_results / RESULTS_FILE, _results(config, encoder, evaluations, gate, cutoffs))
+    _write_json(eval_results / RESULTS_FILE, _results(config, encoder, evaluations, costs, gate))
     _write_json(eval_results / SLICES_FILE, {name: [asdict(one) for one in found] for name, found in kinds.items()})
     _write_json(eval_results / PER_QUERY_FILE, {name: _per_query(found) for name, found in evaluations.items()})
-    report.write_text(build_report(config, encoder, evaluations, gate, cutoffs), encoding="utf-8")
+    report.write_text(build_report(config, encoder, evaluations, costs, gate, cutoffs), encoding="utf-8")
     return _metrics(evaluations, gate)
 
 
@@ -96,24 +110,36 @@ def _read_sets(eval_data: Path, golden_eval: Path | None) -> dict[str, BeirData]
 
 
 def _search(
-    config: EvalConfig, checkpoint: Path, encoder: EncoderConfig, sets: BeirSets, k: int
-) -> dict[str, dict[str, Run]]:
-    """System -> test set -> results. The checkpoint comes first: it is what a user may have wrong."""
-    search = partial(search_with_encoder, sets=sets, k=k, batch_tokens=config.encode_batch_tokens)
+    config: EvalConfig, checkpoint: Path, champion: Path | None, encoder: EncoderConfig, sets: BeirSets, k: int
+) -> dict[str, Search]:
+    """What each system found. The checkpoint comes first: it is what a user may have wrong."""
+    search = partial(
+        search_with_encoder,
+        sets=sets,
+        k=k,
+        batch_tokens=config.encode_batch_tokens,
+        dimensions=sorted(config.eval_dimensions),
+    )
     runs = {}
     if config.eval_finetuned:
         runs["finetuned"] = search(partial(load_checkpoint, checkpoint), "fine-tuned")
     if config.eval_base:
         runs["base"] = search(partial(load_base, encoder), "base")
+    if champion is not None:
+        runs["champion"] = search(partial(load_checkpoint, champion), "champion")
     if config.eval_nim:
         runs["nim"] = search_with_endpoint(config, sets, k)
     if config.eval_bm25:
         runs["bm25"] = search_with_bm25(sets, k)
-    return {system: runs[system] for system in ("bm25", "base", "finetuned", "nim") if system in runs}
+    return {system: runs[system] for system in LABELS if system in runs}
 
 
 def _results(
-    config: EvalConfig, encoder: EncoderConfig, evaluations: dict[str, Evaluation], gate: Gate, cutoffs: list[int]
+    config: EvalConfig,
+    encoder: EncoderConfig,
+    evaluations: dict[str, Evaluation],
+    costs: dict[str, Cost],
+    gate: Gate,
 ) -> dict[str, Any]:
     test = evaluations["test"]
     results: dict[str, Any] = {system: scores.mean for system, scores in test.scores.items()}
@@ -121,6 +147,14 @@ def _results(
         golden = evaluations["golden"]
         results["golden"] = {"queries": len(golden.data.queries), "passages": len(golden.data.corpus)}
         results["golden"] |= {system: scores.mean for system, scores in golden.scores.items()}
+    if test.shortened:
+        results["dimensions"] = {
+            str(dimension): {system: scores.mean for system, scores in found.items()}
+            for dimension, found in test.shortened.items()
+        }
+    results["cost"] = {
+        system: asdict(cost) | {"bytes_per_passage": cost.bytes_per_passage} for system, cost in costs.items()
+    }
     results["gate"] = {
         "passed": gate.passed,
         "reasons": list(gate.reasons),
@@ -134,7 +168,7 @@ def _results(
         "queries": len(test.data.queries),
         "passages": len(test.data.corpus),
         "judged": test.data.level,
-        "k_values": cutoffs,
+        "k_values": sorted({*config.k_values, config.gate_k}),
         "encoder": encoder.model_dump(mode="json"),
         "nim": {"url": config.nim_url, "model": config.nim_model} if config.eval_nim else None,
         "nim_metric_comparison": [asdict(one) | {"within": one.within} for one in drift(config, test.scores)],

@@ -10,22 +10,25 @@ from components.core.encoder.config import EncoderConfig
 from components.core.html import Markup, element, facts, join, page, quoted, section, table, tiles
 from components.eval.component import EvalConfig
 from components.eval.gate import Gate
-from components.eval.metrics import FAMILIES, Evaluation, first_relevant_rank, metric_name
+from components.eval.metrics import FAMILIES, Evaluation, Scores, first_relevant_rank, metric_name
 from components.eval.significance import paired_differences
 from components.eval.slices import slices
+from components.eval.systems import Cost
 
-LABELS = {"bm25": "BM25", "base": "Base", "finetuned": "Fine-tuned", "nim": "Endpoint"}
+# In the order in which they stand beside each other.
+LABELS = {"bm25": "BM25", "base": "Base", "champion": "Champion", "finetuned": "Fine-tuned", "nim": "Endpoint"}
 EXAMPLES = 10
 QUERY_CHARACTERS, PASSAGE_CHARACTERS = 300, 240
 # Precision is bounded far below 1 where a query has few answers: beside the others it would only look bad.
 _CHARTED = ("NDCG", "Recall", "MAP", "MRR")
-_COLOURS = {system: number for number, system in enumerate(LABELS)}
+_COLOURS = {"bm25": 0, "base": 1, "finetuned": 2, "nim": 3, "champion": 4}
 
 
 def build_report(
     config: EvalConfig,
     encoder: EncoderConfig,
     evaluations: Mapping[str, Evaluation],
+    costs: Mapping[str, Cost],
     gate: Gate,
     cutoffs: Sequence[int],
 ) -> str:
@@ -41,8 +44,10 @@ def build_report(
         _figures("Golden set", "Your own questions, never trained on.", config, golden, cutoffs) if golden else "",
         _slices("Test set", test, gate.metric),
         _slices("Golden set", golden, gate.metric) if golden else "",
+        _shortened(test, gate.metric),
         _examples("Golden set", golden, gate.metric) if golden else "",
         _examples("Test set", test, gate.metric),
+        _costs(costs),
         _what_was_evaluated(config, encoder, evaluations, cutoffs),
     )
 
@@ -135,6 +140,43 @@ def _slices(title: str, evaluation: Evaluation, metric: str) -> Markup:
     return section(f"{title}: {metric} by kind of query", table(header, rows, text_columns=2))
 
 
+def _shortened(evaluation: Evaluation, metric: str) -> Markup:
+    """The metric of vectors cut to fewer dimensions; nothing unless asked for."""
+    if not evaluation.shortened:
+        return Markup("")
+    systems = list(next(iter(evaluation.shortened.values())))
+    rows = [
+        [f"{dimension}", f"{4 * dimension:,}", *(f"{_mean(found[system], metric):.4f}" for system in systems)]
+        for dimension, found in evaluation.shortened.items()
+    ]
+    rows.append(["all", "", *(f"{_mean(evaluation.scores[system], metric):.4f}" for system in systems)])
+    return section(
+        f"Test set: {metric} of shorter vectors",
+        table(["Dimensions", "Bytes per passage", *(LABELS[system] for system in systems)], rows),
+    )
+
+
+def _costs(costs: Mapping[str, Cost]) -> Markup:
+    if not costs:
+        return Markup("")
+    rows = [
+        [
+            LABELS[system],
+            cost.dimension,
+            f"{cost.bytes_per_passage:,}",
+            f"{cost.passages_per_second:,.0f}",
+            f"{cost.milliseconds_per_query:.2f}",
+        ]
+        for system, cost in costs.items()
+    ]
+    header = ["Model", "Dimensions", "Bytes per passage", "Passages per second", "Milliseconds per query"]
+    note = (
+        "On the machine of this evaluation: passages encoded, queries encoded and searched exactly, all of them at "
+        "once. Vectors as 32-bit floats, without the index around them."
+    )
+    return section("What an index costs", table(header, rows), element("p", note, class_="soft"))
+
+
 def _examples(title: str, evaluation: Evaluation, metric: str) -> Markup:
     """The queries that fine-tuning helped and hurt most; nothing unless both models were evaluated."""
     if not {"base", "finetuned"} <= set(evaluation.scores):
@@ -209,8 +251,11 @@ def _what_was_evaluated(
 
 
 def _value(evaluation: Evaluation, system: str, family: str, k: int) -> float:
-    name = metric_name(family, k)
-    return next(values[name] for values in evaluation.scores[system].mean.values() if name in values)
+    return _mean(evaluation.scores[system], metric_name(family, k))
+
+
+def _mean(scores: Scores, metric: str) -> float:
+    return next(values[metric] for values in scores.mean.values() if metric in values)
 
 
 def _signed(value: float) -> Markup:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,30 +27,70 @@ BeirSets = Mapping[str, BeirData]
 Embed = Callable[[Sequence[str], Kind, str], np.ndarray]
 
 
-def search_with_bm25(sets: BeirSets, k: int) -> dict[str, Run]:
+@dataclass(frozen=True)
+class Cost:
+    """What an index of the model's vectors costs on this machine.
+
+    ``milliseconds_per_query``: encoding and exact search, all queries at once, so latency of one query is higher.
+    """
+
+    dimension: int
+    passages_per_second: float
+    milliseconds_per_query: float
+
+    @property
+    def bytes_per_passage(self) -> int:
+        """As float32."""
+        return 4 * self.dimension
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a system found: ``runs`` by test set; ``shortened`` by dimension of the cut vectors and test set."""
+
+    runs: dict[str, Run]
+    shortened: dict[int, dict[str, Run]] = field(default_factory=dict)
+    cost: Cost | None = None
+
+
+def search_with_bm25(sets: BeirSets, k: int) -> Search:
     """The ``k`` best of every query, for each test set."""
-    return {
-        name: to_run(*bm25_top_k([*data.queries.values()], [*data.corpus.values()], search_depth(data, k)), data, k)
-        for name, data in sets.items()
-    }
+    return Search(
+        {
+            name: to_run(*bm25_top_k([*data.queries.values()], [*data.corpus.values()], search_depth(data, k)), data, k)
+            for name, data in sets.items()
+        }
+    )
 
 
 def search_with_encoder(
-    load: Callable[[], Encoder], label: str, sets: BeirSets, k: int, *, batch_tokens: int
-) -> dict[str, Run]:
+    load: Callable[[], Encoder],
+    label: str,
+    sets: BeirSets,
+    k: int,
+    *,
+    batch_tokens: int,
+    dimensions: Sequence[int] = (),
+) -> Search:
     """As ``search_with_bm25``, with the vectors of the encoder that ``load`` returns; only this one is in memory.
 
-    Raises InputError when the accelerator's memory is too small for ``batch_tokens``.
+    Raises InputError when the accelerator's memory is too small for ``batch_tokens``, and when the vectors are
+    shorter than one of ``dimensions``.
     """
     gc.collect()
     torch.cuda.empty_cache()
     encoder = load()
+    if dimensions and max(dimensions) > encoder.dimension:
+        raise InputError(
+            f"eval_dimensions has {max(dimensions)} and the vectors of the {label} model have {encoder.dimension}: "
+            f"leave it out"
+        )
 
     def embed(texts: Sequence[str], kind: Kind, what: str) -> np.ndarray:
         return encoder.encode(texts, kind, batch_tokens=batch_tokens, what=what)
 
     try:
-        return _search(embed, label, sets, k)
+        return _search(embed, label, sets, k, dimensions)
     except torch.OutOfMemoryError:
         raise InputError(
             f"{label} model: {batch_tokens} tokens at once do not fit into the accelerator's memory: "
@@ -68,7 +110,7 @@ def check_endpoint(config: EvalConfig) -> None:
             raise InputError(f"{config.nim_url} serves {', '.join(served)}, not {config.nim_model}: change nim_model")
 
 
-def search_with_endpoint(config: EvalConfig, sets: BeirSets, k: int) -> dict[str, Run]:
+def search_with_endpoint(config: EvalConfig, sets: BeirSets, k: int) -> Search:
     """As ``search_with_bm25``, with the vectors of the served model; prefixes are the server's business."""
     with _endpoint(config) as endpoint:
 
@@ -90,18 +132,39 @@ def _endpoint(config: EvalConfig) -> Endpoint:
     return Endpoint(config.nim_url, config.nim_model, timeout=config.nim_timeout, api_key=key)
 
 
-def _search(embed: Embed, label: str, sets: BeirSets, k: int) -> dict[str, Run]:
+def _search(embed: Embed, label: str, sets: BeirSets, k: int, dimensions: Sequence[int] = ()) -> Search:
     """Search each set; a passage that stands in several of them is embedded once."""
     texts = list(dict.fromkeys(text for data in sets.values() for text in data.corpus.values()))
     row = {text: number for number, text in enumerate(texts)}
+    started = time.perf_counter()
     vectors = _finite(embed(texts, "passage", f"{label}: passages"), label)
+    encoded = time.perf_counter()
     runs: dict[str, Run] = {}
+    shortened: dict[int, dict[str, Run]] = {dimension: {} for dimension in dimensions}
+    searching = 0.0
     for name, data in sets.items():
+        before = time.perf_counter()
         queries = _finite(embed([*data.queries.values()], "query", f"{label}: {name} queries"), label)
         passages = vectors[[row[text] for text in data.corpus.values()]]
-        found = top_k(queries, passages, search_depth(data, k), what=f"{label}: {name} search")
-        runs[name] = to_run(*found, data, k)
-    return runs
+        runs[name] = _best(queries, passages, data, k, f"{label}: {name} search")
+        searching += time.perf_counter() - before
+        for dimension in dimensions:
+            short = _cut(queries, dimension), _cut(passages, dimension)
+            what = f"{label}: {name} search, {dimension} dimensions"
+            shortened[dimension][name] = _best(*short, data, k, what)
+    asked = sum(len(data.queries) for data in sets.values())
+    cost = Cost(vectors.shape[1], round(len(texts) / (encoded - started), 1), round(1000 * searching / asked, 3))
+    return Search(runs, shortened, cost)
+
+
+def _best(queries: np.ndarray, passages: np.ndarray, data: BeirData, k: int, what: str) -> Run:
+    return to_run(*top_k(queries, passages, search_depth(data, k), what=what), data, k)
+
+
+def _cut(vectors: np.ndarray, dimension: int) -> np.ndarray:
+    """The first ``dimension`` numbers of each vector, at length 1 (Kusupati et al. 2022, arXiv 2205.13147)."""
+    short = vectors[:, :dimension]
+    return short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def _finite(vectors: np.ndarray, label: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from components.core.artifacts import seal
 from components.core.encoder.checkpoint import load_checkpoint
 from components.core.errors import ActionNeeded, InputError
 from components.core.runner import Source, execute
@@ -64,7 +65,7 @@ def test_base_against_a_worse_model(tmp_path: Path, checkpoints: dict[str, Path]
     assert outcome.metrics["gain_low"] <= outcome.metrics["gain"] <= outcome.metrics["gain_high"]
     assert outcome.metrics["queries"] == found["_metadata"]["queries"] == 30
     assert found["_metadata"]["k_values"] == [1, 5, 10]
-    assert list(found) == ["bm25", "base", "finetuned", "golden", "gate", "_metadata"]
+    assert list(found) == ["bm25", "base", "finetuned", "golden", "cost", "gate", "_metadata"]
     assert found["golden"]["queries"] == outcome.metrics["golden_queries"] == 1
     assert outcome.metrics["golden_base_ndcg_at_10"] == found["golden"]["base"]["NDCG"]["NDCG@10"] == 1.0
     assert outcome.metrics["base_precision_at_1"] == found["base"]["Precision"]["P@1"]
@@ -75,6 +76,31 @@ def test_base_against_a_worse_model(tmp_path: Path, checkpoints: dict[str, Path]
     assert sum(kind["queries"] for kind in kinds if kind["field"] == "length") in (0, 30)
     assert 0 < outcome.metrics["gain_p_value"] == found["gate"]["p_value"] <= 1
     assert "Quality gate not passed" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_sealed_checkpoint_of_an_earlier_run_is_the_champion(
+    tmp_path: Path, checkpoints: dict[str, Path], collection: Path
+) -> None:
+    """The noisy model is no match for it, and vectors of 64 numbers are measured as well."""
+    shutil.copytree(checkpoints["base"], tmp_path / "served")
+    seal(tmp_path / "served", "checkpoint")
+    inputs = {"checkpoint": checkpoints["noisy"], "eval_data": collection, "champion": tmp_path / "served"}
+    outcome = execute(
+        STAGE,
+        EvalConfig(**SMALL, min_gain=-1.0, eval_dimensions=[64]),
+        inputs={name: Source(path) for name, path in inputs.items()},
+        outputs={"eval_results": tmp_path / "eval_results", "report": tmp_path / "report.html"},
+        uris={},
+    )
+    found = results(tmp_path)
+    assert outcome.results == {"passed": False}
+    assert "served now" in found["gate"]["reasons"][1]
+    assert found["champion"] == found["base"]
+    assert found["dimensions"]["64"]["champion"]["NDCG"]["NDCG@10"] < 1.0
+    assert set(found["cost"]) == {"base", "champion", "finetuned"}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "NDCG@10 of shorter vectors" in page
+    assert "What an index costs" in page
 
 
 def test_one_query(tmp_path: Path, checkpoints: dict[str, Path], collection: Path, write_beir) -> None:

@@ -205,3 +205,20 @@ def test_a_model_that_forgets(golden: float | None, settings: dict[str, float], 
     assert gate.passed is passed
     assert reason in " ".join(gate.reasons)
     assert len(gate.reasons) == (2 if reason else 1)
+
+
+@pytest.mark.parametrize(
+    ("champion", "settings", "passed"),
+    [
+        pytest.param(0.55, {}, True, id="beaten"),
+        pytest.param(0.6, {}, True, id="equalled"),
+        pytest.param(0.62, {}, False, id="better than the new model"),
+        pytest.param(0.55, {"min_champion_gain": 0.1}, False, id="not beaten by enough"),
+        pytest.param(0.62, {"min_champion_gain": -0.05}, True, id="a loss that is allowed"),
+    ],
+)
+def test_the_model_that_is_served_now_must_be_beaten(champion: float, settings: dict[str, float], passed: bool) -> None:
+    found = {"base": scores(0.5), "champion": scores(champion), "finetuned": scores(0.6)}
+    gate = decide(EvalConfig(**settings), found, 100)
+    assert gate.passed is passed
+    assert any("served now" in reason for reason in gate.reasons) is not passed

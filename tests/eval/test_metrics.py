@@ -29,7 +29,7 @@ def ours(collection: Path, checkpoints: dict[str, Path]) -> Scores:
     data = read_beir(collection)
     runs = search_with_encoder(
         lambda: load_checkpoint(checkpoints["base"]), "base", {"test": data}, max(CUTOFFS), batch_tokens=2048
-    )
+    ).runs
     return measure(data.qrels, runs["test"], CUTOFFS)
 
 
@@ -141,3 +141,33 @@ def test_bm25_finds_nothing_without_a_common_word(passages: list[str]) -> None:
     scores, positions = bm25_top_k(["unrelated", ""], passages, 5)
     assert scores.shape == positions.shape == (2, len(passages))
     assert np.all(scores == -np.inf)
+
+
+def test_shorter_vectors_equal_to_sentence_transformers(collection: Path, checkpoints: dict[str, Path]) -> None:
+    data = read_beir(collection)
+    found = search_with_encoder(
+        lambda: load_checkpoint(checkpoints["base"]), "base", {"test": data}, 10, batch_tokens=2048, dimensions=[32, 96]
+    )
+    for dimension, runs in found.shortened.items():
+        model = SentenceTransformer(str(checkpoints["base"]), truncate_dim=dimension, device="cpu")
+        queries = model.encode([*data.queries.values()], normalize_embeddings=True)
+        passages = model.encode([*data.corpus.values()], normalize_embeddings=True)
+        assert passages.shape[1] == dimension
+        names = list(data.corpus)
+        best = {
+            query: [names[place] for place in np.argsort(-row)[:3]]
+            for query, row in zip(data.queries, queries @ passages.T, strict=True)
+        }
+        assert {query: list(run)[:3] for query, run in runs["test"].items()} == best
+    assert list(found.shortened) == [32, 96]
+    assert found.cost is not None
+    assert (found.cost.dimension, found.cost.bytes_per_passage) == (384, 1536)
+    assert found.cost.passages_per_second > 0 < found.cost.milliseconds_per_query
+
+
+def test_more_dimensions_than_the_vectors_have_are_refused(collection: Path, checkpoints: dict[str, Path]) -> None:
+    sets = {"test": read_beir(collection)}
+    with pytest.raises(InputError, match="eval_dimensions has 385 and the vectors of the base model have 384"):
+        search_with_encoder(
+            lambda: load_checkpoint(checkpoints["base"]), "base", sets, 10, batch_tokens=2048, dimensions=[385]
+        )

@@ -65,7 +65,7 @@ def report_of(texts: list[str], *, level: str = "passage") -> str:
     config = EvalConfig(eval_nim=True, nim_model=texts[0], nim_url=texts[1 % len(texts)])
     encoder = EncoderConfig(base_model=texts[0], query_prefix=texts[-1][:50])
     gate = decide(config, evaluation.scores, len(queries))
-    return build_report(config, encoder, {"test": evaluation, "golden": evaluation}, gate, [1, 10])
+    return build_report(config, encoder, {"test": evaluation, "golden": evaluation}, {}, gate, [1, 10])
 
 
 @pytest.mark.parametrize("level", ["passage", "document"])
@@ -104,7 +104,7 @@ def test_a_model_alone_has_no_comparison() -> None:
     run = {"q": {"p": 1.0}}
     evaluation = Evaluation(data, {"finetuned": run}, {"finetuned": measure(data.qrels, run, [10])})
     config = EvalConfig(eval_base=False)
-    report = build_report(config, EncoderConfig(), {"test": evaluation}, decide(config, evaluation.scores, 1), [10])
+    report = build_report(config, EncoderConfig(), {"test": evaluation}, {}, decide(config, evaluation.scores, 1), [10])
     shown = " ".join(Parsed(report).texts)
     assert "base model was not evaluated" in shown
     assert "wins and losses" not in shown
@@ -140,5 +140,5 @@ def test_kinds_of_query_stand_in_the_report_as_text() -> None:
     )
     config = EvalConfig()
     gate = decide(config, evaluation.scores, 2)
-    parsed = Parsed(build_report(config, EncoderConfig(), {"test": evaluation}, gate, [10]))
+    parsed = Parsed(build_report(config, EncoderConfig(), {"test": evaluation}, {}, gate, [10]))
     assert {"Test set: NDCG@10 by kind of query", *kinds} <= set(parsed.texts)
