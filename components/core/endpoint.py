@@ -47,8 +47,13 @@ class Endpoint:
         """Whether the service says that it can answer now."""
         try:
             return self._client.get(f"{self.url}/v1/health/ready").status_code == httpx.codes.OK
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise self._no_url(error) from None
         except httpx.HTTPError:
             return False
+
+    def _no_url(self, error: Exception) -> InputError:
+        return InputError(f"{self.url} is no URL ({error}): correct it")
 
     def models(self) -> list[str]:
         """Names that the service answers to."""
@@ -98,8 +103,8 @@ class Endpoint:
             wait = min(0.25 * 2**attempt, _LONGEST_WAIT_SECONDS)
             try:
                 response = self._client.request(method, f"{self.url}{path}", json=body)
-            except httpx.InvalidURL as error:
-                raise InputError(f"{self.url} is no URL ({error}): correct it") from None
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+                raise self._no_url(error) from None
             except httpx.HTTPError as error:
                 problem = str(error) or type(error).__name__
             else:

@@ -18,7 +18,7 @@ class DeployConfig(Settings):
         "nemotron-embed", "Name that clients give as `model`", form=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
     )
     host: str = setting("127.0.0.1", "Address that the local server listens on")
-    host_port: int = setting(8000, "Port of the service; 0 takes a free one", form=True, ge=0, le=65535)
+    host_port: int = setting(8000, "Port of the service; 0 takes a free one", ge=0, le=65535)
     detach: bool = setting(True, "Leave the local server running when the stage ends")
     health_check_timeout: float = setting(120.0, "Seconds until the service must be ready", gt=0)
     state_dir: str = setting(STATE_DIR, "Where the local service keeps its releases, log and process id", min_length=1)
