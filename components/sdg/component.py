@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from components.core.settings import Settings, setting
 from components.core.stage import Node, Secret, Stage
 
 QUERY_TYPES = ("multi_hop", "structural", "contextual")
 REASONING_TYPES = ("factual", "relational", "inferential", "temporal", "procedural", "causal", "visual")
+Role = Literal["artifact_extraction", "qa_generation", "quality_judge", "embed"]
+# Headers that carry credentials: those come from the environment.
+_SECRET_HEADERS = {"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"}
+
+
+class Provider(Settings):
+    """An OpenAI-compatible endpoint. ``api_key_env`` names the variable that holds its key; null sends none."""
+
+    base_url: str
+    api_key_env: str | None = None
+    headers: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Provider:
+        for name in self.headers:
+            if name.lower() in _SECRET_HEADERS:
+                raise ValueError(f"headers.{name} would put a secret into the settings: use api_key_env")
+        return self
+
+
+class RoleParameters(Settings):
+    """How one role samples; null is the general setting."""
+
+    temperature: float | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    max_tokens: int | None = Field(None, gt=0)
+    request_timeout: float | None = Field(None, gt=0)
+
+
+class Price(Settings):
+    """Per million tokens, in any one currency."""
+
+    prompt: float = Field(ge=0)
+    completion: float = Field(0.0, ge=0)
 
 
 class SdgConfig(Settings):
@@ -43,10 +77,32 @@ class SdgConfig(Settings):
     qa_generation_model: str = setting("nvidia/nemotron-3-nano-30b-a3b", "LLM that writes the pairs", form=True)
     quality_judge_model: str = setting("nvidia/nemotron-3-nano-30b-a3b", "LLM that scores the pairs", form=True)
     embed_model: str = setting("nvidia/llama-3.2-nv-embedqa-1b-v2", "Embedding model that finds duplicate questions")
+    artifact_extraction_provider: str = setting("nvidia", "Where that model is: `nvidia` is `llm_base_url`")
+    qa_generation_provider: str = setting("nvidia", "The same for the model that writes the pairs")
+    quality_judge_provider: str = setting("nvidia", "The same for the model that scores them")
+    embed_provider: str = setting("nvidia", "The same for the embedding model")
+    providers: dict[str, Provider] = setting(
+        {}, "Other endpoints by name: `{mine: {base_url: ..., api_key_env: ..., headers: {...}}}`"
+    )
+    role_parameters: dict[Role, RoleParameters] = setting(
+        {}, "temperature, top_p, max_tokens, request_timeout by role: `{quality_judge: {temperature: 0}}`"
+    )
+    ledger_uri: str | None = setting(
+        None,
+        "Directory, s3:// or gs:// prefix where paid answers are kept, so that no run pays for one twice",
+        form=True,
+    )
+    max_tokens_total: int | None = setting(None, "Stop before more tokens than this, prompts included", form=True, gt=0)
+    max_cost: float | None = setting(None, "Stop before a higher cost than this, in the currency of `prices`", gt=0)
+    prices: dict[str, Price] = setting({}, "Per million tokens by model: `{MODEL: {prompt: 0.1, completion: 0.4}}`")
     max_parallel_requests_for_gen: int = setting(4, "LLM requests in flight", form=True, gt=0)
     temperature: float = setting(0.6, "Sampling temperature of the LLM", ge=0)
     top_p: float = setting(0.95, "Nucleus of the LLM's sampling", gt=0, le=1)
+    max_tokens: int | None = setting(None, "Most tokens of one answer; null leaves it to the endpoint", gt=0)
     request_timeout: float = setting(120.0, "Seconds for one LLM answer", gt=0)
+    max_retry_wait: float = setting(
+        600.0, "Longest wait in seconds that the endpoint may ask for; beyond it the stage stops (exit code 75)", ge=0
+    )
     max_attempts: int = setting(6, "Tries of one LLM request before its document is given up", gt=0)
     min_success: float = setting(0.98, "Smallest share of documents that must yield pairs", ge=0, le=1)
     max_artifacts_per_type: int = setting(2, "Items of each of the eight artifact kinds per document", gt=0)
@@ -60,6 +116,32 @@ class SdgConfig(Settings):
         if self.min_hops > self.max_hops:
             raise ValueError(f"min_hops = {self.min_hops} is greater than max_hops = {self.max_hops}")
         return self
+
+    @model_validator(mode="after")
+    def _providers_are_known(self) -> SdgConfig:
+        for role in get_args(Role):
+            name = getattr(self, f"{role}_provider")
+            if name != "nvidia" and name not in self.providers:
+                raise ValueError(f"{role}_provider = '{name}' is not in providers: add it there")
+        if "nvidia" in self.providers:
+            raise ValueError("providers.nvidia: set llm_base_url and api_key_env instead")
+        return self
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The model of each role."""
+        return {role: getattr(self, f"{role}_model") for role in get_args(Role)}
+
+    def provider(self, role: str) -> tuple[str, Provider]:
+        """Name and address of the endpoint of ``role``."""
+        name = getattr(self, f"{role}_provider")
+        built_in = Provider(base_url=self.llm_base_url, api_key_env=self.api_key_env)
+        return name, built_in if name == "nvidia" else self.providers[name]
+
+    def parameters(self, role: str) -> RoleParameters:
+        """How ``role`` samples: its own values, and the general ones where it has none."""
+        own = self.role_parameters.get(role, RoleParameters()).model_dump(exclude_none=True)
+        return RoleParameters(**{name: getattr(self, name) for name in RoleParameters.model_fields} | own)
 
     @property
     def extensions(self) -> frozenset[str]:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from components.core.errors import ActionNeeded, StageError
+from components.core.errors import ActionNeeded, StageError, Transient
 from components.core.progress import Progress
+from components.sdg.budget import Budget, describe, estimate
 from components.sdg.component import SdgConfig
-from components.sdg.llm import GivenUp, Llm
+from components.sdg.endpoint import GivenUp
+from components.sdg.ledger import Ledger, open_ledger
+from components.sdg.llm import Llm
 from components.sdg.prompts import (
     DocumentArtifacts,
     Evaluations,
@@ -22,66 +30,110 @@ from components.sdg.prompts import (
 )
 
 _log = logging.getLogger(__name__)
+# With no document done so far, so many failures in a row mean that the endpoint or the settings are wrong.
+_FAILURES_WITHOUT_SUCCESS = 20
 
 
-def generate(records: list[dict[str, Any]], config: SdgConfig) -> dict[str, int]:
-    """Fill ``records`` with pairs and scores from the LLM; return counts of requests, tokens and drops.
+@dataclass
+class Generated:
+    """``totals`` depend on the documents, the settings and the answers only; ``metrics`` also on this run."""
 
-    A document whose requests fail stays without pairs. Raises ActionNeeded when the endpoint refuses, and when fewer
-    documents than ``min_success`` have pairs.
+    totals: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+@dataclass
+class _State:
+    done: int = 0
+    reused: int = 0
+    dropped: int = 0
+    failures: dict[str, GivenUp] = field(default_factory=dict)
+    bill: Counter[str] = field(default_factory=Counter)
+
+
+def generate(records: list[dict[str, Any]], config: SdgConfig) -> Generated:
+    """Fill ``records`` with pairs and scores from the LLM.
+
+    A document whose requests fail stays without pairs. Raises ActionNeeded when the endpoint refuses, a cap is
+    reached, or fewer documents than ``min_success`` have pairs; Transient when running again may help. What was paid
+    for is in the ledger by then.
     """
-    return asyncio.run(_generate(records, config))
+    budget = Budget(config)
+    ledger = open_ledger(config.ledger_uri)
+    _log.info("estimate: %s", describe(estimate(records, config), config))
+    if not ledger.durable:
+        _log.warning("ledger_uri is not set: a run that is killed pays for everything again")
+    return asyncio.run(_generate(records, config, ledger, budget))
 
 
-async def _generate(records: list[dict[str, Any]], config: SdgConfig) -> dict[str, int]:
-    failures: list[str] = []
-    dropped = 0
-    async with Llm(config) as llm:
-        with Progress("generating questions", total=len(records), unit="documents") as progress:
-
-            async def one(record: dict[str, Any]) -> None:
-                nonlocal dropped
-                try:
-                    count = await _document(llm, record, config)
-                    dropped += count
-                except GivenUp as error:
-                    failures.append(f"{record['source_id']}: {error}")
-                    _log.warning("no pairs for %s", failures[-1])
-                progress.add(requests=llm.usage["requests"])
-
-            # Not all documents at once: their requests would wait in line and their prompts fill the memory.
+async def _generate(records: list[dict[str, Any]], config: SdgConfig, ledger: Ledger, budget: Budget) -> Generated:
+    state = _State()
+    async with Llm(config, ledger, budget) as llm:
+        with _stop_on_sigterm(llm), Progress("generating questions", total=len(records), unit="documents") as progress:
             waiting = iter(records)
 
             async def worker() -> None:
                 for record in waiting:
-                    await one(record)
+                    if llm.stopped is not None:
+                        return
+                    await _one(llm, record, config, state)
+                    progress.add(requests=budget.counts["requests"], **budget.metrics())
 
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(config.max_parallel_requests_for_gen):
-                        group.create_task(worker())
-            except* StageError as errors:
-                raise errors.exceptions[0] from None
-        usage = dict(llm.usage)
-    _require_success(records, failures, config)
-    return {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, **usage, "dropped_pairs": dropped}
+            async with asyncio.TaskGroup() as group:
+                # More documents than requests in flight: some wait for the ledger while others ask.
+                for _ in range(2 * config.max_parallel_requests_for_gen):
+                    group.create_task(worker())
+        if llm.stopped is not None:
+            raise _with_progress(llm.stopped, state, len(records), config)
+        _log.info(
+            "%d answers, %d of them paid for by this run in %d requests; %d of %d documents came from the ledger whole",
+            state.bill["answers"],
+            state.bill["paid"],
+            budget.counts["requests"],
+            state.reused,
+            len(records),
+        )
+    _require_success(records, state, config)
+    totals = {"answers": state.bill["answers"], **budget.metrics(), "dropped_pairs": state.dropped}
+    run = {name: budget.counts[name] for name in ("requests", "wasted_tokens")}
+    run |= {"paid_answers": state.bill["paid"], "reused_documents": state.reused}
+    return Generated(totals, totals | run)
 
 
-async def _document(llm: Llm, record: dict[str, Any], config: SdgConfig) -> int:
+async def _one(llm: Llm, record: dict[str, Any], config: SdgConfig, state: _State) -> None:
+    """One document, with what happened to it noted in ``state``."""
+    bill: Counter[str] = Counter()
+    try:
+        dropped = await _document(llm, record, config, bill)
+        state.dropped += dropped  # not in one line: += reads before it awaits
+        state.done += 1
+        state.reused += not bill["paid"]
+    except GivenUp as error:
+        state.failures[record["source_id"]] = error
+        _log.warning("no pairs for %s: %s", record["source_id"], error)
+        if not state.done and len(state.failures) >= _FAILURES_WITHOUT_SUCCESS:
+            kind = Transient if error.transient else ActionNeeded
+            llm.stop(kind(f"the first {len(state.failures)} documents all failed (last: {error})"))
+    except StageError as error:
+        llm.stop(error)
+    finally:
+        state.bill.update(bill)
+
+
+async def _document(llm: Llm, record: dict[str, Any], config: SdgConfig, bill: Counter[str]) -> int:
     """Fill one record; return how many pairs were dropped. The record changes only when all steps succeeded."""
     chunks = record["chunks"]
-    about = await llm.ask(
-        config.artifact_extraction_model, ask_for_artifacts(record["text"], config), DocumentArtifacts
-    )
+    about = await llm.ask("artifact_extraction", ask_for_artifacts(record["text"], config), DocumentArtifacts, bill)
     artifacts = about.model_dump()
-    answer = await llm.ask(config.qa_generation_model, ask_for_pairs(artifacts, chunks, config), Pairs)
+    answer = await llm.ask("qa_generation", ask_for_pairs(artifacts, chunks, config), Pairs, bill)
     known = {chunk["chunk_id"] for chunk in chunks}
     pairs = [pair.model_dump() for pair in answer.pairs]
     usable = [pair for pair in pairs if set(pair["segment_ids"]) <= known]
     if not usable:
         raise GivenUp("every pair names segments that the document does not have")
-    distinct = _distinct(usable, await llm.embed([pair["question"] for pair in usable]), config.similarity_threshold)
-    judged = await llm.ask(config.quality_judge_model, ask_for_scores(distinct, chunks), Evaluations)
+    cosines = await llm.similarities([pair["question"] for pair in usable], bill)
+    distinct = _distinct(usable, cosines, config.similarity_threshold)
+    judged = await llm.ask("quality_judge", ask_for_scores(distinct, chunks), Evaluations, bill)
     scores = {evaluation.pair_id: evaluation for evaluation in judged.evaluations}
     scored = [(pair, scores[number]) for number, pair in enumerate(distinct, 1) if number in scores]
     if not scored:
@@ -94,19 +146,41 @@ async def _document(llm: Llm, record: dict[str, Any], config: SdgConfig) -> int:
     return len(pairs) - len(scored)
 
 
-def _distinct(pairs: list[dict[str, Any]], vectors: np.ndarray, threshold: float) -> list[dict[str, Any]]:
+def _distinct(pairs: list[dict[str, Any]], cosines: np.ndarray, threshold: float) -> list[dict[str, Any]]:
     """``pairs`` without those whose question is as good as an earlier one's."""
     kept: list[int] = []
     for number in range(len(pairs)):
-        if not kept or float((vectors[kept] @ vectors[number]).max()) <= threshold:
+        if not kept or float(cosines[number, kept].max()) <= threshold:
             kept.append(number)
     return [pairs[number] for number in kept]
 
 
-def _require_success(records: list[dict[str, Any]], failures: list[str], config: SdgConfig) -> None:
-    done = sum(bool(record["deduplicated_qa_pairs"]) for record in records)
-    if done < config.min_success * len(records):
-        raise ActionNeeded(
-            f"only {done} of {len(records)} documents have pairs, min_success is {config.min_success:g}; nothing was "
-            f"published (first failure: {failures[0]})"
-        )
+def _require_success(records: list[dict[str, Any]], state: _State, config: SdgConfig) -> None:
+    if state.done >= config.min_success * len(records):
+        return
+    first, error = min(state.failures.items())
+    transient = all(failure.transient for failure in state.failures.values())
+    failed = f"fewer than min_success = {config.min_success:g} have pairs; first failure: {first}: {error}"
+    raise _with_progress((Transient if transient else ActionNeeded)(failed), state, len(records), config)
+
+
+def _with_progress(error: StageError, state: _State, total: int, config: SdgConfig) -> StageError:
+    """The same error with what is done and what became of what was paid."""
+    kept = "their answers are in ledger_uri" if config.ledger_uri else "their answers are lost, set ledger_uri"
+    return type(error)(f"{error}; {state.done} of {total} documents are done, {kept}; nothing was published")
+
+
+@contextlib.contextmanager
+def _stop_on_sigterm(llm: Llm) -> Iterator[None]:
+    """A pod that is being evicted takes in the answers under way and stops."""
+    loop = asyncio.get_running_loop()
+    reason = Transient("stopped by SIGTERM: run again to go on")
+    try:
+        loop.add_signal_handler(signal.SIGTERM, llm.stop, reason)
+    except (ValueError, RuntimeError):  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)

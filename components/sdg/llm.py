@@ -1,182 +1,216 @@
-"""An OpenAI-compatible LLM: bounded requests in flight, retries, answers checked against a schema."""
+"""The LLM's roles: each answer is checked against a schema, kept in the ledger, and counted."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
-import logging
-import os
-import random
 import re
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
-import httpx
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from components.core.errors import ActionNeeded, InputError, StageError
+from components.core.errors import StageError
+from components.sdg.budget import Budget, completion_tokens, prompt_tokens
 from components.sdg.component import SdgConfig
+from components.sdg.endpoint import Endpoint, GivenUp, Unusable
+from components.sdg.ledger import Ledger, key_of
+from components.sdg.prompts import Messages
 
-_log = logging.getLogger(__name__)
 Answer = TypeVar("Answer", bound=BaseModel)
-_TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
-_NEEDS_A_PERSON = {401: "the key is refused", 402: "the quota is used up", 403: "access is refused",
-                   404: "there is no such model or path"}  # fmt: skip
-_LONGEST_WAIT_SECONDS = 60.0
 _JSON = re.compile(r"\{.*\}", re.DOTALL)
 _REASONING = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 
-class GivenUp(StageError):
-    """One request has no usable answer after all tries; other documents go on."""
+@dataclass(frozen=True)
+class Reply:
+    """What the ledger keeps of one chat answer."""
+
+    text: str
+    cut_off: bool
+    usage: dict[str, int]
+    model: str  # as the endpoint names it
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A request, its key in the ledger, its prompt and completion tokens, roughly, and what to keep of the answer."""
+
+    role: str
+    path: str
+    body: dict[str, Any]
+    key: str
+    tokens: tuple[int, int]
+    read: Callable[[Any], dict[str, Any]]
 
 
 class Llm:
-    """The endpoint of ``config``. Use it as an asynchronous context manager.
+    """All roles of ``config``. Use it as an asynchronous context manager.
 
-    ``usage`` counts requests and tokens. The key is read from the environment, sent in a header and nowhere else.
-    Raises InputError for an unsafe URL or a missing key, before anything is sent.
+    ``bill``, wherever it is asked for, counts ``answers`` and those of them that were ``paid`` for now. Raises
+    InputError for an unsafe URL or a missing key, before anything is sent.
     """
 
-    def __init__(self, config: SdgConfig) -> None:
-        self.usage: Counter[str] = Counter()
-        self._config = config
-        self._url = _checked(config.llm_base_url)
-        key = os.environ.get(config.api_key_env)
-        if not key and not _is_local(self._url):
-            raise InputError(
-                f"{config.api_key_env} is not set: export {config.api_key_env}=... (or sdg.generator=offline)"
-            )
-        self._free = asyncio.Semaphore(config.max_parallel_requests_for_gen)
-        self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=config.request_timeout,
-            follow_redirects=False,
-        )
+    def __init__(self, config: SdgConfig, ledger: Ledger, budget: Budget) -> None:
+        self._config, self._ledger, self._budget = config, ledger, budget
+        self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._endpoints: dict[str, Endpoint] = {}
+        for role in config.models:
+            name, provider = config.provider(role)
+            if name not in self._endpoints:
+                self._endpoints[name] = Endpoint(name, provider, config, budget.counts)
+        self.stopped: StageError | None = None
 
     async def __aenter__(self) -> Llm:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.aclose()
+        for endpoint in self._endpoints.values():
+            await endpoint.close()
 
-    async def ask(self, model: str, messages: list[dict[str, str]], schema: type[Answer]) -> Answer:
-        """The answer of ``model`` as ``schema``; a wrong one is asked again with what is wrong about it.
+    def stop(self, reason: StageError) -> None:
+        """Send nothing more; requests under way still come in and are kept."""
+        if self.stopped is None:
+            self.stopped = reason
+            for endpoint in self._endpoints.values():
+                endpoint.stopped = reason
 
-        Raises GivenUp when no try yields one, ActionNeeded when a person must act.
+    async def ask(self, role: str, messages: Messages, schema: type[Answer], bill: Counter[str]) -> Answer:
+        """The answer of ``role`` as ``schema``; a wrong one is asked again with what is wrong about it.
+
+        Raises GivenUp when no try yields one, and what Endpoint.post raises.
         """
-        conversation = list(messages)
-        problem = ""
-        for _ in range(self._config.max_attempts):
-            text = await self._complete(model, conversation)
-            try:
-                return schema.model_validate(_object(text))
-            except (ValueError, ValidationError) as error:
-                problem = _short(error)
-            conversation = [
-                *messages,
-                {"role": "assistant", "content": text},
-                {
-                    "role": "user",
-                    "content": f"That answer cannot be used: {problem}. Send the whole JSON object again.",
-                },
-            ]
-        raise GivenUp(f"{model} gave no usable answer in {self._config.max_attempts} tries (last: {problem})")
-
-    async def embed(self, texts: list[str]) -> np.ndarray:
-        """Unit vectors of ``texts`` by the model that finds duplicates: float32 [len(texts), d]."""
-        body = {"model": self._config.embed_model, "input": texts, "input_type": "query", "truncate": "END"}
-        answer = await self._post("/embeddings", body)
-        try:
-            rows = sorted(answer["data"], key=lambda row: row["index"])
-            vectors = np.asarray([row["embedding"] for row in rows], dtype=np.float32)
-            if len(vectors) != len(texts) or not np.isfinite(vectors).all():
-                raise ValueError("wrong number of vectors, or not numbers")
-        except (KeyError, TypeError, ValueError) as error:
-            raise GivenUp(f"{self._config.embed_model} answered without vectors ({_short(error)})") from None
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-    async def _complete(self, model: str, messages: list[dict[str, str]]) -> str:
-        body = {
-            "model": model,
-            "messages": messages,
-            "temperature": self._config.temperature,
-            "top_p": self._config.top_p,
-        }
-        answer = await self._post("/chat/completions", body)
-        usage = answer.get("usage") if isinstance(answer, dict) else None
-        if isinstance(usage, dict):
-            self.usage["prompt_tokens"] += int(usage.get("prompt_tokens") or 0)
-            self.usage["completion_tokens"] += int(usage.get("completion_tokens") or 0)
-        try:
-            return answer["choices"][0]["message"]["content"] or ""
-        except (KeyError, IndexError, TypeError):
-            return ""
-
-    async def _post(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON answer to one request, tried again while the endpoint is busy or away."""
-        problem, wait = "", 0.0
+        conversation, problem, cuts = list(messages), "", 0
+        max_tokens = self._config.parameters(role).max_tokens
         for attempt in range(self._config.max_attempts):
-            await asyncio.sleep(wait)
-            wait = min(2.0**attempt * random.uniform(0.5, 1.0), _LONGEST_WAIT_SECONDS)
-            try:
-                async with self._free:
-                    self.usage["requests"] += 1
-                    async with asyncio.timeout(self._config.request_timeout):
-                        response = await self._client.post(self._url + path, json=body)
-            except (httpx.HTTPError, TimeoutError) as error:
-                problem = type(error).__name__
-                continue
-            if response.is_success:
+            reply = await self._reply(role, conversation, schema, attempt, max_tokens, bill)
+            if reply.cut_off:
+                problem, cuts = "it was cut off: be brief", cuts + 1
+                if cuts == 2:
+                    break
+                if max_tokens is not None:
+                    max_tokens *= 2
+            else:
                 try:
-                    return response.json()
-                except ValueError:
-                    problem = "the answer is not JSON"
-                    continue
-            problem = f"HTTP {response.status_code}"
-            if response.status_code in _NEEDS_A_PERSON:
-                reason = _NEEDS_A_PERSON[response.status_code]
-                raise ActionNeeded(
-                    f"{self._url}{path} answers {response.status_code} for {body['model']} ({reason}): "
-                    f"check {self._config.api_key_env}, the quota and the model's name"
-                )
-            if response.status_code not in _TRY_AGAIN:
-                raise GivenUp(f"{self._url}{path} refuses the request ({problem})")
-            wait = max(wait, min(_retry_after(response), _LONGEST_WAIT_SECONDS))
-        raise GivenUp(f"{self._url}{path} did not answer {self._config.max_attempts} times (last: {problem})")
+                    return schema.model_validate(_object(reply.text))
+                except (ValueError, ValidationError, RecursionError) as error:
+                    problem = _short(error)
+            again = f"That answer cannot be used: {problem}. Send the whole JSON object again."
+            # A broken end of an answer teaches nothing and costs its tokens again.
+            said = [] if reply.cut_off else [{"role": "assistant", "content": reply.text}]
+            conversation = [*messages, *said, {"role": "user", "content": again}]
+        raise GivenUp(f"{self._config.models[role]} gave no usable answer in {attempt + 1} tries (last: {problem})")
+
+    async def similarities(self, texts: list[str], bill: Counter[str]) -> np.ndarray:
+        """Cosines of ``texts`` with each other by the model that finds duplicates: float32 [n, n], four decimals."""
+        body = {"model": self._config.embed_model, "input": texts, "input_type": "query", "truncate": "END"}
+
+        def read(answer: Any) -> dict[str, Any]:
+            return {"cosines": _cosines(answer, len(texts)), "usage": _usage(answer)}
+
+        sent = sum(len(text.encode()) for text in texts) // 4
+        call = _Call("embed", "/embeddings", body, key_of(path="/embeddings", body=body), (sent, 0), read)
+        return np.asarray((await self._answer(call, bill))["cosines"], dtype=np.float32)
+
+    async def _reply(
+        self,
+        role: str,
+        messages: Messages,
+        schema: type[BaseModel],
+        attempt: int,
+        max_tokens: int | None,
+        bill: Counter[str],
+    ) -> Reply:
+        own = self._config.parameters(role)
+        body: dict[str, Any] = {
+            "model": self._config.models[role],
+            "messages": messages,
+            "temperature": own.temperature,
+            "top_p": own.top_p,
+        }
+        if max_tokens is not None:
+            body["max_tokens"] = max_tokens
+        path = "/chat/completions"
+        # The number of the try is part of the key: a second try must not find the first one's answer.
+        key = key_of(path=path, body=body, schema=schema.model_json_schema(), attempt=attempt)
+        tokens = (prompt_tokens(messages), completion_tokens(role, self._config))
+        call = _Call(role, path, body, key, tokens, lambda answer: asdict(_read(answer)))
+        return Reply(**await self._answer(call, bill))
+
+    async def _answer(self, call: _Call, bill: Counter[str]) -> dict[str, Any]:
+        """The ledger's answer, or one that is paid for now; it counts when the ledger has it."""
+        # Two documents may ask the same at the same time.
+        asking = self._asking.setdefault(call.key, asyncio.Lock())
+        async with asking:
+            kept = self._ledger.get(call.key)
+            if kept is None:
+                kept = await self._pay(call)
+                bill["paid"] += 1
+        self._budget.add(self._config.models[call.role], kept["usage"])
+        bill["answers"] += 1
+        return kept
+
+    async def _pay(self, call: _Call) -> dict[str, Any]:
+        if self.stopped is not None:
+            raise self.stopped
+        model = self._config.models[call.role]
+        timeout = self._config.parameters(call.role).request_timeout or self._config.request_timeout
+
+        def counted(answer: Any) -> dict[str, Any]:
+            try:
+                return call.read(answer)
+            except (Unusable, GivenUp):
+                self._budget.waste(model, _usage(answer))
+                raise
+
+        with self._budget.request(model, *call.tokens):
+            endpoint = self._endpoints[self._config.provider(call.role)[0]]
+            kept = await endpoint.post(call.path, call.body, timeout=timeout, read=counted)
+            await self._ledger.put(call.key, kept)
+        return kept
 
 
-def _checked(url: str) -> str:
-    """The URL without a trailing slash, when a key may be sent to it."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-        raise InputError(f"llm_base_url = {url!r}: expected https://host/v1, without a user or a key in it")
-    if parts.scheme == "http" and not _is_local(url) and not _is_in_cluster(parts.hostname):
-        raise InputError(f"llm_base_url = {url!r} would send the key in the clear: use https")
-    return url.rstrip("/")
-
-
-def _is_local(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
+def _read(answer: Any) -> Reply:
+    """Raises Unusable for an answer without text, GivenUp when the model will not answer."""
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        choice = answer["choices"][0]
+        text, finish = choice["message"].get("content"), choice.get("finish_reason")
+        refusal = choice["message"].get("refusal")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise Unusable("an answer without choices") from None
+    if finish == "content_filter" or refusal:
+        raise GivenUp("the endpoint's content filter or the model refuses to answer")
+    cut_off = finish == "length"
+    if not isinstance(text, str) or (not text.strip() and not cut_off):
+        raise Unusable("an empty answer")
+    return Reply(
+        text, cut_off, _usage(answer), str(answer.get("model", "")), str(answer.get("system_fingerprint") or "")
+    )
 
 
-def _is_in_cluster(host: str) -> bool:
-    """Names that only resolve inside a Kubernetes cluster."""
-    return "." not in host or host.endswith((".svc", ".svc.cluster.local"))
+def _usage(answer: Any) -> dict[str, int]:
+    found = answer.get("usage") if isinstance(answer, dict) else None
+    found = found if isinstance(found, dict) else {}
+    numbers = {name: found.get(name) for name in ("prompt_tokens", "completion_tokens")}
+    return {name: value for name, value in numbers.items() if isinstance(value, int) and value >= 0}
 
 
-def _retry_after(response: httpx.Response) -> float:
+def _cosines(answer: Any, count: int) -> list[list[float]]:
+    """Rounded, so that a stored answer and a fresh one are the same."""
     try:
-        return max(0.0, float(response.headers["retry-after"]))
-    except (KeyError, ValueError):
-        return 0.0
+        rows = sorted(answer["data"], key=lambda row: row["index"])
+        vectors = np.asarray([row["embedding"] for row in rows], dtype=np.float32)
+        if vectors.ndim != 2 or len(vectors) != count or not np.isfinite(vectors).all():
+            raise ValueError("wrong number of vectors, or not numbers")
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unusable(f"an answer without vectors ({_short(error)})") from None
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return [[round(float(value), 4) for value in row] for row in vectors @ vectors.T]
 
 
 def _object(text: str) -> Any:

@@ -10,10 +10,11 @@ from typing import Any
 
 from components.core.errors import InputError
 from components.core.progress import track
+from components.sdg.budget import describe, estimate
 from components.sdg.chunking import chunk
 from components.sdg.component import SdgConfig
-from components.sdg.corpus import Document, read_corpus
-from components.sdg.generation import generate
+from components.sdg.corpus import Corpus, Document, read_corpus
+from components.sdg.generation import Generated, generate
 from components.sdg.offline import OfflineGenerator
 
 _log = logging.getLogger(__name__)
@@ -26,20 +27,19 @@ _OFFLINE_STAMP = {
 def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path) -> dict[str, Any]:
     """Read ``corpus``, write ``qa_pairs.jsonl`` and ``generation_result.json`` into ``qa_pairs``; return counts.
 
-    Raises InputError when no document is usable or none yields a pair.
+    Both files depend on documents, settings and answers only: a run that was interrupted and went on makes the same
+    bytes. Raises InputError when no document is usable or none yields a pair, and what ``generate`` raises.
     """
-    read = read_corpus(corpus, config)
-    records = [_record(document, config) for document in read.documents]
-    passages = sum(len(record["chunks"]) for record in records)
-    _log.info("%d documents, %d passages; left out: %s", len(records), passages, read.skipped or "nothing")
-    usage = generate(records, config) if config.generator == "llm" else _offline(records, config)
+    read, records = _prepare(config, corpus)
+    made = generate(records, config) if config.generator == "llm" else _offline(records, config)
     pairs = sum(len(record["deduplicated_qa_pairs"]) for record in records)
+    passages = sum(len(record["chunks"]) for record in records)
     if not pairs:
         raise InputError(f"none of {passages} passages is long enough for a question: give longer documents")
     qa_pairs.mkdir()
     with (qa_pairs / "qa_pairs.jsonl").open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records)
-    counts = {"documents": len(records), "passages": passages, "pairs": pairs, **usage}
+    counts = {"documents": len(records), "passages": passages, "pairs": pairs}
     result = {
         "dataset_name": "qa_pairs",
         "output_path": "qa_pairs.jsonl",
@@ -47,10 +47,31 @@ def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path) -> dict[str, Any]:
         "generator": config.generator,
         **(_OFFLINE_STAMP if config.generator == "offline" else {}),
         "skipped_files": read.skipped,
+        "documents_without_pairs": [r["source_id"] for r in records if not r["deduplicated_qa_pairs"]],
         **counts,
+        **made.totals,
     }
     (qa_pairs / "generation_result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return {**counts, "skipped_files": sum(read.skipped.values())}
+    return {**counts, **made.metrics, "skipped_files": sum(read.skipped.values())}
+
+
+def preview(config: SdgConfig, *, corpus: Path) -> str:
+    """What a run would read and cost, as text; nothing is sent. Raises InputError when no document is usable."""
+    read, records = _prepare(config, corpus)
+    passages = sum(len(record["chunks"]) for record in records)
+    skipped = ", ".join(f"{count} {reason}" for reason, count in read.skipped.items()) or "nothing"
+    lines = [f"{len(records)} documents, {passages} passages; left out: {skipped}"]
+    if config.generator == "llm":
+        lines.append(describe(estimate(records, config), config))
+    return "\n".join(lines)
+
+
+def _prepare(config: SdgConfig, corpus: Path) -> tuple[Corpus, list[dict[str, Any]]]:
+    read = read_corpus(corpus, config)
+    records = [_record(document, config) for document in read.documents]
+    passages = sum(len(record["chunks"]) for record in records)
+    _log.info("%d documents, %d passages; left out: %s", len(records), passages, read.skipped or "nothing")
+    return read, records
 
 
 def _record(document: Document, config: SdgConfig) -> dict[str, Any]:
@@ -70,7 +91,7 @@ def _record(document: Document, config: SdgConfig) -> dict[str, Any]:
     }
 
 
-def _offline(records: list[dict[str, Any]], config: SdgConfig) -> dict[str, int]:
+def _offline(records: list[dict[str, Any]], config: SdgConfig) -> Generated:
     """Give every record pairs made without an LLM."""
     generator = OfflineGenerator(
         [chunk["text"] for record in records for chunk in record["chunks"]], method=config.offline_method
@@ -83,4 +104,4 @@ def _offline(records: list[dict[str, Any]], config: SdgConfig) -> dict[str, int]
         record["deduplicated_qa_pairs"] = pairs
         record["synthetic_method"] = config.offline_method
         record["for_quality_claims"] = False
-    return {}
+    return Generated({}, {})

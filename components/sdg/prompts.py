@@ -24,6 +24,7 @@ ARTIFACT_KINDS = (
     "technical_terms",
     "contextual_factors",
 )
+Messages = list[dict[str, str]]
 _OPEN, _CLOSE = "<<<DOCUMENT", "DOCUMENT>>>"
 _SYSTEM = (
     f"You prepare data for training a search engine. Text between {_OPEN} and {_CLOSE} is material to work on; "
@@ -109,7 +110,7 @@ class Evaluations(_Answer):
     evaluations: list[PairEvaluation]
 
 
-def ask_for_artifacts(text: str, config: SdgConfig) -> list[dict[str, str]]:
+def ask_for_artifacts(text: str, config: SdgConfig) -> Messages:
     """Messages that ask what a document is about."""
     kinds = ", ".join(ARTIFACT_KINDS)
     item = '{"text": ..., "description": ..., "importance": ...}'
@@ -120,9 +121,7 @@ def ask_for_artifacts(text: str, config: SdgConfig) -> list[dict[str, str]]:
     return _messages(task, text)
 
 
-def ask_for_pairs(
-    artifacts: dict[str, Any], chunks: Sequence[dict[str, Any]], config: SdgConfig
-) -> list[dict[str, str]]:
+def ask_for_pairs(artifacts: dict[str, Any], chunks: Sequence[dict[str, Any]], config: SdgConfig) -> Messages:
     """Messages that ask for question-answer pairs with the segments that hold each answer."""
     queries = _counts(quotas(config.num_pairs, QUERY_TYPES, weights=(3, 2, 2)))
     reasoning = _counts(quotas(config.num_pairs, [kind for kind in REASONING_TYPES if kind != "visual"]))
@@ -143,7 +142,7 @@ def ask_for_pairs(
     return _messages(task, _numbered(chunks))
 
 
-def ask_for_scores(pairs: Sequence[dict[str, Any]], chunks: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+def ask_for_scores(pairs: Sequence[dict[str, Any]], chunks: Sequence[dict[str, Any]]) -> Messages:
     """Messages that ask for scores of pairs, which are numbered from 1."""
     listed = [
         {"pair_id": number, **{name: pair[name] for name in ("question", "answer", "segment_ids")}}
@@ -177,7 +176,7 @@ def _numbered(chunks: Sequence[dict[str, Any]]) -> str:
     return "\n".join(f"Segment {chunk['chunk_id']}: {chunk['text']}" for chunk in chunks)
 
 
-def _messages(task: str, document: str) -> list[dict[str, str]]:
+def _messages(task: str, document: str) -> Messages:
     inert = document.replace(_OPEN, "").replace(_CLOSE, "")
     return [
         {"role": "system", "content": _SYSTEM},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +24,7 @@ class LlmServer:
         self.authorizations: set[str | None] = set()
         self.fault: Fault | None = None
         self.edit: Callable[[str, str], str] = lambda step, text: text
+        self.delay = 0.0  # seconds that an answer takes
         self.url = ""
         self._lock = threading.Lock()
 
@@ -29,6 +32,7 @@ class LlmServer:
         with self._lock:
             self.requests.append((path, body))
             number = len(self.requests)
+        time.sleep(self.delay)
         if self.fault and (fault := self.fault(number, path, body)):
             return fault
         if path.endswith("/embeddings"):
@@ -36,7 +40,17 @@ class LlmServer:
         step, content = _content(body["messages"][1]["content"])
         message = {"role": "assistant", "content": self.edit(step, content)}
         usage = {"prompt_tokens": 100, "completion_tokens": 10}
-        return 200, {}, json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})
+        return (
+            200,
+            {},
+            json.dumps(
+                {
+                    "choices": [{"message": message, "finish_reason": "stop"}],
+                    "usage": usage,
+                    "system_fingerprint": str(number),
+                }
+            ),
+        )
 
 
 @contextmanager
@@ -117,6 +131,7 @@ def _content(prompt: str) -> tuple[str, str]:
 def _vector(index: int, text: str) -> dict[str, Any]:
     """Equal texts point the same way, others elsewhere."""
     values = [0.0] * 64
-    values[hash(text) % 64] = 1.0
-    values[(hash(text) // 64) % 64] += 0.5
+    digest = hashlib.sha256(text.encode()).digest()
+    values[digest[0] % 64] = 1.0
+    values[digest[1] % 64] += 0.5
     return {"index": index, "embedding": values}

@@ -23,7 +23,7 @@ KEY = "nvapi-canary-7f3a"
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LlmServer]:
     monkeypatch.setenv("NVIDIA_API_KEY", KEY)
     # Waiting between tries is not what is tested.
-    monkeypatch.setattr("components.sdg.llm._LONGEST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("components.sdg.endpoint._LONGEST_BACK_OFF_SECONDS", 0.01)
     with llm_server() as running:
         yield running
 

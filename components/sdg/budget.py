@@ -1,0 +1,165 @@
+"""What generation costs: an estimate before the first request, a running count, and a cap."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from components.core.errors import ActionNeeded, InputError
+from components.sdg.component import SdgConfig
+from components.sdg.prompts import ARTIFACT_KINDS, Messages, ask_for_artifacts, ask_for_pairs, ask_for_scores
+
+# Rules of thumb, for estimates only; what counts is what the endpoint reports.
+_BYTES_PER_TOKEN = 4
+_TOKENS_PER_ITEM = {"artifact_extraction": 60, "qa_generation": 250, "quality_judge": 200}
+_TOKENS_PER_QUESTION = 30
+
+
+@dataclass
+class Tokens:
+    """Tokens of one model."""
+
+    prompt: int = 0
+    completion: int = 0
+
+
+@dataclass
+class Estimate:
+    """Requests, and tokens by model."""
+
+    requests: int = 0
+    tokens: dict[str, Tokens] = field(default_factory=dict)
+
+
+class Budget:
+    """Counts tokens and cost of all answers that the data set is made of, and stops at the cap.
+
+    Answers from the ledger count, too: otherwise every restart of a failed run could spend the whole cap again.
+    Raises InputError when ``max_cost`` is set and a model has no price.
+    """
+
+    def __init__(self, config: SdgConfig) -> None:
+        self._config = config
+        self.tokens: dict[str, Tokens] = {}
+        self.counts: Counter[str] = Counter()  # of this run: requests, wasted_tokens
+        self._wasted: dict[str, Tokens] = {}
+        self._reserved: Counter[str] = Counter()  # of requests in flight, by model and kind of token
+        if config.max_cost is not None:
+            missing = sorted({*config.models.values()} - config.prices.keys())
+            if missing:
+                raise InputError(f"max_cost needs the price of {', '.join(missing)}: add it to prices")
+
+    @property
+    def cost(self) -> float | None:
+        """In the currency of ``prices``; None when a model that was used has no price."""
+        return cost_of(self.tokens, self._config)
+
+    def add(self, model: str, usage: dict[str, int]) -> None:
+        """Count an answer."""
+        _add(self.tokens, model, usage)
+
+    def waste(self, model: str, usage: dict[str, int]) -> None:
+        """Count an answer that was paid for and holds nothing."""
+        _add(self._wasted, model, usage)
+        self.counts["wasted_tokens"] += sum(usage.values())
+
+    @contextmanager
+    def request(self, model: str, prompt: int, completion: int) -> Iterator[None]:
+        """Set ``prompt`` and ``completion`` tokens aside while a request is under way.
+
+        Raises ActionNeeded when they would go beyond ``max_tokens_total`` or ``max_cost``.
+        """
+        self._reserved.update({(model, "prompt"): prompt, (model, "completion"): completion})
+        try:
+            self._check()
+            yield
+        finally:
+            self._reserved.subtract({(model, "prompt"): prompt, (model, "completion"): completion})
+
+    def metrics(self) -> dict[str, Any]:
+        """Totals of the data set; equal for equal ledgers, however often the run was interrupted."""
+        totals: dict[str, Any] = {
+            "prompt_tokens": sum(tokens.prompt for tokens in self.tokens.values()),
+            "completion_tokens": sum(tokens.completion for tokens in self.tokens.values()),
+        }
+        return totals | ({} if self.cost is None else {"cost": round(self.cost, 6)})
+
+    def _check(self) -> None:
+        with_reserved: dict[str, Tokens] = {}
+        for model, tokens in (*self.tokens.items(), *self._wasted.items()):
+            _add(with_reserved, model, {"prompt_tokens": tokens.prompt, "completion_tokens": tokens.completion})
+        for (model, kind), count in self._reserved.items():
+            tokens = with_reserved.setdefault(model, Tokens())
+            setattr(tokens, kind, getattr(tokens, kind) + count)
+        total = sum(tokens.prompt + tokens.completion for tokens in with_reserved.values())
+        limit = self._config.max_tokens_total
+        if limit is not None and total > limit:
+            raise ActionNeeded(f"max_tokens_total = {limit:,} would be exceeded: raise it to go on")
+        cost = cost_of(with_reserved, self._config)
+        if self._config.max_cost is not None and cost is not None and cost > self._config.max_cost:
+            raise ActionNeeded(f"max_cost = {self._config.max_cost:g} would be exceeded: raise it to go on")
+
+
+def _add(tokens: dict[str, Tokens], model: str, usage: dict[str, int]) -> None:
+    known = tokens.setdefault(model, Tokens())
+    known.prompt += usage.get("prompt_tokens", 0)
+    known.completion += usage.get("completion_tokens", 0)
+
+
+def estimate(records: Sequence[dict[str, Any]], config: SdgConfig) -> Estimate:
+    """Requests and tokens for all of ``records`` when no answer has to be asked for twice."""
+    found = Estimate()
+
+    def add(role: str, prompt: int, completion: int) -> None:
+        tokens = found.tokens.setdefault(config.models[role], Tokens())
+        found.requests += 1
+        tokens.prompt += prompt
+        tokens.completion += completion
+
+    item = {"text": "x" * 30, "description": "x" * 90}
+    artifacts = {kind: [item] * config.max_artifacts_per_type for kind in ARTIFACT_KINDS}
+    pair = {"question": "x" * 120, "answer": "x" * 240, "segment_ids": [1]}
+    for record in records:
+        for role, messages in (
+            ("artifact_extraction", ask_for_artifacts(record["text"], config)),
+            ("qa_generation", ask_for_pairs(artifacts, record["chunks"], config)),
+            ("quality_judge", ask_for_scores([pair] * config.num_pairs, record["chunks"])),
+        ):
+            add(role, prompt_tokens(messages), completion_tokens(role, config))
+        add("embed", config.num_pairs * _TOKENS_PER_QUESTION, 0)
+    return found
+
+
+def describe(found: Estimate, config: SdgConfig) -> str:
+    """The estimate as text of one line."""
+    text = f"about {found.requests:,} requests"
+    for model, tokens in found.tokens.items():
+        text += f"; {model}: {tokens.prompt:,} prompt and {tokens.completion:,} completion tokens"
+    cost = cost_of(found.tokens, config)
+    return text + (f"; cost {cost:,.2f} by prices" if cost is not None else "; no cost: prices are not given")
+
+
+def cost_of(tokens: dict[str, Tokens], config: SdgConfig) -> float | None:
+    """The cost by ``prices``, or None when a model has none."""
+    if not tokens or not tokens.keys() <= config.prices.keys():
+        return None
+    return sum(
+        (used.prompt * config.prices[model].prompt + used.completion * config.prices[model].completion) / 1e6
+        for model, used in tokens.items()
+    )
+
+
+def prompt_tokens(messages: Messages) -> int:
+    """Tokens of ``messages``, roughly."""
+    return sum(len(message["content"].encode()) for message in messages) // _BYTES_PER_TOKEN
+
+
+def completion_tokens(role: str, config: SdgConfig) -> int:
+    """Tokens of the answer of ``role``, roughly."""
+    items = config.num_pairs if role != "artifact_extraction" else len(ARTIFACT_KINDS) * config.max_artifacts_per_type
+    expected = items * _TOKENS_PER_ITEM[role]
+    limit = config.parameters(role).max_tokens
+    return min(expected, limit) if limit else expected

