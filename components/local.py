@@ -50,7 +50,7 @@ class StageRun:
         return {name: str(path) for name, path in {**taken, **made}.items()}
 
     def show(self) -> None:
-        """Print the resolved settings, inputs and outputs."""
+        """Print the resolved settings, inputs and outputs, and what the run would do and cost where it can say so."""
         print(f"{self.stage.name}: {self.stage.summary}")
         for title, values in (("inputs", {n: s.path for n, s in self.inputs().items()}), ("outputs", self.outputs())):
             print(f"  {title}:")
@@ -59,6 +59,11 @@ class StageRun:
         print("  settings:")
         for line in yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False).splitlines():
             print(f"    {line}")
+        if self.stage.previews and all(source.path.exists() for source in self.inputs().values()):
+            for name, source in self.inputs().items():
+                check_input(name, source)
+            text = self.stage.preview()(self.config, **{n: s.path for n, s in self.inputs().items()})
+            print("  preview:", *text.splitlines(), sep="\n    ")
 
     def execute(self) -> None:
         """Run the stage here; its figures go to ``work/<stage>_metrics.json``."""
@@ -124,6 +129,9 @@ class Run:
         unused = set(self.brought) - set(self.plan.brought) - set(self.plan.brought_by_uri)
         for name in sorted(unused):
             raise InputError(f"--{name.replace('_', '-')}: the chosen stages make {name} themselves: leave it out")
+        for stage in self.plan.stages:
+            if stage.check_on_this_machine:
+                stage.check_on_this_machine(self.configs[stage.name])
 
     def _stage_run(self, stage: Stage) -> StageRun:
         wanted = stage.inputs + stage.optional_inputs + stage.by_uri

@@ -38,7 +38,8 @@ class Stage:
     stage made them or the user brings them. ``by_uri`` are artifacts that the program gets as a URI and that are
     never downloaded for it. ``results`` are output parameters: the program returns them among its metrics; one
     called ``<output>_uri`` is filled in with that output's URI. ``retries`` is how often KFP starts a failed task
-    again.
+    again. ``previews`` says that the program has a ``preview``, which a dry run calls.
+    ``check_on_this_machine`` raises InputError for settings that a run without KFP cannot carry out.
     """
 
     name: str
@@ -54,6 +55,8 @@ class Stage:
     secrets: tuple[Secret, ...] = ()
     cache: bool = True
     retries: int = 2
+    previews: bool = False
+    check_on_this_machine: Callable[[Any], None] | None = None
 
     @property
     def metrics_artifact(self) -> str:
@@ -71,3 +74,7 @@ class Stage:
     def program(self) -> Callable[..., dict[str, Any]]:
         """The stage's ``run`` function; importing it may need the stage's heavy packages."""
         return importlib.import_module(f"components.{self.name}.program").run
+
+    def preview(self) -> Callable[..., str]:
+        """The program's ``preview``: what a run would do and cost, as text, from the same inputs."""
+        return importlib.import_module(f"components.{self.name}.program").preview

@@ -159,4 +159,5 @@ STAGE = Stage(
     image="cpu",
     node=Node(cpu="8", memory="16Gi"),
     secrets=(Secret(env="NVIDIA_API_KEY", name="nvidia-api-key", key="NVIDIA_API_KEY"),),
+    previews=True,
 )

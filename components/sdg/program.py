@@ -10,7 +10,7 @@ from typing import Any
 
 from components.core.errors import InputError
 from components.core.progress import track
-from components.sdg.budget import describe, estimate
+from components.sdg.budget import Budget, describe, estimate
 from components.sdg.chunking import chunk
 from components.sdg.component import SdgConfig
 from components.sdg.corpus import Corpus, Document, read_corpus
@@ -31,6 +31,7 @@ def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path) -> dict[str, Any]:
     bytes. Raises InputError when no document is usable or none yields a pair, and what ``generate`` raises.
     """
     read, records = _prepare(config, corpus)
+    _log.info("%s", _describe(read, records))
     made = generate(records, config) if config.generator == "llm" else _offline(records, config)
     pairs = sum(len(record["deduplicated_qa_pairs"]) for record in records)
     passages = sum(len(record["chunks"]) for record in records)
@@ -56,12 +57,14 @@ def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path) -> dict[str, Any]:
 
 
 def preview(config: SdgConfig, *, corpus: Path) -> str:
-    """What a run would read and cost, as text; nothing is sent. Raises InputError when no document is usable."""
+    """What a run would read and cost, as text; nothing is sent.
+
+    Raises InputError when no document is usable, or a cap has no prices.
+    """
     read, records = _prepare(config, corpus)
-    passages = sum(len(record["chunks"]) for record in records)
-    skipped = ", ".join(f"{count} {reason}" for reason, count in read.skipped.items()) or "nothing"
-    lines = [f"{len(records)} documents, {passages} passages; left out: {skipped}"]
+    lines = [_describe(read, records)]
     if config.generator == "llm":
+        Budget(config)
         lines.append(describe(estimate(records, config), config))
     return "\n".join(lines)
 
@@ -69,9 +72,13 @@ def preview(config: SdgConfig, *, corpus: Path) -> str:
 def _prepare(config: SdgConfig, corpus: Path) -> tuple[Corpus, list[dict[str, Any]]]:
     read = read_corpus(corpus, config)
     records = [_record(document, config) for document in read.documents]
-    passages = sum(len(record["chunks"]) for record in records)
-    _log.info("%d documents, %d passages; left out: %s", len(records), passages, read.skipped or "nothing")
     return read, records
+
+
+def _describe(read: Corpus, records: list[dict[str, Any]]) -> str:
+    passages = sum(len(record["chunks"]) for record in records)
+    skipped = ", ".join(f"{count} {reason}" for reason, count in read.skipped.items()) or "nothing"
+    return f"{len(records)} documents, {passages} passages; left out: {skipped}"
 
 
 def _record(document: Document, config: SdgConfig) -> dict[str, Any]:

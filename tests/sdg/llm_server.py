@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -109,10 +110,11 @@ def _content(prompt: str) -> tuple[str, str]:
         return "judge", json.dumps({"evaluations": evaluations})
     if segments:
         document = prompt.split("<<<DOCUMENT")[-1]
-        words = re.findall(r"[A-Za-z]{5,}", document)
+        counts = Counter(re.findall(r"\w{5,}", document))
+        words = sorted(counts, key=lambda word: (counts[word], word))  # what tells the document from others first
         pairs = [
             {
-                "question": f"what about {words[number * 3 % len(words)]} number {number}",
+                "question": f"what about {words[number % len(words)]} number {number}",
                 "answer": f"answer {number}",
                 "question_complexity": 3,
                 "query_type": "contextual",

@@ -150,7 +150,7 @@ def fingerprints(bucket: S3Server) -> set[str]:
     return {entry["answer"]["fingerprint"] for entry in entries if "fingerprint" in entry.get("answer", {})}
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3])
 def test_no_answer_is_paid_for_twice_however_often_the_process_is_killed(
     server: LlmServer, bucket: S3Server, tmp_path: Path, kills: int
 ) -> None:
