@@ -59,14 +59,16 @@ class Endpoint:
             raise InputError(
                 f"{provider.api_key_env} is not set: export {provider.api_key_env}=... (or sdg.generator=offline)"
             )
-        try:
-            self._client = httpx.AsyncClient(
-                headers={**provider.headers, **({"Authorization": f"Bearer {key.strip()}"} if key else {})},
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-                follow_redirects=False,
-            )
-        except (UnicodeEncodeError, ValueError):
-            raise InputError(f"{provider.api_key_env or name}: the key or a header is no plain ASCII text") from None
+        headers = {**provider.headers, **({"Authorization": f"Bearer {key.strip()}"} if key else {})}
+        for header, value in headers.items():
+            if not (header + value).isascii() or not (header + value).isprintable():
+                what = provider.api_key_env if header == "Authorization" else f"providers.{name}.headers.{header}"
+                raise InputError(f"{what} is not one line of plain ASCII text: correct it")
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            follow_redirects=False,
+        )
 
     async def close(self) -> None:
         await self._client.aclose()

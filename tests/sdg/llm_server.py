@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import ssl
 import threading
 import time
 from collections import Counter
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+# Instead of a status: the connection is closed at once, in the middle of the usual answer, or answers byte by byte.
+RESET, TORN, DRIP = 0, -1, -2
 # (status, headers, body) for a request instead of the usual answer; None lets it pass.
 Fault = Callable[[int, str, dict[str, Any]], tuple[int, dict[str, str], str] | None]
 
@@ -35,7 +38,11 @@ class LlmServer:
             number = len(self.requests)
         time.sleep(self.delay)
         if self.fault and (fault := self.fault(number, path, body)):
-            return fault
+            status, headers, text = fault
+            return (status, headers, text) if status > 0 else (status, {}, self._usual(number, path, body)[2])
+        return self._usual(number, path, body)
+
+    def _usual(self, number: int, path: str, body: dict[str, Any]) -> tuple[int, dict[str, str], str]:
         if path.endswith("/embeddings"):
             return 200, {}, json.dumps({"data": [_vector(i, text) for i, text in enumerate(body["input"])]})
         step, content = _content(body["messages"][1]["content"])
@@ -55,8 +62,8 @@ class LlmServer:
 
 
 @contextmanager
-def llm_server() -> Iterator[LlmServer]:
-    """A running server; it is gone afterwards."""
+def llm_server(tls: ssl.SSLContext | None = None) -> Iterator[LlmServer]:
+    """A running server, with ``tls`` for https; it is gone afterwards."""
     script = LlmServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -64,27 +71,40 @@ def llm_server() -> Iterator[LlmServer]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             script.authorizations.add(self.headers["authorization"])
             status, headers, text = script.answer(self.path, body)
-            if status == 0:  # a reset
+            if status == RESET:
                 self.connection.close()
                 return
-            self.send_response(status)
+            self.send_response(status if status > 0 else 200)
             for name, value in headers.items():
                 self.send_header(name, value)
             self.send_header("content-length", str(len(text.encode())))
             self.end_headers()
-            self.wfile.write(text.encode())
+            content = text.encode()
+            if status == DRIP:
+                for position in range(len(content)):
+                    self.wfile.write(content[position : position + 1])
+                    self.wfile.flush()
+                    time.sleep(0.02)
+            else:
+                self.wfile.write(content[: len(content) // 2] if status == TORN else content)
 
         def log_message(self, *_: object) -> None:
             pass
 
     class Server(ThreadingHTTPServer):
+        request_queue_size = 1024
+        daemon_threads = True
+        block_on_close = False
+
         def handle_error(self, *_: object) -> None:
             """A client that hangs up is part of the tests."""
 
     server = Server(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    script.url = f"http://127.0.0.1:{server.server_port}/v1"
+    script.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}/v1"
     try:
         yield script
     finally:
