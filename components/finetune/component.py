@@ -36,6 +36,23 @@ class FinetuneConfig(EncoderConfig):
         "auto", "Arithmetic of the forward and backward pass; auto is bf16 on a GPU, fp32 on a CPU"
     )
     seed: int = setting(42, "Seed of the order of examples")
+    checkpoint_uri: str | None = setting(
+        None,
+        "Where training states are kept, so that a killed run continues: a directory that outlives the pod, "
+        "`s3://bucket/prefix` or `gs://bucket/prefix`; null keeps none",
+        form=True,
+        min_length=1,
+    )
+    checkpoint_every_seconds: float | None = setting(
+        60.0, "Seconds between training states: what a kill can cost; null saves by steps only", gt=0
+    )
+    checkpoint_every_steps: int | None = setting(
+        None, "Optimizer steps between training states, beside those by time", gt=0
+    )
+    keep_checkpoints: int = setting(2, "Training states kept; older ones are removed", ge=1)
+    hang_timeout_seconds: float | None = setting(
+        600.0, "Without progress for so long the run ends with code 75 and says where it stood; null waits", gt=0
+    )
 
 
 STAGE = Stage(

@@ -60,13 +60,22 @@ class Gradient(Protocol):
 
     whole_batches: bool
     """Whether a batch of any size fits into memory when its queries do not need each other."""
+    queries: int
+    """Queries that ``add`` takes at a time unless ``whole_batches``."""
 
     def add(self, batch: Batch, share: float) -> Tensor:
         """Add the gradient of ``share`` times the sum of the batch's losses; return that sum, a scalar."""
         ...
 
     def weights_changed(self) -> None:
-        """Call after each optimizer step."""
+        """Call after each optimizer step or other change of the weights."""
+
+    def discard(self) -> None:
+        """Forget the gradients added so far, and what a failed ``add`` left behind."""
+
+    def halve(self) -> str | None:
+        """Need about half the memory from now on; return what one pass may hold now, None when it is the least."""
+        ...
 
 
 def gradient_of(encoder: Encoder, config: FinetuneConfig, dtype: torch.dtype) -> Gradient:
@@ -83,6 +92,7 @@ class PaddedGradient:
 
     def __init__(self, encoder: Encoder, config: FinetuneConfig, dtype: torch.dtype) -> None:
         self.encoder, self.config, self._dtype = encoder, config, dtype
+        self.queries = config.local_batch_size
 
     def add(self, batch: Batch, share: float) -> Tensor:
         with self._autocast():
@@ -93,6 +103,16 @@ class PaddedGradient:
 
     def weights_changed(self) -> None:
         """Nothing to do: the weights that compute are those that are trained."""
+
+    def discard(self) -> None:
+        self.encoder.zero_grad(set_to_none=True)
+
+    def halve(self) -> str | None:
+        if self.queries == 1:
+            return None
+        self.queries //= 2
+        fewer = ", so that a query sees fewer in-batch negatives" if self.config.in_batch_negatives else ""
+        return f"{self.queries} queries{fewer}"
 
     def _vectors(self, ids: Sequence[list[int]]) -> Tensor:
         """[len(ids), d]. Texts of like length go together: padding is work too."""
@@ -114,6 +134,8 @@ class PackedGradient:
     def __init__(self, encoder: Encoder, config: FinetuneConfig, dtype: torch.dtype, *, compiled: bool) -> None:
         self.config = config
         self.whole_batches = not config.in_batch_negatives
+        self.queries = config.local_batch_size
+        self._trained, self._tokens = encoder, config.packed_batch_tokens
         self._copy = ComputeCopy(encoder.backbone, dtype)
         self._packed = PackedLlama(self._copy.module, config.pooling, config.l2_normalize, compiled=compiled)
 
@@ -131,10 +153,21 @@ class PackedGradient:
                 return batch.losses(queries, passages.flatten(0, 1)[places], self.config).sum() * share
             return contrastive_loss(queries, passages, temperature=_temperature(self.config)).sum() * share
 
-        return backward(self._packed, ids, groups, loss_of, capacity=self.config.packed_batch_tokens, together=together)
+        return backward(self._packed, ids, groups, loss_of, capacity=self._tokens, together=together)
 
     def weights_changed(self) -> None:
         self._copy.refresh()
+
+    def discard(self) -> None:
+        self._trained.zero_grad(set_to_none=True)
+        self._copy.module.zero_grad(set_to_none=True)
+
+    def halve(self) -> str | None:
+        # Below the length of a text there is nothing left to divide.
+        if self._tokens <= max(self.config.query_max_length, self.config.passage_max_length):
+            return None
+        self._tokens //= 2
+        return f"{self._tokens} tokens"
 
     def _places(self, batch: Batch) -> Tensor:
         """Where each passage stands first when the slots are laid end to end."""

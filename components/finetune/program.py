@@ -11,8 +11,12 @@ import torch
 
 from components.core.encoder.checkpoint import default_device, load_base, save_checkpoint
 from components.core.errors import InputError
+from components.finetune.checkpoints import Checkpoints
 from components.finetune.component import FinetuneConfig
 from components.finetune.data import TrainingData, read_training_data
+from components.finetune.identity import identity
+from components.finetune.storage import open_storage
+from components.finetune.tokenized import TokenizedData
 from components.finetune.trainer import Trainer
 
 _log = logging.getLogger(__name__)
@@ -24,21 +28,27 @@ def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path) -> dic
     """Train on ``training_data``, write ``checkpoint``; return figures.
 
     Raises InputError for data that cannot be trained on or a batch that does not fit into memory, ActionNeeded when
-    training diverges. Nothing is saved then.
+    training diverges or ``checkpoint_uri`` cannot be written, Transient when interrupted. Nothing is published then.
     """
+    storage = open_storage(config.checkpoint_uri) if config.checkpoint_uri else None
     data = read_training_data(training_data, config.encoder())
     device = default_device()
     dtype = _dtype(config, device)
     torch.manual_seed(config.seed)
     encoder = load_base(config.encoder(), device=device, dtype=torch.float32)
-    trainer = Trainer(encoder, data, config, dtype)
+    tokenized = TokenizedData(data, encoder, config.train_n_passages)
+    checkpoints = None
+    if storage is not None:
+        same = identity(config, tokenized, encoder, dtype)
+        checkpoints = Checkpoints(storage, same, keep=config.keep_checkpoints, where=str(config.checkpoint_uri))
+    trainer = Trainer(encoder, tokenized, config, dtype, checkpoints)
     _log_plan(config, data, trainer, dtype)
     checkpoint.mkdir()
     try:
         done = trainer.train(checkpoint / LOG_FILE)
     except torch.OutOfMemoryError:
         raise InputError(
-            f"local_batch_size = {config.local_batch_size} does not fit into the memory of {device}: lower it"
+            f"weights, gradients and optimizer do not fit into the memory of {device}: take a larger GPU"
         ) from None
     # Saved in the arithmetic that the weights were trained for, as the base models are.
     encoder.backbone.to(dtype)
@@ -47,6 +57,7 @@ def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path) -> dic
     return {
         "examples": len(data.examples),
         "steps": len(done),
+        "resumed_at_step": trainer.resumed_at,
         "batch_size": trainer.batch_size,
         "first_loss": done[0].loss,
         "last_loss": round(statistics.fmean(step.loss for step in tail), 6),

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 from torch import nn
 
 from components.core.encoder.model import Encoder
-from components.core.errors import ActionNeeded
+from components.core.errors import ActionNeeded, InputError, Transient
 from components.core.progress import Progress
+from components.finetune.checkpoints import BackgroundSaver, Checkpoints
 from components.finetune.component import FinetuneConfig
-from components.finetune.data import Example, TrainingData, batch_size, batches, steps
-from components.finetune.gradient import Batch, gradient_of
+from components.finetune.data import TRAINING_FILE, batch_size, batches, steps
+from components.finetune.gradient import gradient_of
+from components.finetune.interruption import Interrupted, Interruption, Watchdog
 from components.finetune.schedule import build_optimizer, learning_rate
+from components.finetune.state import TrainingState
+from components.finetune.tokenized import TokenizedData
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,74 +45,169 @@ class Step:
 class Trainer:
     """Trains ``encoder`` in place. Weights are float32; ``dtype`` is that of the matrix products.
 
+    With ``checkpoints`` the state is kept there while training goes on, and training continues from the newest one.
     Dropout stays off: batches are small, and a run can be repeated bit by bit on the same machine.
     """
 
-    def __init__(self, encoder: Encoder, data: TrainingData, config: FinetuneConfig, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        data: TokenizedData,
+        config: FinetuneConfig,
+        dtype: torch.dtype,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
         self.encoder, self.data, self.config = encoder.eval(), data, config
-        self.batch_size = batch_size(config.global_batch_size, len(data.examples))
-        self.total = steps(len(data.examples), self.batch_size, config.num_epochs)
+        self.batch_size = batch_size(config.global_batch_size, len(data.data.examples))
+        self.total = steps(len(data.data.examples), self.batch_size, config.num_epochs)
+        self.done: list[Step] = []
+        self.resumed_at = 0
         self._optimizer = build_optimizer(encoder, config)
         self._gradient = gradient_of(encoder, config, dtype)
-        self._ids = self._tokenize()
+        self._state = TrainingState(encoder.backbone, self._optimizer)
+        self._checkpoints = checkpoints
+        self._saver = BackgroundSaver(checkpoints) if checkpoints else None
+        self._saved, self._saved_at = 0, time.monotonic()
+        self._watchdog = Watchdog(config.hang_timeout_seconds)
+        self._interruption = Interruption()
 
     def train(self, log: Path) -> list[Step]:
-        """Run all steps, write one line each to ``log``, return them.
+        """Run all steps that are left, write one line for each of the run to ``log``, return them.
 
-        Raises ActionNeeded before a step whose loss or gradient is no finite number.
+        Raises ActionNeeded before a step whose loss or gradient is no finite number, InputError when not even one
+        query fits into memory, Transient when it is interrupted.
         """
-        done: list[Step] = []
-        order = batches(len(self.data.examples), self.batch_size, self.config.num_epochs, self.config.seed)
-        with log.open("w", encoding="utf-8") as out, Progress("training", total=self.total, unit="steps") as progress:
-            for number, (epoch, rows) in enumerate(order):
-                step = self._step(number, epoch, [self.data.examples[row] for row in rows])
-                done.append(step)
-                out.write(json.dumps(vars(step)) + "\n")
-                progress.add(loss=step.loss, tokens_per_second=step.tokens_per_second)
-        return done
+        with log.open("w", encoding="utf-8") as out:
+            self._resume(out)
+            try:
+                with self._interruption, self._watchdog:
+                    self._remaining_steps(out)
+            except Interrupted:
+                raise self._interrupted() from None
+            finally:
+                if self._saver:
+                    self._saver.close()
+        return self.done
 
-    def _step(self, number: int, epoch: int, examples: Sequence[Example]) -> Step:
-        """One optimizer step: the gradient is that of the mean loss over ``examples``, however they are cut up."""
+    def _remaining_steps(self, out: TextIO) -> None:
+        order = batches(len(self.data.data.examples), self.batch_size, self.config.num_epochs, self.config.seed)
+        with Progress("training", total=self.total - len(self.done), unit="steps") as progress:
+            for number, (epoch, rows) in enumerate(itertools.islice(order, len(self.done), None), len(self.done)):
+                step = self._step(number, epoch, rows)
+                self.done.append(step)
+                out.write(json.dumps(asdict(step)) + "\n")
+                out.flush()
+                progress.add(loss=step.loss, tokens_per_second=step.tokens_per_second)
+                self._watchdog.beat()
+                self._save_if_due()
+                self._interruption.check()
+        self._check_weights()
+        if self._saver and self._saved < len(self.done):
+            self._save()
+            self._saver.wait()
+
+    def _step(self, number: int, epoch: int, rows: Sequence[int]) -> Step:
+        """One optimizer step: the gradient is that of the mean loss over ``rows``, however they are cut up."""
         started = time.perf_counter()
         rate = learning_rate(number, self.total, self.config)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        size = len(examples) if self._gradient.whole_batches else self.config.local_batch_size
-        parts = [self._batch(examples[start : start + size]) for start in range(0, len(examples), size)]
-        total = sum(self._gradient.add(part, 1 / len(examples)).item() for part in parts)
-        norm = nn.utils.clip_grad_norm_(self.encoder.parameters(), self.config.max_grad_norm).item()
-        if not math.isfinite(total) or not math.isfinite(norm):
-            raise ActionNeeded(
-                f"step {number + 1}: loss {total}, gradient {norm}: training diverged and nothing was saved; "
-                f"lower learning_rate or raise temperature"
-            )
+        # Until the optimizer's turn nothing has changed, so an interruption can be followed at once.
+        with self._interruption.at_once():
+            loss, tokens = self._add_gradient(number, rows)
+            norm = nn.utils.clip_grad_norm_(self.encoder.parameters(), self.config.max_grad_norm).item()
+        if not math.isfinite(norm):
+            raise self._diverged(number, f"gradient norm {norm}", rows)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._gradient.weights_changed()
-        speed = sum(part.tokens for part in parts) / (time.perf_counter() - started)
-        return Step(number + 1, epoch, round(total, 6), round(norm, 6), rate, round(speed, 1))
+        speed = tokens / (time.perf_counter() - started)
+        return Step(number + 1, epoch, round(loss, 6), round(norm, 6), rate, round(speed, 1))
 
-    def _batch(self, examples: Sequence[Example]) -> Batch:
-        """Equal passages stand in it once."""
-        slots = [self._passages_of(example) for example in examples]
-        row = {name: number for number, name in enumerate(dict.fromkeys(name for names in slots for name in names))}
-        return Batch(
-            queries=[self._ids["query", example.query] for example in examples],
-            passages=[self._ids["passage", name] for name in row],
-            slots=[[row[name] for name in names] for names in slots],
-            known=[{row[name] for name in self.data.answers[example.query] if name in row} for example in examples],
+    def _add_gradient(self, number: int, rows: Sequence[int]) -> tuple[float, int]:
+        """Mean loss of ``rows`` and their tokens. When memory runs out the batch is repeated in smaller passes."""
+        while True:
+            try:
+                return self._passes(number, rows)
+            except torch.OutOfMemoryError:
+                # Left before trying again: until then the exception holds on to the tensors of the failed pass.
+                pass
+            self._gradient.discard()
+            smaller = self._gradient.halve()
+            if smaller is None:
+                raise InputError(
+                    f"step {number + 1}: a single query with its passages does not fit into the memory of "
+                    f"{self.encoder.device}: lower passage_max_length or train_n_passages, or take a larger GPU"
+                )
+            _log.warning("step %d: out of memory; repeated with passes of %s", number + 1, smaller)
+            if self.encoder.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _passes(self, number: int, rows: Sequence[int]) -> tuple[float, int]:
+        size = len(rows) if self._gradient.whole_batches else self._gradient.queries
+        total, tokens = 0.0, 0
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            batch = self.data.batch(part)
+            loss = self._gradient.add(batch, 1 / len(rows)).item()
+            if not math.isfinite(loss):
+                raise self._diverged(number, f"loss {loss}", part)
+            total, tokens = total + loss, tokens + batch.tokens
+            self._watchdog.beat()
+        return total, tokens
+
+    def _diverged(self, number: int, what: str, rows: Sequence[int]) -> ActionNeeded:
+        places = ", ".join(str(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+        return ActionNeeded(
+            f"step {number + 1} of {self.total}: {what}: training diverged and nothing was saved after step {number}; "
+            f"lower learning_rate or raise temperature, or look at data[{places}] of {TRAINING_FILE}"
         )
 
-    def _passages_of(self, example: Example) -> list[str]:
-        """The positive and the hardest negatives; too few are repeated, as the recipe does."""
-        wanted = self.config.train_n_passages - 1
-        repeated = example.negatives * -(-wanted // len(example.negatives))
-        return [example.positive, *repeated[:wanted]]
+    def _check_weights(self) -> None:
+        if not self._state.finite():
+            raise ActionNeeded(
+                f"step {len(self.done)} of {self.total}: weights are no finite numbers: training diverged and nothing "
+                f"was saved; lower learning_rate"
+            )
 
-    def _tokenize(self) -> dict[tuple[str, str], list[int]]:
-        """Token ids of every text that training sees, once."""
-        queries = list(self.data.answers)
-        names = list(dict.fromkeys(name for e in self.data.examples for name in self._passages_of(e)))
-        ids = dict(zip((("query", q) for q in queries), self.encoder.tokenize(queries, "query"), strict=True))
-        texts = [self.data.passages[name] for name in names]
-        return ids | dict(zip((("passage", n) for n in names), self.encoder.tokenize(texts, "passage"), strict=True))
+    def _save_if_due(self) -> None:
+        if self._saver is None or len(self.done) == self.total:
+            return
+        every, seconds = self.config.checkpoint_every_steps, self.config.checkpoint_every_seconds
+        by_step = every is not None and len(self.done) % every == 0
+        by_time = seconds is not None and time.monotonic() - self._saved_at >= seconds and not self._saver.busy
+        if by_step or by_time:
+            self._check_weights()
+            self._save()
+
+    def _save(self) -> None:
+        """Copy the state and write it in the background."""
+        assert self._saver is not None
+        self._saver.wait()
+        self._saver.start(len(self.done), self._state.snapshot(), self._about())
+        self._saved, self._saved_at = len(self.done), time.monotonic()
+
+    def _about(self) -> dict[str, Any]:
+        return {"done": [asdict(step) for step in self.done]}
+
+    def _resume(self, out: TextIO) -> None:
+        saved = self._checkpoints.newest() if self._checkpoints else None
+        if saved is None:
+            return
+        self._state.restore(saved.tensors)
+        self._gradient.weights_changed()
+        self.done = [Step(**step) for step in saved.about["done"]]
+        out.writelines(json.dumps(asdict(step)) + "\n" for step in self.done)
+        self._saved = self.resumed_at = saved.step
+        _log.info("continuing after step %d of %d, which an earlier attempt saved", saved.step, self.total)
+
+    def _interrupted(self) -> Transient:
+        """Save what is done; the message says whether that worked."""
+        if self._saver is None:
+            return Transient(f"interrupted after step {len(self.done)}: set checkpoint_uri and the next run continues")
+        self._saver.wait()
+        if self._saved < len(self.done):
+            self._save()
+        kept = self._saver.wait()
+        what = "its state is saved" if kept else "its state could not be saved, an earlier one stands"
+        return Transient(f"interrupted after step {len(self.done)}; {what}: run again to continue")

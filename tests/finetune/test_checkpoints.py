@@ -1,0 +1,188 @@
+"""Only a whole state of the same run is continued from, whatever happened to the storage."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.core.errors import ActionNeeded, InputError
+from components.finetune.checkpoints import BackgroundSaver, Checkpoints, Saved
+from components.finetune.storage import Storage, open_storage
+from tests.sdg.s3_server import S3Server, s3_server
+
+IDENTITY = {"settings": {"learning_rate": 1e-5, "seed": 1}, "training_data": "a" * 64}
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    with s3_server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(params=["folder", "s3"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "folder":
+        return str(tmp_path / "states")
+    request.getfixturevalue("bucket")
+    return "s3://bucket/team/states"
+
+
+def checkpoints(storage: Storage, keep: int = 2, **changed: Any) -> Checkpoints:
+    return Checkpoints(storage, {**IDENTITY, **changed}, keep=keep, where="states")
+
+
+def tensors(step: int) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(step)
+    return {
+        "weights.a": torch.randn(3, 4, generator=draw),
+        "optimizer.step.a": torch.tensor(float(step)),
+        "random.cpu": torch.arange(8, dtype=torch.uint8),
+        "weights.none": torch.empty(0, 4),
+    }
+
+
+def save(to: Checkpoints, *steps: int) -> None:
+    for step in steps:
+        to.save(step, tensors(step), {"done": list(range(step)), "rate": 0.1})
+
+
+def assert_is(saved: Saved | None, step: int) -> None:
+    assert saved is not None and saved.step == step
+    assert saved.about == {"done": list(range(step)), "rate": 0.1}
+    expected = tensors(step)
+    assert set(saved.tensors) == set(expected)
+    assert all(torch.equal(saved.tensors[name], expected[name]) for name in expected)
+
+
+def state_files(storage: Storage) -> list[str]:
+    return [name for name in storage.names() if name.count("/") == 2]
+
+
+def test_the_newest_state_comes_back_as_it_was_and_the_last_two_are_kept(uri: str) -> None:
+    storage = open_storage(uri)
+    first = checkpoints(storage)
+    assert first.newest() is None
+    save(first, 3, 9, 12, 100)
+    assert_is(checkpoints(open_storage(uri)).newest(), 100)
+    assert sorted({int(name.split("/")[1].split("-")[1]) for name in state_files(storage)}) == [12, 100]
+
+
+def test_a_later_attempt_removes_what_earlier_ones_left(uri: str) -> None:
+    storage = open_storage(uri)
+    save(checkpoints(storage), 5, 6)
+    run = checkpoints(storage).run
+    storage.write(f"{run}/step-00000007-0000abcd/tensors-00000.safetensors", b"never finished")
+    again = checkpoints(storage, keep=1)
+    assert_is(again.newest(), 6)
+    save(again, 8)
+    assert {name.split("/")[1].split("-")[1] for name in state_files(storage)} == {"00000008"}
+
+
+def test_files_are_as_large_as_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.finetune.checkpoints._FILE_BYTES", 40)
+    storage = open_storage(str(tmp_path))
+    save(checkpoints(storage), 4)
+    assert len([name for name in state_files(storage) if name.endswith(".safetensors")]) == 2
+    assert_is(checkpoints(storage).newest(), 4)
+
+
+def test_a_flipped_bit_anywhere_in_a_state_is_found(tmp_path: Path) -> None:
+    """Whitespace of the manifest is the only thing that may change without a difference."""
+    storage = open_storage(str(tmp_path))
+    mine = checkpoints(storage)
+    save(mine, 4, 7)
+    draw = random.Random(0)
+    newest = [name for name in state_files(storage) if "step-00000007" in name]
+    assert len(newest) == 3
+    fell_back = 0
+    for name in newest:
+        body = storage.read(name)
+        for _ in range(60):
+            place = draw.randrange(len(body))
+            flipped = bytes([body[place] ^ 1 << draw.randrange(8)])
+            (tmp_path / name).write_bytes(body[:place] + flipped + body[place + 1 :])
+            found = mine.newest()
+            assert found is not None
+            assert_is(found, found.step)
+            fell_back += found.step == 4
+            if not name.endswith("manifest.json"):
+                assert found.step == 4
+        storage.write(name, body)
+    assert fell_back > 160
+    assert_is(checkpoints(storage).newest(), 7)
+
+
+@pytest.mark.parametrize("kept", ["manifest.json", "state.json", "tensors-00000.safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_state_cut_short_is_passed_over(uri: str, kept: str, share: float) -> None:
+    storage = open_storage(uri)
+    save(checkpoints(storage), 4, 7)
+    name = next(name for name in state_files(storage) if "step-00000007" in name and name.endswith(kept))
+    body = storage.read(name)
+    storage.write(name, body[: int(len(body) * share)])
+    assert_is(checkpoints(storage).newest(), 4)
+
+
+@pytest.mark.parametrize("missing", ["manifest.json", "state.json", "tensors-00000.safetensors"])
+def test_a_state_that_lacks_a_file_is_passed_over(uri: str, missing: str, caplog: pytest.LogCaptureFixture) -> None:
+    storage = open_storage(uri)
+    save(checkpoints(storage), 4, 7)
+    storage.delete([name for name in state_files(storage) if "step-00000007" in name and name.endswith(missing)])
+    assert_is(checkpoints(storage).newest(), 4)
+    assert "step-00000007" in caplog.text and "not continued from" in caplog.text
+
+
+def test_a_whole_state_under_another_name_or_run_is_no_state_of_this_run(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    other = checkpoints(storage, training_data="b" * 64)
+    save(other, 9)
+    mine = checkpoints(storage)
+    for name in state_files(storage):
+        storage.write(name.replace(other.run, mine.run), storage.read(name))
+    assert mine.newest() is None
+
+
+def test_the_log_says_what_tells_another_run_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "components")
+    storage = open_storage(str(tmp_path))
+    save(checkpoints(storage, settings={"learning_rate": 2e-5, "seed": 1}), 9)
+    save(checkpoints(storage, settings={"learning_rate": 2e-5, "seed": 2}, training_data="b" * 64), 9)
+    assert checkpoints(storage).newest() is None
+    assert "another run (learning_rate was 2e-05, is 1e-05)" in caplog.text
+    assert checkpoints(storage, training_data="c" * 64, settings={"learning_rate": 2e-5, "seed": 1}).newest() is None
+    assert "another run (other training data)" in caplog.text
+
+
+def test_a_storage_that_cannot_be_written_is_refused_before_training(
+    bucket: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put_status = 403
+    with pytest.raises(ActionNeeded, match="checkpoint_uri = states cannot be read and written"):
+        checkpoints(open_storage("s3://bucket/states"))
+    (tmp_path / "file").write_text("no directory")
+    with pytest.raises(ActionNeeded, match="cannot be read and written"):
+        checkpoints(open_storage(str(tmp_path / "file")))
+    for uri in ("ftp://host/states", "s3://", "https://bucket"):
+        with pytest.raises(InputError, match="checkpoint_uri = "):
+            open_storage(uri)
+
+
+def test_a_save_that_fails_leaves_the_earlier_state(bucket: S3Server, caplog: pytest.LogCaptureFixture) -> None:
+    storage = open_storage("s3://bucket/states")
+    saver = BackgroundSaver(mine := checkpoints(storage))
+    saver.start(3, tensors(3), {"done": [0, 1, 2], "rate": 0.1})
+    assert saver.wait()
+    bucket.put_status = 403
+    saver.start(5, tensors(5), {})
+    assert not saver.wait()
+    assert "could not be saved" in caplog.text
+    saver.close()
+    bucket.put_status = None
+    assert_is(mine.newest(), 3)
