@@ -31,6 +31,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetune.train_n_passages": 2,
         "finetune.in_batch_negatives": True,
         "finetune.temperature": 0.05,
+        "deploy.target": "local",
     },
 }
 

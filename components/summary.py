@@ -59,9 +59,12 @@ def _service(work: Path) -> list[str]:
     deployment = _read(work / "deployment" / "deployment.json")
     figures = _read(work / "deploy_metrics.json")["metrics"]
     body = json.dumps({"model": deployment["model"], "input": ["how do I loop over a list"], "input_type": "query"})
+    proof = "Nothing was verified: the objects are in deployment/manifests"
+    if "served_mean_cosine" in figures:
+        mean, lowest = figures["served_mean_cosine"], figures["served_min_cosine"]
+        proof = f"Served against PyTorch: mean cosine {mean:.6f}, lowest {lowest:.6f}"
     return [
-        f"Served against PyTorch: mean cosine {figures['served_mean_cosine']:.6f}, "
-        f"lowest {figures['served_min_cosine']:.6f}",
+        proof,
         f"Service: {deployment['endpoint']}",
         "",
         f"curl -s {deployment['endpoint']}/v1/embeddings -H 'Content-Type: application/json' -d '{body}'",

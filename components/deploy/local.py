@@ -7,7 +7,6 @@ import logging
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ from components.core.endpoint import Endpoint
 from components.core.errors import ActionNeeded, InputError, StageError
 from components.deploy.checks import Check
 from components.deploy.component import STAGE, STATE_DIR, DeployConfig
+from components.deploy.deployed import Deployed
 from components.deploy.process import Service, free_port, is_free, start, stop, wait_until_ready
 from components.deploy.state import State, StateDirectory
+from components.deploy.storage import local_directory
 from components.deploy.verify import failures, verify
 
 NOT_RUNNING = 3
@@ -27,22 +28,17 @@ _LOOPBACK = "127.0.0.1"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Deployed:
-    """The running service; ``checks`` of the release before it went live, ``live`` of the service itself."""
+def deploy(config: DeployConfig, bundle: Bundle, source: str) -> Deployed:
+    """Serve the model at ``source``, a directory of this machine, at ``host_port`` and prove it by ``bundle``.
 
-    service: Service
-    checks: list[Check]
-    live: list[Check]
-
-
-def deploy(config: DeployConfig, bundle: Bundle, model: Path) -> Deployed:
-    """Serve ``model`` at ``host_port`` and prove it by ``bundle``; when anything fails, what served before serves on.
-
+    When anything fails, what served before serves on.
     Raises InputError for a port that another process holds and for a model that is not whole or not the bundle's;
     ActionNeeded when the release does not start or does not pass verification; Transient when another deployment of
     the same name is under way.
     """
+    model = local_directory(source)
+    if model is None:
+        raise InputError(f"exported_model is at {source}: target=local serves only a directory of this machine")
     home = StateDirectory(config.state_dir, config.served_model_name)
     with home.locked():
         return _Deployment(config, bundle, home).run(model)
@@ -53,6 +49,7 @@ class _Deployment:
         self.config, self.bundle, self.home = config, bundle, home
         self.digest = bundle.manifest.digest
         self.state = home.read()
+        self.served_before = self.state.good[0] if self.state.good else None
 
     def run(self, model: Path) -> Deployed:
         self._check_port()
@@ -63,12 +60,16 @@ class _Deployment:
             _log.info("%s serves this release already", running.url)
             checks = self._examine(running)
             if not failures(checks):
-                return Deployed(running, checks, checks)
+                return self._outcome(running, checks, checks)
             _log.error("it does not pass: it is replaced")
         checks = self._try_candidate()
         service, live = self._switch()
         self.home.prune(self.state)
-        return Deployed(service, checks, live)
+        return self._outcome(service, checks, live)
+
+    def _outcome(self, service: Service, checks: list[Check], live: list[Check]) -> Deployed:
+        reindex = self.served_before != self.digest
+        return Deployed(service.url, service.digest, reindex, checks=checks, live=live, service=service)
 
     def _check_port(self) -> None:
         port, ours = self.config.host_port, self.state.live

@@ -39,7 +39,7 @@ NAME = "test/model"
 def config(tmp_path: Path) -> Iterator[DeployConfig]:
     """A service of its own; whatever runs under it at the end is stopped."""
     made = DeployConfig(
-        served_model_name=NAME, host_port=free_port("127.0.0.1"), state_dir=str(tmp_path / "state"),
+        target="local", served_model_name=NAME, host_port=free_port("127.0.0.1"), state_dir=str(tmp_path / "state"),
         health_check_timeout=60,
     )  # fmt: skip
     yield made
@@ -211,7 +211,8 @@ def test_other_places_are_refused(
 def test_in_the_foreground_it_serves_until_it_is_told_to_stop(
     config: DeployConfig, llama: Exported, tmp_path: Path
 ) -> None:
-    settings = [f"{name}={value}" for name, value in config.model_dump().items() if name != "detach"]
+    given = config.model_dump(include={"target", "served_model_name", "host_port", "state_dir", "health_check_timeout"})
+    settings = [f"{name}={value}" for name, value in given.items()]
     command = [sys.executable, "-m", "components", "deploy", "--work", str(tmp_path), "detach=false", *settings]
     _seal(llama, tmp_path)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

@@ -1,0 +1,220 @@
+"""The target `kserve`: publish, render, deliver, verify, promote. Clients reach the old release until the new one has
+proven itself behind an address of its own, and reach it again when the new one fails after the switch."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from components.core.bundle import Bundle
+from components.core.endpoint import Endpoint
+from components.core.errors import ActionNeeded, StageError
+from components.deploy import permissions, rollout
+from components.deploy.backends import contract
+from components.deploy.checks import Check
+from components.deploy.cluster import Cluster, connect
+from components.deploy.component import DeployConfig
+from components.deploy.deployed import Deployed
+from components.deploy.diagnosis import diagnose
+from components.deploy.gitops import about, model_uri
+from components.deploy.releases import Live, Releases
+from components.deploy.render import Release, live_name, live_service, render, service_url
+from components.deploy.turn import Turn
+from components.deploy.verify import failures, verify
+
+# Names and routes of a Service reach every node some time after it was made or changed.
+_SETTLING_SECONDS = 60.0
+_log = logging.getLogger(__name__)
+
+
+def deploy(config: DeployConfig, bundle: Bundle, source: str) -> Deployed:
+    """Serve the model in the cluster and prove it by ``bundle``; when anything fails, what served before serves on.
+
+    Raises InputError for settings that contradict each other, the model or the cluster; ActionNeeded when rights are
+    missing, or the release does not start or does not pass verification; Transient when a newer deployment has come
+    or the cluster stays unavailable.
+    """
+    how = contract(config)
+    how.require(bundle)
+    cluster = connect(config.serving_namespace)
+    permissions.require(cluster)
+    uri = model_uri(config, bundle, how, source)
+    release = render(config, bundle, how, model_uri=uri, namespace=cluster.namespace)
+    if how.precision:
+        bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"precision": how.precision}))
+    turn = Turn(cluster, config.service_name)
+    with _terminated_as_interrupted(), turn.taken(timeout=config.rollout_timeout):
+        return _Deployment(config, bundle, cluster, release, turn).run(uri)
+
+
+class _Deployment:
+    def __init__(self, config: DeployConfig, bundle: Bundle, cluster: Cluster, release: Release, turn: Turn) -> None:
+        self.config, self.bundle, self.cluster, self.release, self.turn = config, bundle, cluster, release, turn
+        self.releases = Releases(cluster, config.service_name)
+
+    def run(self, uri: str) -> Deployed:
+        old = self.releases.live()
+        proven = self._remove_leftovers(old)
+        try:
+            checks = self._try_candidate()
+            live = self._promote(old)
+        except BaseException as error:
+            self._give_up(proven, error)
+            raise
+        self._keep_books(proven)
+        return self._outcome(old, uri, checks, live)
+
+    def _remove_leftovers(self, old: Live | None) -> list[str]:
+        """Remove candidates of deployments that were killed, for they hold GPUs.
+
+        Return the releases that run and were live once, the present one first.
+        """
+        running = self.releases.running()
+        history = [*([old.release] if old else []), *self.releases.history()]
+        proven = [name for name in dict.fromkeys(history) if name in running]
+        for name in running:
+            if name not in proven and name != self.release.name:
+                self.turn.check()
+                self.releases.remove(name)
+        return proven
+
+    def _try_candidate(self) -> list[Check]:
+        """Deliver and verify: the release runs and is the model that was exported, before any client reaches it."""
+        for dry_run in (True, False):
+            self.turn.check_now()
+            for item in self.release.objects:
+                self.cluster.apply(item, dry_run=dry_run)
+        rollout.wait(self.cluster, self.release, self.config, self.turn.check)
+        url = self.release.url(self.config.cluster_domain)
+        self._wait_until_it_answers(url)
+        return self._require(url)
+
+    def _promote(self, old: Live | None) -> list[Check]:
+        """Switch clients to the release and watch it; when it fails, switch back."""
+        url = service_url(live_name(self.release.service), self.release.namespace, self.config.cluster_domain)
+        if old and old.release == self.release.name:
+            _log.info("%s serves this release already", url)
+            return self._settled(url)
+        self.releases.switch(self.release, self.turn)
+        try:
+            checks = self._settled(url)
+            self._soak(url)
+            self.turn.check_now()
+        except BaseException:
+            self.releases.switch_back(old, self.turn)
+            raise
+        return checks
+
+    def _settled(self, url: str) -> list[Check]:
+        """Brief checks of the live service; for a while it may be the old release that still answers."""
+        deadline = time.monotonic() + _SETTLING_SECONDS
+        while True:
+            try:
+                return self._require(url, brief=True)
+            except ActionNeeded:
+                if time.monotonic() > deadline:
+                    raise
+            self.turn.check()
+            time.sleep(self.config.health_check_interval)
+
+    def _soak(self, url: str) -> None:
+        """Raises ActionNeeded when the service fails twice in a row within ``soak_seconds``."""
+        deadline = time.monotonic() + self.config.soak_seconds
+        failed = 0
+        while time.monotonic() < deadline:
+            time.sleep(self.config.health_check_interval)
+            self.turn.check()
+            try:
+                self._require(url, brief=True, quiet=True)
+                failed = 0
+            except ActionNeeded:
+                failed += 1
+                if failed == 2:
+                    raise
+
+    def _wait_until_it_answers(self, url: str) -> None:
+        deadline = time.monotonic() + _SETTLING_SECONDS
+        with Endpoint(url, self.config.served_model_name, timeout=5.0) as endpoint:
+            while not endpoint.ready():
+                self.turn.check()
+                if time.monotonic() > deadline:
+                    raise ActionNeeded(
+                        f"{url} cannot be reached from here although its pods are ready: deploy runs inside of the "
+                        f"cluster; there, look for a NetworkPolicy, a mesh, or another cluster_domain"
+                    )
+                time.sleep(self.config.health_check_interval)
+
+    def _require(self, url: str, *, brief: bool = False, quiet: bool = False) -> list[Check]:
+        with Endpoint(url, self.config.served_model_name) as endpoint:
+            checks = verify(endpoint, self.bundle, brief=brief)
+        for check in checks:
+            _log.log(logging.DEBUG if quiet else logging.INFO, "%s", check)
+        if failed := failures(checks):
+            raise ActionNeeded(f"release {self.release.name} is not what was exported: {'; '.join(failed)}")
+        return checks
+
+    def _give_up(self, proven: list[str], error: BaseException) -> None:
+        """Say why, and remove the candidate, unless it has served before or a newer deployment works on it."""
+        if isinstance(error, ActionNeeded):
+            _log.error("%s", diagnose(self.cluster, self.release.name))
+        if self.release.name in proven:
+            return
+        try:
+            self.turn.check_now()
+            self.releases.remove(self.release.name)
+        except StageError as problem:
+            _log.warning("%s is left to the next deployment: %s", self.release.name, problem)
+
+    def _keep_books(self, proven: list[str]) -> None:
+        """Record the release, and remove earlier ones beyond ``keep_releases``."""
+        earlier = [name for name in proven if name != self.release.name]
+        entry = {
+            "release": self.release.name,
+            "model_digest": self.release.model_digest,
+            "checkpoint_digest": self.release.checkpoint_digest,
+            "previous": earlier[0] if earlier else "",
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        try:
+            self.releases.record(entry)
+            for name in earlier[self.config.keep_releases :]:
+                self.turn.check()
+                self.releases.remove(name)
+        except StageError as error:
+            # The release serves and is proven: that stands.
+            _log.warning("the ledger or earlier releases are left to the next deployment: %s", error)
+
+    def _outcome(self, old: Live | None, uri: str, checks: list[Check], live: list[Check]) -> Deployed:
+        domain, release = self.config.cluster_domain, self.release
+        previous = ""
+        if old and old.release != release.name and old.release in self.releases.running():
+            previous = service_url(old.release, release.namespace, domain)
+        return Deployed(
+            service_url(live_name(release.service), release.namespace, domain),
+            release.model_digest,
+            reindex_required=old is None or old.checkpoint_digest != release.checkpoint_digest,
+            previous_endpoint=previous,
+            checks=checks,
+            live=live,
+            objects=[*release.objects, live_service(release)],
+            about=about(release, uri),
+        )
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, with which Kubernetes ends pods, leaves time to clean up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

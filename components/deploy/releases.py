@@ -1,0 +1,141 @@
+"""Which release is live, which were, and the switch from one to another."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from components.core.errors import InputError
+from components.deploy.cluster import Cluster, Conflict
+from components.deploy.render import (
+    CHECKPOINT_DIGEST,
+    MANAGED_BY,
+    MODEL_DIGEST,
+    RELEASE,
+    Object,
+    Release,
+    live_annotations,
+    live_name,
+    live_service,
+    pod_selector,
+)
+from components.deploy.turn import TICKET, Superseded, Turn
+
+_LEDGER_ENTRIES = 10
+_KEY = "releases.json"
+# The InferenceService first: its pods hold the GPUs.
+_PARTS = ("InferenceService", "ServingRuntime", "Service", "PodDisruptionBudget")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Live:
+    """The release that clients reach."""
+
+    release: str
+    model_digest: str
+    checkpoint_digest: str
+
+
+class Releases:
+    """The releases of one service in the cluster."""
+
+    def __init__(self, cluster: Cluster, service: str) -> None:
+        self._cluster, self._service = cluster, service
+        self._alias, self._ledger = live_name(service), f"{service}-releases"
+
+    def live(self) -> Live | None:
+        """The live release; None before the first. Raises InputError for a Service that deploy did not make."""
+        return _live(self._alias_object())
+
+    def switch(self, release: Release, turn: Turn) -> None:
+        """Let clients reach ``release``. Raises Superseded when a later deployment has switched, or could have."""
+        turn.check_now()
+        wanted = live_service(release)
+        self._switch(wanted["spec"]["selector"], live_annotations(release), turn, new=wanted)
+        _log.info("%s serves %s", self._alias, release.name)
+
+    def switch_back(self, old: Live | None, turn: Turn) -> None:
+        """Let clients reach what they reached before the switch."""
+        if old is None:
+            self._cluster.delete("Service", self._alias)
+            return
+        said = {RELEASE: old.release, MODEL_DIGEST: old.model_digest, CHECKPOINT_DIGEST: old.checkpoint_digest}
+        self._switch(pod_selector(old.release), said, turn)
+        _log.error("%s serves %s again", self._alias, old.release)
+
+    def _switch(
+        self, selector: dict[str, str], annotations: dict[str, str], turn: Turn, *, new: Object | None = None
+    ) -> None:
+        """The ticket on the Service and its resourceVersion keep an earlier deployment from undoing a later one."""
+        while True:
+            found = self._alias_object()
+            with contextlib.suppress(Conflict):
+                if found is None:
+                    if new is None:
+                        return
+                    new["metadata"]["annotations"][TICKET] = str(turn.ticket)
+                    self._cluster.create(new)
+                    return
+                said = found["metadata"].setdefault("annotations", {})
+                if int(said.get(TICKET, "0")) > turn.ticket:
+                    raise Superseded(f"a newer deployment of {self._service} has switched: it replaces this one")
+                said |= annotations | {TICKET: str(turn.ticket)}
+                found["spec"]["selector"] = selector
+                self._cluster.replace(found)
+                return
+
+    def record(self, entry: dict[str, Any]) -> None:
+        """Add to the ledger, the ConfigMap ``<service>-releases``: the last releases that were live, newest first."""
+        while True:
+            found = self._cluster.get("ConfigMap", self._ledger)
+            entries = [e for e in _entries(found) if e["release"] != entry["release"]]
+            data = {_KEY: json.dumps([entry, *entries][:_LEDGER_ENTRIES], indent=2)}
+            with contextlib.suppress(Conflict):
+                if found:
+                    self._cluster.replace({**found, "data": data})
+                else:
+                    metadata = {"name": self._ledger, "labels": {"app.kubernetes.io/managed-by": MANAGED_BY}}
+                    self._cluster.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
+                return
+
+    def history(self) -> list[str]:
+        """Names of the releases that were live, newest first."""
+        return [entry["release"] for entry in _entries(self._cluster.get("ConfigMap", self._ledger))]
+
+    def running(self) -> list[str]:
+        """Names of all releases that are in the cluster."""
+        labels = f"app.kubernetes.io/instance={self._service},app.kubernetes.io/managed-by={MANAGED_BY}"
+        return [found["metadata"]["name"] for found in self._cluster.list("InferenceService", labels=labels)]
+
+    def remove(self, name: str) -> None:
+        """Remove a release from the cluster; never the live one."""
+        if (live := self.live()) and live.release == name:
+            return
+        for kind in _PARTS:
+            self._cluster.delete(kind, name)
+        _log.info("removed %s", name)
+
+    def _alias_object(self) -> Object | None:
+        found = self._cluster.get("Service", self._alias)
+        if found and found["metadata"].get("labels", {}).get("app.kubernetes.io/managed-by") != MANAGED_BY:
+            raise InputError(f"there is a Service {self._alias} that deploy did not make: choose another service_name")
+        return found
+
+
+def _live(service: Object | None) -> Live | None:
+    if service is None:
+        return None
+    said = service["metadata"].get("annotations", {})
+    return Live(said.get(RELEASE, ""), said.get(MODEL_DIGEST, ""), said.get(CHECKPOINT_DIGEST, ""))
+
+
+def _entries(ledger: Object | None) -> list[dict[str, Any]]:
+    """The ledger's entries; one that people have broken counts as empty."""
+    try:
+        return [e for e in json.loads((ledger or {}).get("data", {}).get(_KEY, "[]")) if "release" in e]
+    except (ValueError, TypeError):
+        return []

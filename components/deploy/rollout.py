@@ -1,0 +1,158 @@
+"""Waits until a release serves. KServe's ``Ready`` alone is no proof: it may be that of earlier pods."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from components.core.errors import ActionNeeded
+from components.deploy.cluster import Cluster
+from components.deploy.component import DeployConfig
+from components.deploy.render import MODEL_DIGEST, Object, Release, pod_selector
+
+_PULL_FAILURES = ("ImagePullBackOff", "ErrImagePull", "ErrImageNeverPull", "RegistryUnavailable")
+_HOPELESS = ("InvalidImageName",)
+_CRASHES = 3
+_DOWNLOAD_CRASHES = 2
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that is wrong now. It ends the deployment when it has lasted for ``patience`` seconds."""
+
+    what: str
+    patience: float = 0.0
+
+
+def wait(cluster: Cluster, release: Release, config: DeployConfig, check: Callable[[], None]) -> None:
+    """Return when every pod of ``release`` serves; ``check`` is called between two looks and may raise.
+
+    Raises ActionNeeded as soon as a person must act, and after ``rollout_timeout`` seconds.
+    """
+    began = time.monotonic()
+    first_seen: dict[str, float] = {}
+    shown = ""
+    while True:
+        check()
+        state, faults = look(cluster, release, config)
+        if not state:
+            _log.info("%s is ready after %.0f s", release.name, time.monotonic() - began)
+            return
+        now = time.monotonic()
+        first_seen = {fault.what: first_seen.get(fault.what, now) for fault in faults}
+        for fault in faults:
+            if now - first_seen[fault.what] >= fault.patience:
+                raise ActionNeeded(f"release {release.name} does not start: {fault.what}")
+        if now - began > config.rollout_timeout:
+            raise ActionNeeded(
+                f"release {release.name} was not ready within {config.rollout_timeout:g} s ({state}): "
+                f"raise rollout_timeout, or see the diagnosis above"
+            )
+        if state != shown:
+            _log.info("%s: %s", release.name, shown := state)
+        time.sleep(config.health_check_interval)
+
+
+def look(cluster: Cluster, release: Release, config: DeployConfig) -> tuple[str, list[Fault]]:
+    """What ``release`` waits for, empty when it serves, and what is wrong with it."""
+    service = cluster.get("InferenceService", release.name)
+    if service is None:
+        return "deleted", [Fault("somebody deleted its InferenceService meanwhile: run deploy again")]
+    deployment = cluster.get("Deployment", f"{release.name}-predictor")
+    pods = cluster.list("Pod", labels=",".join(f"{k}={v}" for k, v in pod_selector(release.name).items()))
+    faults = [*_service_faults(service), *_deployment_faults(deployment, config)]
+    for pod in pods:
+        faults += _pod_faults(pod, config)
+    return _waiting_for(service, deployment, release.model_digest), faults
+
+
+def _waiting_for(service: Object, deployment: Object | None, digest: str) -> str:
+    """The first thing that is missing; the Deployment's own numbers before KServe's conditions."""
+    if deployment is None:
+        return "waiting for KServe to make its Deployment"
+    spec, status = deployment["spec"], deployment.get("status", {})
+    annotations = spec["template"]["metadata"].get("annotations", {})
+    if annotations.get(MODEL_DIGEST) != digest or status.get("observedGeneration", 0) < _generation(deployment):
+        return "waiting for its Deployment to be brought up to date"
+    wanted = spec.get("replicas", 1)
+    counts = [status.get(name, 0) for name in ("updatedReplicas", "replicas", "availableReplicas")]
+    if counts != [wanted] * 3:
+        return f"{counts[2]} of {wanted} pods available"
+    if not _is_true(service, "Ready"):
+        return "waiting for KServe to call it ready"
+    return ""
+
+
+def _generation(thing: Object) -> int:
+    return thing["metadata"].get("generation", 0)
+
+
+def _is_true(thing: Object, kind: str) -> bool:
+    return any(c["type"] == kind and c["status"] == "True" for c in _conditions(thing))
+
+
+def _conditions(thing: Object) -> list[Object]:
+    return thing.get("status", {}).get("conditions", [])
+
+
+def _service_faults(service: Object) -> Iterator[Fault]:
+    model = service.get("status", {}).get("modelStatus", {})
+    if model.get("transitionStatus") == "InvalidSpec":
+        failure = model.get("lastFailureInfo", {})
+        yield Fault(f"KServe finds it invalid: {failure.get('reason', '')} {failure.get('message', '')}".strip())
+
+
+def _deployment_faults(deployment: Object | None, config: DeployConfig) -> Iterator[Fault]:
+    if deployment is None:
+        yield Fault(
+            "KServe has made no Deployment for it: look whether its controller runs, and whether kserve_mode fits",
+            config.failure_patience,
+        )
+        return
+    for condition in _conditions(deployment):
+        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+            yield Fault(f"its pods are refused: {condition.get('message', '')}", config.failure_patience)
+
+
+def _pod_faults(pod: Object, config: DeployConfig) -> Iterator[Fault]:
+    status = pod.get("status", {})
+    for condition in status.get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            advice = "change serving_node_selector, or free or add a node"
+            yield Fault(f"no node takes its pod ({condition.get('message', '')}): {advice}", config.schedule_timeout)
+    for container in status.get("initContainerStatuses", []):
+        yield from _container_faults(container, config, _DOWNLOAD_CRASHES, "check the model's storage and its rights")
+    for container in status.get("containerStatuses", []):
+        yield from _container_faults(container, config, _CRASHES, "see its log above")
+
+
+def _container_faults(container: Object, config: DeployConfig, crashes: int, advice: str) -> Iterator[Fault]:
+    name, waiting, ended = container["name"], _part(container, "state", "waiting"), _ended(container)
+    reason, message = waiting.get("reason", ""), waiting.get("message", "")
+    if reason in _HOPELESS:
+        yield Fault(f"{name}: {reason} {message}".rstrip() + ": correct serving_image")
+    elif reason in _PULL_FAILURES:
+        # The two reasons alternate: one text for both.
+        where = container.get("image", "its image")
+        yield Fault(
+            f"{name}: {where} cannot be pulled ({_PULL_FAILURES[0]}): check serving_image and image_pull_secret",
+            config.failure_patience,
+        )
+    elif reason == "CreateContainerConfigError":
+        yield Fault(f"{name}: {reason} {message}: make what it names", config.failure_patience)
+    if ended.get("reason") == "OOMKilled":
+        yield Fault(f"{name}: out of memory (OOMKilled): raise serving_memory")
+    elif ended.get("exitCode") and container.get("restartCount", 0) >= crashes:
+        yield Fault(f"{name} ended {container['restartCount']} times, last with code {ended['exitCode']}: {advice}")
+
+
+def _ended(container: Object) -> dict[str, Any]:
+    return _part(container, "state", "terminated") or _part(container, "lastState", "terminated")
+
+
+def _part(container: Object, state: str, name: str) -> dict[str, Any]:
+    return (container.get(state) or {}).get(name) or {}
