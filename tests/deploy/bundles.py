@@ -1,0 +1,46 @@
+"""Deploy bundles of models that need no weights: their vectors are drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from components.core.bundle import Probe, write_probes
+from components.core.encoder.config import EncoderConfig
+from components.core.model_manifest import ModelManifest, ServedFile, digest_of
+
+DIMENSION = 16
+PROBES = [Probe(kind, f"{kind} {number} about valves") for number in range(8) for kind in ("query", "passage")]
+
+
+def write_bundle(
+    directory: Path, seed: int, *, weights: int | None = None, encoder: EncoderConfig | None = None
+) -> Path:
+    """The bundle of model number ``seed``; the same ``weights`` under another seed is the same model exported again."""
+    weights = seed if weights is None else weights
+    directory.mkdir(parents=True)
+    encoder = encoder or EncoderConfig(base_model="test/base", query_max_length=64, passage_max_length=64)
+    encoder.write(directory)
+    write_probes(directory, PROBES, _vectors(weights), _vectors(10_000 + weights))
+    files = {"onnx/model.onnx": ServedFile(sha256=f"{seed:064x}", bytes=seed)}
+    agreed = {name: value for name, value in encoder if name in ModelManifest.model_fields}
+    manifest = ModelManifest(
+        files=files,
+        digest=digest_of(files),
+        precision="fp32",
+        opset=20,
+        dimension=DIMENSION,
+        checkpoint_digest=f"{weights:064x}",
+        parity={},
+        onnxruntime="1.22",
+        torch="2.9",
+        **agreed,
+    )
+    manifest.write(directory)
+    return directory
+
+
+def _vectors(seed: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(len(PROBES), DIMENSION))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
