@@ -35,7 +35,7 @@ def main() -> None:
     shape, count = (TINY, 100) if args.tiny else (LLAMA_1B, 2000)
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
-        _write_base(shape, work / "base")
+        write_base(shape, work / "base")
         _write_records(shape, count, work / "qa_pairs")
         rows = [_run(stage, work) for stage in _FIGURES]
     report.publish(f"Stages, {count:,} passages and questions", rows, args)
@@ -57,7 +57,8 @@ def _run(stage: str, work: Path) -> dict[str, Any]:
     }
 
 
-def _write_base(shape: Shape, directory: Path) -> None:
+def write_base(shape: Shape, directory: Path) -> None:
+    """A bidirectional Llama of ``shape`` with random weights, as a Hugging Face directory."""
     architecture = LlamaBidirectionalConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.dimension,
