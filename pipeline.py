@@ -12,12 +12,11 @@ import os
 import re
 import sys
 import tempfile
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from kfp import compiler, dsl, kubernetes
 
@@ -26,7 +25,7 @@ from components.core.artifacts import ARTIFACTS
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError, StageError
 from components.core.kfp_io import ENCODER_OVERRIDES, OVERRIDES
-from components.core.settings import Settings, parse_text
+from components.core.settings import Settings, is_optional, parse_text
 from components.core.stage import Stage
 from components.plan import Plan, find_setting, form_settings, make_plan, resolve, values_for
 from components.profiles import PROFILES
@@ -94,7 +93,10 @@ def component(stage: Stage, image: str) -> Callable[..., dsl.PipelineTask]:
     required += [(f"{name}_uri", str, NO_DEFAULT) for name in stage.by_uri]
     required += [(name, dsl.Output[_artifact_class(name)], NO_DEFAULT) for name in _outputs(stage)]
     required += [(name, dsl.OutputPath(kind), NO_DEFAULT) for name, kind in stage.results.items()]
-    optional = [(name, _kfp_type(field.annotation), field.default) for name, field in form_settings([stage]).items()]
+    optional = [
+        (name, _kfp_type(field.annotation), _kfp_value(field.annotation, field.default))
+        for name, field in form_settings([stage]).items()
+    ]
     optional += [(name, dict, {}) for name in _override_inputs(stage)]
     optional += [(name, dsl.Input[_artifact_class(name)] | None, None) for name in stage.optional_inputs]
 
@@ -214,7 +216,7 @@ def _form(plan: Plan, options: Options) -> Iterable[tuple[str, Any, Any]]:
     for name, field in form_settings(plan.stages).items():
         owner = next(stage for stage in plan.stages if name in stage.config.model_fields)
         said[name] = getattr(options.configs[owner.name], name)
-        yield name, _kfp_type(field.annotation), said[name]
+        yield name, _kfp_type(field.annotation), _kfp_value(field.annotation, said[name])
     if encoders := [stage for stage in plan.stages if issubclass(stage.config, EncoderConfig)]:
         shared = _unsaid(options.configs[encoders[0].name], EncoderConfig, said)
         said |= shared
@@ -253,16 +255,24 @@ def _artifact_class(name: str) -> Any:
 
 
 def _kfp_type(annotation: Any) -> Any:
-    """The type that KFP knows for a setting's type."""
+    """The type that KFP knows for a setting's type; one that may be null is a text, empty for null.
+
+    kfp 2.17 has no null in a run form: a parameter without value does not reach the task.
+    """
+    if is_optional(annotation):
+        return str
     origin = typing.get_origin(annotation)
-    members = [a for a in typing.get_args(annotation) if a is not type(None)]
     if origin is typing.Literal:
-        return type(members[0])
+        return type(typing.get_args(annotation)[0])
     if origin is typing.Annotated:
-        return _kfp_type(members[0])
-    if origin in (typing.Union, types.UnionType):
-        return Optional[_kfp_type(members[0])]  # noqa: UP045 (kfp knows Optional only)
+        return _kfp_type(typing.get_args(annotation)[0])
     return origin or annotation
+
+
+def _kfp_value(annotation: Any, value: Any) -> Any:
+    if is_optional(annotation):
+        return "" if value is None else str(value)
+    return value
 
 
 def _with_signature(function: Callable, name: str, parameters: Iterable[tuple[str, Any, Any]]) -> Callable:

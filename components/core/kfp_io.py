@@ -14,7 +14,7 @@ from typing import Any
 from components.core.artifacts import ARTIFACTS
 from components.core.errors import InputError
 from components.core.runner import Outcome, Source, execute
-from components.core.settings import load
+from components.core.settings import is_optional, load, parse_text
 from components.core.stage import Stage
 
 # kfp backend/src/v2/objectstore: LocalPathForURI
@@ -66,7 +66,7 @@ def local_path(artifact: Mapping[str, Any]) -> Path:
 
 def _settings(stage: Stage, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Settings among KFP's parameters; the compiler adds parameters of its own, which are none."""
-    values = {name: value for name, value in parameters.items() if name in stage.config.model_fields}
+    values = {name: _from_form(stage, name, v) for name, v in parameters.items() if name in stage.config.model_fields}
     for name in (ENCODER_OVERRIDES, OVERRIDES):
         overrides = parameters.get(name) or {}
         if not isinstance(overrides, dict):
@@ -74,6 +74,13 @@ def _settings(stage: Stage, parameters: Mapping[str, Any]) -> dict[str, Any]:
         values |= overrides
     # A Struct knows one kind of number, so 3 may arrive as 3.0.
     return {name: _whole(value) for name, value in values.items()}
+
+
+def _from_form(stage: Stage, name: str, value: Any) -> Any:
+    """A setting that may be null is a text in KFP's run form, empty for null."""
+    if isinstance(value, str) and is_optional(stage.config.model_fields[name].annotation):
+        return parse_text(stage.config, name, value) if value else None
+    return value
 
 
 def _whole(value: Any) -> Any:

@@ -42,7 +42,7 @@ def parse_text(model: type[Settings], name: str, text: str) -> Any:
     """
     field = model.model_fields.get(name)
     if field is not None and _takes_text(field.annotation):
-        return None if text == "null" and _is_optional(field.annotation) else text
+        return None if text == "null" and is_optional(field.annotation) else text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -80,7 +80,8 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if typing.get_origin(annotation) not in (None, list, dict, tuple) else ()
 
 
-def _is_optional(annotation: Any) -> bool:
+def is_optional(annotation: Any) -> bool:
+    """Whether a setting of this type may be null."""
     return type(None) in _members(annotation)
 
 

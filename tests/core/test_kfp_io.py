@@ -26,6 +26,8 @@ class TrialConfig(EncoderConfig):
     rounds: int = setting(1, "Rounds", ge=1)
     rate: float = setting(0.5, "Rate")
     cutoffs: list[int] = setting([1], "Cut-offs")
+    limit: int | None = setting(3, "Most rounds, null for no limit")
+    place: str | None = setting(None, "Where")
 
 
 TRIAL = Stage(
@@ -163,6 +165,14 @@ def test_a_fraction_is_not_rounded_to_a_whole_number(task: Task) -> None:
 
 def test_parameters_that_are_no_settings_are_left_alone(task: Task) -> None:
     assert task.run(**{"pipelinechannel--x": "1", "trial_gpu_count": "1"}) == TrialConfig()
+
+
+def test_settings_that_may_be_null_are_texts_in_the_form(task: Task) -> None:
+    assert (task.run(limit="", place="").limit, task.run(limit="", place="").place) == (None, None)
+    assert (task.run(limit="7", place="7").limit, task.run(limit="7", place="7").place) == (7, "7")
+    assert task.run(overrides={"limit": None}).limit is None
+    with pytest.raises(InputError, match="limit = 'many'"):
+        task.run(limit="many")
 
 
 def test_overrides_win_over_the_form_and_the_encoders(task: Task) -> None:

@@ -16,6 +16,7 @@ from google.protobuf.json_format import ParseError
 from kfp.pipeline_spec import pipeline_spec_pb2 as kfp
 
 import pipeline
+from components.plan import make_plan
 from components.stages import NAMES, STAGES
 from tests.pipeline.compiled import Pipeline, dangling, parse
 
@@ -145,9 +146,8 @@ def test_no_gpu_at_all_when_asked(compiled: Compile) -> None:
         for name, executor in whole.deployment.executors.items():
             assert not executor.container.resources.HasField("accelerator"), (start, name)
         assert not any(config.tolerations or config.HasField("node_selector") for config in whole.kubernetes.values())
-        assert not any(
-            name.endswith(("_node_selector", "_gpu_count")) for name in whole.spec.root.input_definitions.parameters
-        )
+        asked = {f"{stage.name}_{what}" for stage in STAGES for what in ("node_selector", "gpu_count")}
+        assert not asked & set(whole.spec.root.input_definitions.parameters)
 
 
 def test_export_and_deploy_stand_behind_the_gate(compiled: Compile) -> None:
@@ -274,6 +274,15 @@ def test_every_form_field_says_what_it_is(compiled: Compile) -> None:
         definitions = whole.spec.components[f"comp-{stage.name}"].input_definitions
         silent = [n for n, p in definitions.parameters.items() if n in stage.config.model_fields and not p.description]
         assert silent == [], stage.name
+
+
+def test_only_what_the_user_brings_has_no_default(compiled: Compile) -> None:
+    """kfp 2.17 has no null in a form: a field left empty does not reach the task."""
+    for start, whole in compiled().items():
+        fields = whole.spec.root.input_definitions.parameters
+        empty = {name for name, field in fields.items() if not field.HasField("default_value")}
+        plan = make_plan(start)
+        assert empty == {f"{name}_uri" for name in plan.brought + plan.brought_by_uri}
 
 
 def test_json_of_node_selectors_is_a_dictionary_for_the_form(compiled: Compile) -> None:
