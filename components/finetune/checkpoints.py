@@ -16,7 +16,6 @@ import logging
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,39 +164,6 @@ class Checkpoints:
             f"checkpoint_uri = {self._where} cannot be read and written ({short(error)}): check the address, "
             f"credentials and rights, or set it to null to train without"
         )
-
-
-class BackgroundSaver:
-    """Writes states in a thread of its own. A failed write is a warning: earlier states still stand."""
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._running: Future[None] | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether a state is being written: its tensors must not change."""
-        return self._running is not None and not self._running.done()
-
-    def start(self, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Write a state in the background, after the one that is being written."""
-        self.wait()
-        self._running = self._pool.submit(self._checkpoints.save, step, tensors, about)
-
-    def wait(self) -> bool:
-        """Wait for the state that is being written; whether the last one is durable."""
-        if self._running is None:
-            return True
-        error = self._running.exception()
-        self._running = None
-        if error is not None:
-            _log.warning("a training state could not be saved (%s); training goes on, earlier states stand", error)
-        return error is None
-
-    def close(self) -> None:
-        self.wait()
-        self._pool.shutdown()
 
 
 def _folders(names: list[str], run: str) -> Iterator[str]:

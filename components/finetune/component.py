@@ -36,6 +36,14 @@ class FinetuneConfig(EncoderConfig):
         "auto", "Arithmetic of the forward and backward pass; auto is bf16 on a GPU, fp32 on a CPU"
     )
     seed: int = setting(42, "Seed of the order of examples")
+    val_every_steps: int | None = setting(
+        100, "Steps between measurements of nDCG@10 on the val split, when there is one; null never measures", gt=0
+    )
+    val_passages: int = setting(5000, "Passages searched then, beside the answers; drawn at random", ge=0)
+    early_stopping_patience: int | None = setting(
+        None, "Stop after so many measurements in a row that are no better; null never stops early", gt=0
+    )
+    load_best_model_at_end: bool = setting(True, "With a val split, the result is the model that did best there")
     checkpoint_uri: str | None = setting(
         None,
         "Where training states are kept, so that a killed run continues: a directory that outlives the pod, "

@@ -14,6 +14,7 @@ from components.core.encoder.contrastive import backward
 from components.core.encoder.master import ComputeCopy
 from components.core.encoder.model import Encoder, batches_by_length
 from components.core.encoder.packed import PackedLlama, supports
+from components.core.encoder.packing import balanced, pack
 from components.finetune.component import FinetuneConfig
 from components.finetune.loss import contrastive_loss, in_batch_loss
 
@@ -70,6 +71,10 @@ class Gradient(Protocol):
     def weights_changed(self) -> None:
         """Call after each optimizer step or other change of the weights."""
 
+    def encode(self, ids: Sequence[list[int]]) -> Tensor:
+        """Vectors of texts given as token ids, as training computes them: float32 [len(ids), d], no gradient."""
+        ...
+
     def discard(self) -> None:
         """Forget the gradients added so far, and what a failed ``add`` left behind."""
 
@@ -104,6 +109,11 @@ class PaddedGradient:
     def weights_changed(self) -> None:
         """Nothing to do: the weights that compute are those that are trained."""
 
+    @torch.no_grad()
+    def encode(self, ids: Sequence[list[int]]) -> Tensor:
+        with self._autocast():
+            return self._vectors(ids).float()
+
     def discard(self) -> None:
         self.encoder.zero_grad(set_to_none=True)
 
@@ -118,9 +128,7 @@ class PaddedGradient:
         """[len(ids), d]. Texts of like length go together: padding is work too."""
         groups = batches_by_length([len(row) for row in ids], _FORWARD_TOKENS[self.encoder.device.type])
         vectors = torch.cat([self.encoder(*self.encoder.batch([ids[row] for row in group])) for group in groups])
-        place = torch.empty(len(ids), dtype=torch.long)
-        place[torch.tensor([row for group in groups for row in group])] = torch.arange(len(ids))
-        return vectors[place.to(vectors.device)]
+        return _in_order(vectors, groups)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self._dtype == torch.float32:
@@ -158,6 +166,11 @@ class PackedGradient:
     def weights_changed(self) -> None:
         self._copy.refresh()
 
+    @torch.no_grad()
+    def encode(self, ids: Sequence[list[int]]) -> Tensor:
+        groups = balanced([len(row) for row in ids], self._tokens)
+        return _in_order(torch.cat([self._packed(pack(ids, rows, self._packed.device)) for rows in groups]), groups)
+
     def discard(self) -> None:
         self._trained.zero_grad(set_to_none=True)
         self._copy.module.zero_grad(set_to_none=True)
@@ -175,3 +188,10 @@ class PackedGradient:
         for number, row in enumerate(row for slots in batch.slots for row in slots):
             place.setdefault(row, number)
         return torch.tensor([place[row] for row in range(len(batch.passages))], device=self._packed.device)
+
+
+def _in_order(vectors: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """``vectors``, which lie group after group, in the order of the rows that ``groups`` names."""
+    place = torch.empty(len(vectors), dtype=torch.long)
+    place[torch.tensor([row for group in groups for row in group])] = torch.arange(len(vectors))
+    return vectors[place.to(vectors.device)]

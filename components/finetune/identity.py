@@ -12,6 +12,7 @@ from components import __version__
 from components.core.encoder.model import Encoder
 from components.finetune.component import FinetuneConfig
 from components.finetune.tokenized import TokenizedData
+from components.finetune.validation import Validation
 
 # Settings that say how a run is kept and watched, not what it computes.
 WITHOUT_EFFECT = {
@@ -23,12 +24,19 @@ WITHOUT_EFFECT = {
 }
 
 
-def identity(config: FinetuneConfig, data: TokenizedData, encoder: Encoder, dtype: torch.dtype) -> dict[str, Any]:
+def identity(
+    config: FinetuneConfig,
+    data: TokenizedData,
+    validation: Validation | None,
+    encoder: Encoder,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
     """Settings, data, base weights, arithmetic and release, as JSON values. Reads all weights: seconds for 5 GB."""
     return {
         "release": __version__,
         "settings": config.model_dump(mode="json", exclude=WITHOUT_EFFECT),
         "training_data": data.digest(),
+        "val_data": validation.digest() if validation else None,
         "base_weights": _weights_digest(encoder),
         "arithmetic": f"{str(dtype).removeprefix('torch.')} on {encoder.device.type}",
     }

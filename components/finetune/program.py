@@ -18,6 +18,7 @@ from components.finetune.identity import identity
 from components.finetune.storage import open_storage
 from components.finetune.tokenized import TokenizedData
 from components.finetune.trainer import Trainer
+from components.finetune.validation import Selection, Validation, read_validation
 
 _log = logging.getLogger(__name__)
 LOG_FILE = "training.jsonl"
@@ -37,11 +38,13 @@ def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path) -> dic
     torch.manual_seed(config.seed)
     encoder = load_base(config.encoder(), device=device, dtype=torch.float32)
     tokenized = TokenizedData(data, encoder, config.train_n_passages)
+    val = read_validation(training_data, data.passages, config.val_passages, config.seed)
+    validation = Validation(val, encoder) if val else None
     checkpoints = None
     if storage is not None:
-        same = identity(config, tokenized, encoder, dtype)
+        same = identity(config, tokenized, validation, encoder, dtype)
         checkpoints = Checkpoints(storage, same, keep=config.keep_checkpoints, where=str(config.checkpoint_uri))
-    trainer = Trainer(encoder, tokenized, config, dtype, checkpoints)
+    trainer = Trainer(encoder, tokenized, config, dtype, validation=validation, checkpoints=checkpoints)
     _log_plan(config, data, trainer, dtype)
     checkpoint.mkdir()
     try:
@@ -62,7 +65,17 @@ def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path) -> dic
         "first_loss": done[0].loss,
         "last_loss": round(statistics.fmean(step.loss for step in tail), 6),
         "tokens_per_second": round(statistics.median(step.tokens_per_second for step in done), 1),
+        **_validation_figures(trainer.selection),
     }
+
+
+def _validation_figures(selection: Selection) -> dict[str, Any]:
+    """nDCG@10 on the val split before training and of the best model; nothing without a val split."""
+    if selection.best is None:
+        return {}
+    values = dict(selection.history)
+    base = {"base_val_ndcg_at_10": values[0]} if 0 in values else {}
+    return {**base, "best_val_ndcg_at_10": selection.best, "best_step": selection.best_step}
 
 
 def _dtype(config: FinetuneConfig, device: torch.device) -> torch.dtype:

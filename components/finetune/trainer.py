@@ -8,9 +8,9 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 from torch import nn
@@ -18,7 +18,8 @@ from torch import nn
 from components.core.encoder.model import Encoder
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.core.progress import Progress
-from components.finetune.checkpoints import BackgroundSaver, Checkpoints
+from components.finetune.autosave import Autosave, State
+from components.finetune.checkpoints import Checkpoints
 from components.finetune.component import FinetuneConfig
 from components.finetune.data import TRAINING_FILE, batch_size, batches, steps
 from components.finetune.gradient import gradient_of
@@ -26,8 +27,10 @@ from components.finetune.interruption import Interrupted, Interruption, Watchdog
 from components.finetune.schedule import build_optimizer, learning_rate
 from components.finetune.state import TrainingState
 from components.finetune.tokenized import TokenizedData
+from components.finetune.validation import Selection, Validation
 
 _log = logging.getLogger(__name__)
+_BEST = "best."
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Step:
     grad_norm: float
     lr: float
     tokens_per_second: float
+    val_ndcg_at_10: float | None = None
+
+    def line(self) -> str:
+        """As JSON; a step after which nothing was measured says nothing about it."""
+        return json.dumps({name: value for name, value in asdict(self).items() if value is not None}) + "\n"
 
 
 class Trainer:
@@ -55,6 +63,8 @@ class Trainer:
         data: TokenizedData,
         config: FinetuneConfig,
         dtype: torch.dtype,
+        *,
+        validation: Validation | None = None,
         checkpoints: Checkpoints | None = None,
     ) -> None:
         self.encoder, self.data, self.config = encoder.eval(), data, config
@@ -62,12 +72,14 @@ class Trainer:
         self.total = steps(len(data.data.examples), self.batch_size, config.num_epochs)
         self.done: list[Step] = []
         self.resumed_at = 0
+        self.selection = Selection()
         self._optimizer = build_optimizer(encoder, config)
         self._gradient = gradient_of(encoder, config, dtype)
         self._state = TrainingState(encoder.backbone, self._optimizer)
-        self._checkpoints = checkpoints
-        self._saver = BackgroundSaver(checkpoints) if checkpoints else None
-        self._saved, self._saved_at = 0, time.monotonic()
+        self._validation = validation if config.val_every_steps else None
+        self._autosave = Autosave(
+            checkpoints, seconds=config.checkpoint_every_seconds, steps=config.checkpoint_every_steps
+        )
         self._watchdog = Watchdog(config.hang_timeout_seconds)
         self._interruption = Interruption()
 
@@ -82,29 +94,62 @@ class Trainer:
             try:
                 with self._interruption, self._watchdog:
                     self._remaining_steps(out)
+                    self._finish()
             except Interrupted:
                 raise self._interrupted() from None
             finally:
-                if self._saver:
-                    self._saver.close()
+                self._autosave.close()
         return self.done
 
     def _remaining_steps(self, out: TextIO) -> None:
+        if not self.done:
+            self._validate(0)
         order = batches(len(self.data.data.examples), self.batch_size, self.config.num_epochs, self.config.seed)
         with Progress("training", total=self.total - len(self.done), unit="steps") as progress:
             for number, (epoch, rows) in enumerate(itertools.islice(order, len(self.done), None), len(self.done)):
+                if self._stops_early():
+                    break
                 step = self._step(number, epoch, rows)
+                if self._validates_after(step.step):
+                    step = replace(step, val_ndcg_at_10=self._validate(step.step))
                 self.done.append(step)
-                out.write(json.dumps(asdict(step)) + "\n")
+                out.write(step.line())
                 out.flush()
                 progress.add(loss=step.loss, tokens_per_second=step.tokens_per_second)
                 self._watchdog.beat()
-                self._save_if_due()
+                if self._autosave.due(step.step):
+                    self._check_weights()
+                    self._autosave.save(step.step, self._take)
                 self._interruption.check()
+
+    def _finish(self) -> None:
+        """Keep the last state; then the best weights are the result."""
         self._check_weights()
-        if self._saver and self._saved < len(self.done):
-            self._save()
-            self._saver.wait()
+        self._autosave.save(len(self.done), self._take)
+        self._autosave.wait()
+        if self.config.load_best_model_at_end and self.selection.best_step not in (0, len(self.done)):
+            _log.info("the result is the model after step %d, the best on the val split", self.selection.best_step)
+            self._state.set_weights(self.selection.weights)
+
+    def _validates_after(self, step: int) -> bool:
+        """Every so many steps, three times at least where there are as many steps, and after the last one."""
+        every = self.config.val_every_steps
+        return every is not None and (step % min(every, max(1, self.total // 3)) == 0 or step == self.total)
+
+    def _validate(self, step: int) -> float | None:
+        if self._validation is None:
+            return None
+        value = self._validation.ndcg(self._gradient.encode, self._watchdog.beat)
+        self.selection.add(step, value, self._state.weights)
+        _log.info("after step %d of %d: nDCG@10 %.4f on the val split", step, self.total, value)
+        return value
+
+    def _stops_early(self) -> bool:
+        patience = self.config.early_stopping_patience
+        if patience is None or self.selection.stale() < patience:
+            return False
+        _log.info("no better on the val split since step %d: training stops early", self.selection.best_step)
+        return True
 
     def _step(self, number: int, epoch: int, rows: Sequence[int]) -> Step:
         """One optimizer step: the gradient is that of the mean loss over ``rows``, however they are cut up."""
@@ -170,44 +215,31 @@ class Trainer:
                 f"was saved; lower learning_rate"
             )
 
-    def _save_if_due(self) -> None:
-        if self._saver is None or len(self.done) == self.total:
-            return
-        every, seconds = self.config.checkpoint_every_steps, self.config.checkpoint_every_seconds
-        by_step = every is not None and len(self.done) % every == 0
-        by_time = seconds is not None and time.monotonic() - self._saved_at >= seconds and not self._saver.busy
-        if by_step or by_time:
-            self._check_weights()
-            self._save()
-
-    def _save(self) -> None:
-        """Copy the state and write it in the background."""
-        assert self._saver is not None
-        self._saver.wait()
-        self._saver.start(len(self.done), self._state.snapshot(), self._about())
-        self._saved, self._saved_at = len(self.done), time.monotonic()
-
-    def _about(self) -> dict[str, Any]:
-        return {"done": [asdict(step) for step in self.done]}
+    def _take(self) -> State:
+        best = {_BEST + name: tensor for name, tensor in self.selection.weights.items()}
+        about = {"done": [asdict(step) for step in self.done], "val": self.selection.about()}
+        return self._state.snapshot() | best, about
 
     def _resume(self, out: TextIO) -> None:
-        saved = self._checkpoints.newest() if self._checkpoints else None
+        saved = self._autosave.newest()
         if saved is None:
             return
         self._state.restore(saved.tensors)
         self._gradient.weights_changed()
         self.done = [Step(**step) for step in saved.about["done"]]
-        out.writelines(json.dumps(asdict(step)) + "\n" for step in self.done)
-        self._saved = self.resumed_at = saved.step
+        best = {n.removeprefix(_BEST): tensor for n, tensor in saved.tensors.items() if n.startswith(_BEST)}
+        self.selection = Selection([(step, value) for step, value in saved.about["val"]], best)
+        out.writelines(step.line() for step in self.done)
+        self.resumed_at = saved.step
         _log.info("continuing after step %d of %d, which an earlier attempt saved", saved.step, self.total)
 
     def _interrupted(self) -> Transient:
         """Save what is done; the message says whether that worked."""
-        if self._saver is None:
-            return Transient(f"interrupted after step {len(self.done)}: set checkpoint_uri and the next run continues")
-        self._saver.wait()
-        if self._saved < len(self.done):
-            self._save()
-        kept = self._saver.wait()
+        where = f"interrupted after step {len(self.done)}"
+        if not self._autosave.enabled:
+            return Transient(f"{where}: set checkpoint_uri and the next run continues")
+        if self.done:
+            self._autosave.save(len(self.done), self._take)
+        kept = self._autosave.wait()
         what = "its state is saved" if kept else "its state could not be saved, an earlier one stands"
-        return Transient(f"interrupted after step {len(self.done)}; {what}: run again to continue")
+        return Transient(f"{where}; {what}: run again to continue")

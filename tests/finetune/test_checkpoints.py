@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from components.core.errors import ActionNeeded, InputError
-from components.finetune.checkpoints import BackgroundSaver, Checkpoints, Saved
+from components.finetune.autosave import Autosave
+from components.finetune.checkpoints import Checkpoints, Saved
 from components.finetune.storage import Storage, open_storage
 from tests.sdg.s3_server import S3Server, s3_server
 
@@ -176,13 +178,29 @@ def test_a_storage_that_cannot_be_written_is_refused_before_training(
 
 def test_a_save_that_fails_leaves_the_earlier_state(bucket: S3Server, caplog: pytest.LogCaptureFixture) -> None:
     storage = open_storage("s3://bucket/states")
-    saver = BackgroundSaver(mine := checkpoints(storage))
-    saver.start(3, tensors(3), {"done": [0, 1, 2], "rate": 0.1})
-    assert saver.wait()
+    autosave = Autosave(mine := checkpoints(storage), seconds=None, steps=1)
+    autosave.save(3, lambda: (tensors(3), {"done": [0, 1, 2], "rate": 0.1}))
+    assert autosave.wait()
     bucket.put_status = 403
-    saver.start(5, tensors(5), {})
-    assert not saver.wait()
+    autosave.save(5, lambda: (tensors(5), {}))
+    assert not autosave.wait()
     assert "could not be saved" in caplog.text
-    saver.close()
     bucket.put_status = None
     assert_is(mine.newest(), 3)
+    autosave.save(5, lambda: (tensors(5), {"done": [0, 1, 2, 3, 4], "rate": 0.1}))
+    autosave.close()
+    assert_is(mine.newest(), 5)
+
+
+def test_states_are_due_by_time_and_by_steps(tmp_path: Path) -> None:
+    mine = checkpoints(open_storage(str(tmp_path)))
+    every = Autosave(mine, seconds=None, steps=3)
+    assert [step for step in range(1, 10) if every.due(step)] == [3, 6, 9]
+    timed = Autosave(mine, seconds=0.2, steps=None)
+    assert not timed.due(1)
+    time.sleep(0.25)
+    assert timed.due(2)
+    timed.save(2, lambda: (tensors(2), {}))
+    assert not timed.due(3)
+    timed.close()
+    assert not Autosave(None, seconds=1e-9, steps=1).due(1)

@@ -176,7 +176,7 @@ def _checkpoints(
 ) -> Checkpoints:
     data = read_training_data(write_data(directory, rows, passages), config.encoder())
     tokenized = TokenizedData(data, encoder, config.train_n_passages)
-    return Checkpoints(storage, identity(config, tokenized, encoder, torch.float32), keep=2, where="states")
+    return Checkpoints(storage, identity(config, tokenized, None, encoder, torch.float32), keep=2, where="states")
 
 
 def _change_setting(config: FinetuneConfig, number: int) -> FinetuneConfig:

@@ -1,0 +1,73 @@
+"""When training states are saved, and saving them while training goes on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from torch import Tensor
+
+from components.finetune.checkpoints import Checkpoints, Saved
+from components.finetune.storage import short
+
+_log = logging.getLogger(__name__)
+# Tensors in the host's memory, and the rest as JSON values.
+State = tuple[Mapping[str, Tensor], Mapping[str, Any]]
+
+
+class Autosave:
+    """Saves to ``checkpoints`` every so many seconds and steps, in a thread of its own; None saves nothing.
+
+    A save that fails is a warning: earlier states still stand, and the next one may work.
+    """
+
+    def __init__(self, checkpoints: Checkpoints | None, *, seconds: float | None, steps: int | None) -> None:
+        self.enabled = checkpoints is not None
+        self._checkpoints, self._seconds, self._steps = checkpoints, seconds, steps
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="autosave")
+        self._running: Future[None] | None = None
+        self._last_step, self._last_time = 0, time.monotonic()
+
+    def newest(self) -> Saved | None:
+        """The state to continue from, if there is one."""
+        saved = self._checkpoints.newest() if self._checkpoints else None
+        self._last_step = saved.step if saved else 0
+        return saved
+
+    def due(self, step: int) -> bool:
+        """Whether the state after ``step`` should be saved. Saves by time leave out what a slow storage cannot take."""
+        if not self.enabled:
+            return False
+        by_step = self._steps is not None and step % self._steps == 0
+        late = self._seconds is not None and time.monotonic() - self._last_time >= self._seconds
+        return by_step or (late and (self._running is None or self._running.done()))
+
+    def save(self, step: int, take: Callable[[], State]) -> None:
+        """Take the state after ``step`` and write it in the background, unless it is saved already.
+
+        The one before is written to its end first: ``take`` may use its memory again.
+        """
+        if self._checkpoints is None or step == self._last_step:
+            return
+        self.wait()
+        self._running = self._pool.submit(self._checkpoints.save, step, *take())
+        self._last_step, self._last_time = step, time.monotonic()
+
+    def wait(self) -> bool:
+        """Wait until nothing is being written; whether the last state is durable."""
+        if self._running is None:
+            return True
+        error = self._running.exception()
+        if error is not None:
+            _log.warning("a training state could not be saved (%s); earlier ones still stand", short(error))
+            self._running = None
+            self._last_step = 0
+        return error is None
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        self.wait()
+        self._pool.shutdown()
