@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from components import __version__
 from components.server.batching import Batcher, Overloaded
@@ -62,19 +63,17 @@ def build_app(model: OnnxModel, name: str, *, max_texts: int = 64, max_tokens: i
         yield
         worker.cancel()
 
-    app = FastAPI(title="Nemotron Embed", version=__version__, lifespan=lifespan)
+    app = FastAPI(title="Nemotron Embed", version=__version__, lifespan=lifespan, max_body_size=MAX_BODY_BYTES)
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_exception_handler(StarletteHTTPException, _answer_http_exception)
     app.state.draining = False
     started = int(time.time())
 
     @app.middleware("http")
     async def watch(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         begun = time.perf_counter()
-        if int(request.headers.get("content-length") or 0) > MAX_BODY_BYTES:
-            response: Response = _error(413, f"the body is larger than {MAX_BODY_BYTES} bytes: send fewer texts")
-        else:
-            response = await call_next(request)
+        response = await call_next(request)
         if request.url.path == "/v1/embeddings":
             requests.labels(response.status_code).inc()
             seconds.observe(time.perf_counter() - begun)
@@ -92,6 +91,9 @@ def build_app(model: OnnxModel, name: str, *, max_texts: int = 64, max_tokens: i
             raise ApiError(400, str(error), param="input", code="context_length_exceeded") from None
         except Overloaded as error:
             raise ApiError(503, str(error)) from None
+        except Exception:
+            _log.exception("the model failed")
+            raise ApiError(500, "the model failed: the service's log says why") from None
         count = sum(map(len, ids))
         tokens.labels(body.input_type).inc(count)
         texts.labels(body.input_type).inc(len(given))
@@ -159,10 +161,16 @@ async def _answer_api_error(_: Request, error: Exception) -> Response:
     return _error(error.status, error.message, param=error.param, code=error.code)
 
 
+async def _answer_http_exception(_: Request, error: Exception) -> Response:
+    """Unknown paths and methods, and bodies that are too large."""
+    assert isinstance(error, StarletteHTTPException)
+    return _error(error.status_code, str(error.detail))
+
+
 async def _answer_validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if part != "body")
+    field = next((str(part) for part in first["loc"] if part != "body"), "")
     return _error(400, f"{field or 'body'}: {first['msg']}", param=field or None)
 
 
