@@ -49,6 +49,7 @@ ARTIFACTS = _types(
         "golden_eval", "Dataset", "Evaluation set of your own, BEIR format, never trained on.", accepts=("eval_data",)
     ),
     ArtifactType("checkpoint", "Model", "Hugging Face directory: safetensors, tokenizer, `encoder.json`."),
+    ArtifactType("training_report", "HTML", "The course of training as one self-contained page.", is_file=True),
     ArtifactType("champion", "Model", "Checkpoint of the model that is served now.", accepts=("checkpoint",)),
     ArtifactType("eval_results", "Artifact", "`eval_results.json`: every metric of every model."),
     ArtifactType("report", "HTML", "The evaluation as one self-contained page.", is_file=True),

@@ -1,4 +1,4 @@
-"""Grouped bar charts as inline SVG."""
+"""Bar and line charts as inline SVG."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from components.core.html import Markup, element, join
 WIDTH, HEIGHT = 480, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 4, 18, 26
 _SERIES_COLOURS = 5
+# A line of more points than this shows their means: the page stays small, and no wider screen is to be had.
+_POINTS = 240
 
 
 def bar_chart(
@@ -21,7 +23,8 @@ def bar_chart(
     inner = HEIGHT - _TOP - _BOTTOM
     group_width = (WIDTH - _LEFT - _RIGHT) / len(groups)
     bar_width = min(34.0, group_width * 0.84 / len(series))
-    parts = [_grid(tick, HEIGHT - _BOTTOM - tick * inner) for tick in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    ticks = (0.0, 0.25, 0.5, 0.75, 1.0)
+    parts = [_grid(f"{tick:.2f}", HEIGHT - _BOTTOM - tick * inner, left=_LEFT) for tick in ticks]
     for g, group in enumerate(groups):
         middle = _LEFT + (g + 0.5) * group_width
         parts.append(element("text", group, x=f"{middle:.1f}", y=HEIGHT - 8, text_anchor="middle"))
@@ -36,14 +39,55 @@ def bar_chart(
     return element("figure", element("figcaption", title), drawing)
 
 
+def line_chart(
+    title: str, points: Sequence[tuple[float, float]], *, colour: int = 2, low: float | None = None
+) -> Markup:
+    """A line through ``points`` (x, y), x ascending; ``low`` is the least value of the axis, the points' by default."""
+    shown = _means(points)
+    bottom = min(y for _, y in shown) if low is None else low
+    top = max(y for _, y in shown)
+    top = top if top > bottom else bottom + (abs(bottom) or 1.0)
+    first, last = shown[0][0], shown[-1][0]
+    across, inner = WIDTH - _LEFT - _RIGHT - 14, HEIGHT - _TOP - _BOTTOM
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        along = (x - first) / (last - first) if last > first else 0.5
+        return _LEFT + 14 + along * across, HEIGHT - _BOTTOM - (y - bottom) / (top - bottom) * inner
+
+    ticks = [bottom + share * (top - bottom) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    parts = [_grid(f"{tick:.3g}", place(first, tick)[1], left=_LEFT + 14) for tick in ticks]
+    for x in dict.fromkeys((first, last)):
+        parts.append(element("text", f"{x:g}", x=f"{place(x, bottom)[0]:.1f}", y=HEIGHT - 8, text_anchor="middle"))
+    drawn = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in shown)
+    stroke = f"fill:none;stroke:var(--s{colour % _SERIES_COLOURS});stroke-width:1.5"
+    parts.append(element("polyline", points=drawn, style=stroke))
+    if len(shown) == 1:
+        x, y = place(*shown[0])
+        parts.append(element("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3, class_=f"s{colour % _SERIES_COLOURS}"))
+    values = [y for _, y in points]
+    summary = f"{title}: {len(points)} values, first {values[0]:.4g}, last {values[-1]:.4g}"
+    drawing = element("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=summary)
+    return element("figure", element("figcaption", title), drawing)
+
+
+def _means(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most ``_POINTS`` points, each the mean of as many neighbours as the others; the first and last stay."""
+    size = -(-len(points) // _POINTS)
+    if size == 1:
+        return list(points)
+    parts = [points[start : start + size] for start in range(0, len(points), size)]
+    means = [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+    return [points[0], *means[1:-1], points[-1]]
+
+
 def legend(series: Sequence[tuple[str, int]]) -> Markup:
     """Name and colour of each series."""
     return element("ul", *(element("li", _swatch(colour), name) for name, colour in series), class_="legend")
 
 
-def _grid(tick: float, y: float) -> Markup:
-    line = element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}", class_="grid")
-    return join((line, element("text", f"{tick:.2f}", x=_LEFT - 6, y=f"{y + 4:.1f}", text_anchor="end")))
+def _grid(tick: str, y: float, *, left: int) -> Markup:
+    line = element("line", x1=left, x2=WIDTH - _RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}", class_="grid")
+    return join((line, element("text", tick, x=left - 6, y=f"{y + 4:.1f}", text_anchor="end")))
 
 
 def _bar(name: str, value: float, left: float, width: float, inner: float, colour: int) -> Markup:

@@ -68,7 +68,7 @@ STAGE = Stage(
     summary="Fine-tune the base model contrastively",
     config=FinetuneConfig,
     inputs=("training_data",),
-    outputs=("checkpoint",),
+    outputs=("checkpoint", "training_report"),
     image="gpu",
     node=Node(gpu="H100", cpu="16", memory="128Gi", shared_memory="32Gi"),
     secrets=(Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"),),

@@ -15,6 +15,7 @@ from components.finetune.checkpoints import Checkpoints
 from components.finetune.component import FinetuneConfig
 from components.finetune.data import TrainingData, read_training_data
 from components.finetune.identity import identity
+from components.finetune.report import build_report
 from components.finetune.storage import open_storage
 from components.finetune.tokenized import TokenizedData
 from components.finetune.trainer import Trainer
@@ -25,8 +26,8 @@ LOG_FILE = "training.jsonl"
 FEW_STEPS = 50
 
 
-def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path) -> dict[str, Any]:
-    """Train on ``training_data``, write ``checkpoint``; return figures.
+def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path, training_report: Path) -> dict[str, Any]:
+    """Train on ``training_data``, write ``checkpoint`` and ``training_report``; return figures.
 
     Raises InputError for data that cannot be trained on or a batch that does not fit into memory, ActionNeeded when
     training diverges or ``checkpoint_uri`` cannot be written, Transient when interrupted. Nothing is published then.
@@ -56,6 +57,13 @@ def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path) -> dic
     # Saved in the arithmetic that the weights were trained for, as the base models are.
     encoder.backbone.to(dtype)
     save_checkpoint(encoder, checkpoint)
+    figures = _figures(data, trainer)
+    training_report.write_text(build_report(config, done, trainer.selection.history, figures), encoding="utf-8")
+    return figures
+
+
+def _figures(data: TrainingData, trainer: Trainer) -> dict[str, Any]:
+    done = trainer.done
     tail = done[-max(1, len(done) // 10) :]
     return {
         "examples": len(data.examples),
