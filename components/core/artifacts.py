@@ -48,9 +48,19 @@ ARTIFACTS = _types(
     ArtifactType(
         "golden_eval", "Dataset", "Evaluation set of your own, BEIR format, never trained on.", accepts=("eval_data",)
     ),
+    ArtifactType(
+        "frozen_eval",
+        "Dataset",
+        "Test set of an earlier run: it becomes `eval_data` again, and training never sees its documents.",
+        accepts=("eval_data", "golden_eval"),
+    ),
+    ArtifactType("data_report", "HTML", "What became of the data, as one self-contained page.", is_file=True),
     ArtifactType("checkpoint", "Model", "Hugging Face directory: safetensors, tokenizer, `encoder.json`."),
     ArtifactType("training_report", "HTML", "The course of training as one self-contained page.", is_file=True),
     ArtifactType("champion", "Model", "Checkpoint of the model that is served now.", accepts=("checkpoint",)),
+    ArtifactType(
+        "miner", "Model", "Checkpoint that mines negatives in the base model's place.", accepts=("checkpoint",)
+    ),
     ArtifactType("eval_results", "Artifact", "`eval_results.json`: every metric of every model."),
     ArtifactType("report", "HTML", "The evaluation as one self-contained page.", is_file=True),
     ArtifactType("exported_model", "Model", "`onnx/`, tokenizer, probes, `model-manifest.json`."),

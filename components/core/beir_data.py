@@ -40,8 +40,8 @@ class BeirData:
     level: Literal["passage", "document"] = "passage"
 
 
-def read_beir(directory: Path, *, searched: BeirData | None = None) -> BeirData:
-    """The test set in ``directory``.
+def read_beir(directory: Path, *, searched: BeirData | None = None, split: str = "test") -> BeirData:
+    """The test set in ``directory``, or another ``split`` of it: qrels/SPLIT.tsv.
 
     A folder without ``corpus.jsonl`` asks questions about the passages of ``searched``, when that is given.
     Raises InputError naming file and line: missing files, lines that are no records, repeated ids, judgements of
@@ -52,13 +52,12 @@ def read_beir(directory: Path, *, searched: BeirData | None = None) -> BeirData:
     else:
         corpus, documents = _read_corpus(directory / CORPUS_FILE)
     queries, metadata = _read_queries(directory / QUERIES_FILE)
-    qrels, lines = _read_qrels(directory / QRELS_FILE, queries)
-    level = _level(directory / QRELS_FILE, lines, corpus, documents)
+    qrels_file = directory / QRELS_FILE.replace("test", split)
+    qrels, lines = _read_qrels(qrels_file, queries)
+    level = _level(qrels_file, lines, corpus, documents)
     answered = [query for query in queries if any(score > 0 for score in qrels.get(query, {}).values())]
     if not answered:
-        raise InputError(
-            f"{directory / QRELS_FILE}: no query has a relevant answer (score above 0): nothing to measure"
-        )
+        raise InputError(f"{qrels_file}: no query has a relevant answer (score above 0): nothing to measure")
     if len(answered) < len(queries):
         _log.info("%s: %d of %d queries have a relevant answer", directory, len(answered), len(queries))
     return BeirData(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import model_validator
 
 from components.core.encoder.config import EncoderConfig
@@ -18,11 +20,34 @@ class PrepConfig(EncoderConfig):
     train_ratio: float = setting(0.8, "Share of documents to train on", gt=0, lt=1)
     val_ratio: float = setting(0.0, "Share of documents for validation", ge=0, lt=1)
     test_ratio: float = setting(0.2, "Share of documents for the test set", ge=0, lt=1)
-    conversion_seed: int = setting(42, "Seed of the split")
+    conversion_seed: int = setting(42, "Seed of the split and of sampled negatives", ge=0)
+    near_duplicate_threshold: float | None = setting(
+        0.8,
+        "Texts with at least this share of three-word sequences in common count as the same: none lies on two sides "
+        "of the split or is a negative of the other's question; null compares whole texts only",
+        ge=0.5,
+        le=1,
+    )
+    split_group_field: str | None = setting(
+        None, "Field of the records, or of their metadata: documents with the same value stay together", min_length=1
+    )
+    split_time_field: str | None = setting(
+        None, "Field with a date or number: the oldest documents train, the newest test; null shuffles", min_length=1
+    )
     max_pos_docs: int = setting(5, "Most passages that one question may have as answers", gt=0)
     hard_negatives_to_mine: int = setting(5, "Hard negatives per query", form=True, gt=0)
     hard_neg_margin: float = setting(
         0.95, "A negative scores at most this share of the query's worst positive", gt=0, le=1
+    )
+    hard_neg_absolute_margin: float = setting(
+        0.0, "A negative scores at least this much less than the query's worst positive", ge=0
+    )
+    hard_neg_range_min: int = setting(0, "Best candidates that are passed over, of those that the margins leave", ge=0)
+    hard_neg_range_max: int | None = setting(
+        None, "Last rank of a negative among those candidates; needed for sampling, null takes the first ones", gt=0
+    )
+    hard_neg_sampling: Literal["top", "random"] = setting(
+        "top", "Which candidates of the rank range become negatives: the best, or any, by `conversion_seed`"
     )
     mining_batch_size: int = setting(128, "Queries scored at once", gt=0)
     encode_batch_tokens: int = setting(16384, "Tokens encoded at once, padding included", gt=0)
@@ -34,13 +59,26 @@ class PrepConfig(EncoderConfig):
             raise ValueError(f"train_ratio + val_ratio + test_ratio must be 1, found {total:g}")
         return self
 
+    @model_validator(mode="after")
+    def _rank_range_holds_the_negatives(self) -> PrepConfig:
+        if self.hard_neg_range_max is None:
+            if self.hard_neg_sampling == "random":
+                raise ValueError("hard_neg_sampling random needs hard_neg_range_max: set the last rank to draw from")
+        elif self.hard_neg_range_max - self.hard_neg_range_min < self.hard_negatives_to_mine:
+            raise ValueError(
+                f"hard_neg_range_min {self.hard_neg_range_min} to hard_neg_range_max {self.hard_neg_range_max} holds "
+                f"fewer than hard_negatives_to_mine {self.hard_negatives_to_mine}: widen the range"
+            )
+        return self
+
 
 STAGE = Stage(
     name="prep",
     summary="Split, mine hard negatives, unroll",
     config=PrepConfig,
     inputs=("qa_pairs",),
-    outputs=("training_data", "eval_data"),
+    optional_inputs=("frozen_eval", "miner"),
+    outputs=("training_data", "eval_data", "data_report"),
     image="gpu",
     node=Node(gpu="A100", cpu="16", memory="64Gi", shared_memory="16Gi"),
     secrets=(Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"),),

@@ -1,107 +1,213 @@
-"""Hard negatives: passages that the base model takes for an answer and that are none."""
+"""Hard negatives: passages that a model takes for an answer and that are none."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
 from components.core.encoder.model import Encoder
-from components.core.search import top_k
+from components.core.errors import InputError
+from components.core.search import Vectors, top_k
 from components.prep.records import Example
+from components.prep.split import Split
+
+# Where a negative comes from: the user, the rank range, or the ranks passed over because the range was too short.
+Origin = Literal["given", "mined", "filled"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which candidates become negatives; the settings of the same names in PrepConfig."""
+
+    count: int
+    margin: float = 1.0
+    absolute_margin: float = 0.0
+    range_min: int = 0
+    range_max: int | None = None
+    sampling: Literal["top", "random"] = "top"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Negative:
+    """A passage that answers the question not, and its score, which is finite."""
+
+    text: str
+    score: float
+    origin: Origin
 
 
 @dataclass(frozen=True)
 class Mined:
-    """For one example: the score of each positive, and the negatives with theirs, best first."""
+    """For one example: the score of each positive, and the negatives, best first within each origin.
+
+    ``above`` counts the passages that the margins left out: scoring like answers, they may be some.
+    """
 
     positive_scores: tuple[float, ...]
-    negatives: tuple[tuple[str, float], ...]
+    negatives: tuple[Negative, ...]
+    above: int = 0
 
 
-def mine(
-    encoder: Encoder,
-    examples: Sequence[Example],
-    passages: Sequence[str],
-    *,
-    count: int,
-    margin: float,
-    query_block: int,
-    batch_tokens: int,
-) -> list[Mined]:
-    """Up to ``count`` hard negatives of each example among ``passages`` (which must hold all positives).
+def mine(encoder: Encoder, parts: Split, choice: Choice, *, query_block: int, batch_tokens: int) -> list[Mined]:
+    """Up to ``choice.count`` hard negatives of each training example, among the training passages.
 
-    Vectors are the encoder's, scores dot products. Negatives that a user gave come first, in their order.
+    Vectors are the encoder's, scores dot products. Answers to the same question, near-duplicates of them and
+    near-duplicates of given negatives are never mined; given negatives come first, in their order, unless they are
+    an answer's near-duplicate. Raises InputError for an encoder whose vectors hold NaN or infinity.
     """
-    vectors = encoder.encode(passages, "passage", batch_tokens=batch_tokens)
-    queries = encoder.encode([e.query for e in examples], "query", batch_tokens=batch_tokens)
+    passages = parts.training_passages
+    vectors = _finite(encoder.encode(passages, "passage", batch_tokens=batch_tokens))
+    queries = _finite(encoder.encode([e.query for e in parts.train], "query", batch_tokens=batch_tokens))
     row = {text: number for number, text in enumerate(passages)}
-    answers: dict[str, set[int]] = {}
-    for example in examples:
-        answers.setdefault(example.query, set()).update(row[text] for text in example.positives)
-    given = [[row[text] for text in example.negatives] for example in examples]
-    positives = [[row[text] for text in example.positives] for example in examples]
-    found = hard_negatives(
+    answers = _answer_clusters(parts)
+    given = [_given(example, answers[parts.query_clusters[example.query]], parts) for example in parts.train]
+    found, above = hard_negatives(
         queries,
         vectors,
-        positives=positives,
-        excluded=[sorted(answers[e.query] | set(g)) for e, g in zip(examples, given, strict=True)],
-        count=count,
-        margin=margin,
+        positives=[[row[text] for text in example.positives] for example in parts.train],
+        excluded=_excluded(parts, answers, given),
+        choice=choice,
         query_block=query_block,
     )
     mined = []
-    for number, (rows, scores) in enumerate(found):
-        query = queries[number]
-        own = [(passages[r], float(query @ vectors[r])) for r in given[number]]
-        taken = [(passages[r], float(s)) for r, s in zip(rows, scores, strict=True)]
-        mined.append(Mined(tuple(float(query @ vectors[r]) for r in positives[number]), tuple((own + taken)[:count])))
+    for query, example, own, candidates, over in zip(queries, parts.train, given, found, above, strict=True):
+        scored = [Negative(text, float(query @ vectors[row[text]]), "given") for text in own]
+        scored += [Negative(passages[place], score, origin) for place, score, origin in candidates]
+        positives = tuple(float(query @ vectors[row[text]]) for text in example.positives)
+        mined.append(Mined(positives, tuple(scored[: choice.count]), over))
     return mined
 
 
 def hard_negatives(
-    queries: np.ndarray,
-    passages: np.ndarray,
+    queries: Vectors,
+    passages: Vectors,
     *,
     positives: Sequence[Sequence[int]],
     excluded: Sequence[Sequence[int]],
-    count: int,
-    margin: float,
+    choice: Choice,
     query_block: int = 1024,
-) -> list[tuple[list[int], list[float]]]:
-    """Rows and scores of each query's ``count`` best passages that are not excluded and score low enough.
+) -> tuple[list[list[tuple[int, float, Origin]]], list[int]]:
+    """Row, score and origin of each query's negatives among ``passages``, and how many the margins left out.
 
-    A passage above ``margin`` times the lowest score of the query's positives is taken for an unlabelled answer and
-    left out (positive-aware mining, "TopK-PercPos": NV-Retriever, arXiv 2407.15831). Where that lowest score is not
-    positive the share is no bound, and the score itself is. There may be fewer than ``count``; scores are finite.
+    There may be fewer negatives than asked for.
+
+    A passage may be one when it is not excluded and scores at most ``margin`` times the lowest score of the query's
+    positives ("TopK-PercPos": NV-Retriever, arXiv 2407.15831), or that score itself where it is not positive and a
+    share of it is no bound, and at least ``absolute_margin`` less than it. Of these candidates, best first, those
+    from rank ``range_min`` (counted from 0) to ``range_max`` are eligible. Where they are too few, the ranks that were
+    passed over fill up, nearest first.
     """
-    ceilings = np.empty(len(queries), dtype=np.float32)
-    for number, rows in enumerate(positives):
-        lowest = float((passages[list(rows)] @ queries[number]).min())
-        ceilings[number] = lowest * margin if lowest > 0 else lowest
-    ceiling = torch.from_numpy(ceilings)
+    ceiling = torch.from_numpy(_ceilings(queries, passages, positives, choice))
+    above = torch.zeros(len(ceiling), dtype=torch.int64)
+    banned = _Banned(excluded)
 
     def exclude(scores: torch.Tensor, first_query: int, first_passage: int) -> None:
-        bound = ceiling[first_query : first_query + scores.shape[0], None].to(scores.device)
-        scores.masked_fill_(scores > bound, -torch.inf)
-        last = first_passage + scores.shape[1]
-        at = [
-            (number, row - first_passage)
-            for number in range(scores.shape[0])
-            for row in excluded[first_query + number]
-            if first_passage <= row < last
-        ]
-        if at:
-            index = torch.tensor(at, device=scores.device)
-            scores[index[:, 0], index[:, 1]] = -torch.inf
+        nonlocal ceiling, above
+        ceiling, above = ceiling.to(scores.device), above.to(scores.device)
+        block = slice(first_query, first_query + scores.shape[0])
+        numbers, rows = banned.within(first_query, first_passage, scores.shape)
+        if len(numbers):
+            scores[torch.from_numpy(numbers).to(scores.device), torch.from_numpy(rows).to(scores.device)] = -torch.inf
+        over = scores > ceiling[block, None]
+        above[block] += over.sum(dim=1)
+        scores.masked_fill_(over, -torch.inf)
 
+    depth = choice.range_max or choice.range_min + choice.count
     scores, rows = top_k(
-        queries, passages, count, exclude=exclude, query_block=query_block, what="mining hard negatives"
+        queries, passages, depth, exclude=exclude, query_block=query_block, what="mining hard negatives"
     )
     finite = np.isfinite(scores)
-    return [
-        (rows[number][finite[number]].tolist(), scores[number][finite[number]].tolist())
-        for number in range(len(queries))
+    chosen = [
+        _chosen(rows[number][finite[number]].tolist(), scores[number][finite[number]].tolist(), choice, number)
+        for number in range(len(scores))
     ]
+    return chosen, above.tolist()
+
+
+def _chosen(rows: list[int], scores: list[float], choice: Choice, number: int) -> list[tuple[int, float, Origin]]:
+    """The negatives of query ``number`` among its candidates, best first."""
+    eligible = range(min(choice.range_min, len(rows)), len(rows))
+    count = min(choice.count, len(eligible))
+    ranks = list(eligible[:count])
+    if choice.sampling == "random":
+        drawn = np.random.default_rng([choice.seed, number]).choice(len(eligible), count, replace=False)
+        ranks = sorted(eligible[place] for place in drawn.tolist())
+    passed_over = list(reversed(range(eligible.start)))[: choice.count - count]
+    return [(rows[r], scores[r], "mined") for r in ranks] + [(rows[r], scores[r], "filled") for r in passed_over]
+
+
+def _ceilings(queries: Vectors, passages: Vectors, positives: Sequence[Sequence[int]], choice: Choice) -> np.ndarray:
+    """The highest score that a negative of each query may have: float32 [queries]."""
+    owner = np.repeat(np.arange(len(positives)), [len(rows) for rows in positives])
+    rows = np.concatenate([np.asarray(own, dtype=np.int64) for own in positives])
+    lowest = np.full(len(positives), np.inf, dtype=np.float32)
+    for start in range(0, len(rows), 65_536):
+        part = slice(start, start + 65_536)
+        np.minimum.at(lowest, owner[part], _pair_scores(queries, passages, owner[part], rows[part]))
+    share = np.where(lowest > 0, lowest.astype(np.float64) * choice.margin, lowest)
+    return np.minimum(share, lowest.astype(np.float64) - choice.absolute_margin).astype(np.float32)
+
+
+def _pair_scores(queries: Vectors, passages: Vectors, numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Dot product of each pair: float32."""
+    if isinstance(passages, np.ndarray):
+        return np.einsum("ij,ij->i", queries[numbers], passages[rows])
+    chosen = [v[torch.from_numpy(at).to(v.device)].float() for v, at in ((queries, numbers), (passages, rows))]
+    return (chosen[0] * chosen[1]).sum(dim=1).cpu().numpy()
+
+
+class _Banned:
+    """Pairs of query and passage that may not be found, so ordered that those of a block are found at once."""
+
+    def __init__(self, excluded: Sequence[Sequence[int]]) -> None:
+        numbers = np.repeat(np.arange(len(excluded)), [len(rows) for rows in excluded])
+        rows = np.array([row for own in excluded for row in own], dtype=np.int64)
+        order = np.argsort(rows, kind="stable")
+        self._numbers, self._rows = numbers[order], rows[order]
+
+    def within(self, first_query: int, first_passage: int, shape: torch.Size) -> tuple[np.ndarray, np.ndarray]:
+        """Query and passage of each pair inside the block, counted from its corner."""
+        start, end = np.searchsorted(self._rows, [first_passage, first_passage + shape[1]])
+        numbers, rows = self._numbers[start:end] - first_query, self._rows[start:end] - first_passage
+        inside = (numbers >= 0) & (numbers < shape[0])
+        return numbers[inside], rows[inside]
+
+
+def _answer_clusters(parts: Split) -> Mapping[int, set[int]]:
+    """The clusters of all answers to a question, by the cluster of the question."""
+    answers: dict[int, set[int]] = defaultdict(set)
+    for example in parts.train:
+        answers[parts.query_clusters[example.query]].update(parts.passage_clusters[text] for text in example.positives)
+    return answers
+
+
+def _given(example: Example, answers: set[int], parts: Split) -> list[str]:
+    return [text for text in example.negatives if parts.passage_clusters[text] not in answers]
+
+
+def _excluded(parts: Split, answers: Mapping[int, set[int]], given: Sequence[Sequence[str]]) -> list[list[int]]:
+    """For each training example the rows of training passages that may not be mined."""
+    rows: dict[int, list[int]] = defaultdict(list)
+    for number, text in enumerate(parts.training_passages):
+        rows[parts.passage_clusters[text]].append(number)
+    excluded = []
+    for example, own in zip(parts.train, given, strict=True):
+        clusters = answers[parts.query_clusters[example.query]] | {parts.passage_clusters[text] for text in own}
+        excluded.append(sorted(number for cluster in clusters for number in rows[cluster]))
+    return excluded
+
+
+def _finite(vectors: np.ndarray) -> np.ndarray:
+    broken = int((~np.isfinite(vectors)).any(axis=1).sum())
+    if broken:
+        raise InputError(
+            f"{broken} of {len(vectors)} vectors of the mining model hold NaN or infinity: the model is broken; "
+            f"give another base_model or miner"
+        )
+    return vectors

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from components.core.encoder.checkpoint import load_base
+from components.core.encoder.checkpoint import load_base, load_checkpoint
 from components.core.errors import InputError
 from components.prep.component import PrepConfig
-from components.prep.mining import mine
-from components.prep.records import Records, read_records
+from components.prep.frozen import copy_frozen, read_frozen
+from components.prep.mining import Choice, Mined, mine
+from components.prep.read import read_records
+from components.prep.records import Records, Rules
+from components.prep.report import build_report
 from components.prep.split import Split, split
 from components.prep.write import write_eval_data, write_training_data
 
@@ -20,70 +24,141 @@ FEW_EVAL_QUERIES = 50
 FEW_TRAINING_EXAMPLES = 100
 
 
-def run(config: PrepConfig, *, qa_pairs: Path, training_data: Path, eval_data: Path) -> dict[str, Any]:
-    """Read ``qa_pairs``, split, mine, write ``training_data`` and ``eval_data``; return counts.
+def run(
+    config: PrepConfig,
+    *,
+    qa_pairs: Path,
+    frozen_eval: Path | None = None,
+    miner: Path | None = None,
+    training_data: Path,
+    eval_data: Path,
+    data_report: Path,
+) -> dict[str, Any]:
+    """Read ``qa_pairs``, split, mine, write ``training_data``, ``eval_data`` and ``data_report``; return counts.
 
-    Raises InputError when no question is left, or when the split leaves a side empty.
+    With ``frozen_eval`` the test set is that one, unchanged. Negatives are mined with ``miner`` when it is given, else
+    with the base model. Raises InputError when no question is left, or when the split leaves a side empty.
     """
-    records = read_records(qa_pairs, quality_threshold=config.quality_threshold, max_positives=config.max_pos_docs)
-    parts = split(records, train_ratio=config.train_ratio, val_ratio=config.val_ratio, seed=config.conversion_seed)
-    _check(config, records, parts)
+    rules = Rules(config.quality_threshold, config.max_pos_docs, config.split_group_field, config.split_time_field)
+    frozen = read_frozen(frozen_eval) if frozen_eval else None
+    records = read_records(qa_pairs, rules)
+    parts = split(
+        records,
+        train_ratio=config.train_ratio,
+        val_ratio=config.val_ratio,
+        seed=config.conversion_seed,
+        near_duplicate_threshold=config.near_duplicate_threshold,
+        by_time=config.split_time_field is not None,
+        frozen=frozen,
+    )
+    warnings = _check(config, records, parts, frozen is not None)
     mined = mine(
-        load_base(config.encoder()),
-        parts.train,
-        parts.training_passages,
-        count=config.hard_negatives_to_mine,
-        margin=config.hard_neg_margin,
+        load_checkpoint(miner) if miner else load_base(config.encoder()),
+        parts,
+        _choice(config),
         query_block=config.mining_batch_size,
         batch_tokens=config.encode_batch_tokens,
     )
-    found = [len(one.negatives) for one in mined]
-    short = sum(count < config.hard_negatives_to_mine for count in found)
-    _warn_short(config, found, short)
+    warnings += _shortage(config, mined)
+    for warning in warnings:
+        _log.warning("%s", warning)
+    trained = [(example, found) for example, found in zip(parts.train, mined, strict=True) if found.negatives]
+    without = len(parts.train) - len(trained)
+    parts = replace(parts, train=[example for example, _ in trained])
+    mined = [found for _, found in trained]
+    if without:
+        parts.dropped["no passage may be its hard negative"] += without
     rows = write_training_data(training_data, parts.train, mined, parts.val, parts.training_passages)
     config.encoder().write(training_data)
-    write_eval_data(eval_data, parts.test, records.passages)
-    return {
-        "questions": len(records.examples),
-        "dropped_questions": sum(records.dropped.values()) + parts.repeated_queries,
-        "passages": len(records.passages),
-        "train_questions": len(parts.train),
+    if frozen_eval:
+        copy_frozen(frozen_eval, eval_data)
+    else:
+        write_eval_data(eval_data, parts.test, records.passages)
+    data_report.write_text(build_report(config, records, parts, mined, frozen, warnings), encoding="utf-8")
+    return _counts(config, records, parts, mined) | {
         "train_examples": rows,
-        "val_questions": len(parts.val),
-        "eval_queries": len(parts.test),
-        "mined_negatives": sum(found),
-        "questions_short_of_negatives": short,
+        "eval_queries": len(frozen.queries) if frozen else len(parts.test),
     }
 
 
-def _check(config: PrepConfig, records: Records, parts: Split) -> None:
+def _choice(config: PrepConfig) -> Choice:
+    return Choice(
+        config.hard_negatives_to_mine,
+        config.hard_neg_margin,
+        config.hard_neg_absolute_margin,
+        config.hard_neg_range_min,
+        config.hard_neg_range_max,
+        config.hard_neg_sampling,
+        config.conversion_seed,
+    )
+
+
+def _check(config: PrepConfig, records: Records, parts: Split, frozen: bool) -> list[str]:
+    """What to warn of before mining. Raises InputError for a side that is empty and should not be."""
     _log.info(
-        "%d questions, %d passages; dropped: %s",
+        "%d questions, %d passages; dropped: %s; by the split: %s",
         len(records.examples),
         len(records.passages),
         dict(records.dropped) or "none",
+        dict(parts.dropped) or "none",
     )
     _log.info("train %d, validation %d, test %d questions", len(parts.train), len(parts.val), len(parts.test))
-    for name, side, wanted in (("train", parts.train, True), ("test", parts.test, config.test_ratio > 0)):
+    for name, side, wanted in (
+        ("train", parts.train, True),
+        ("test", parts.test, config.test_ratio > 0 and not frozen),
+    ):
         if wanted and not side:
+            why = "".join(f"; {count} x {reason}" for reason, count in parts.dropped.items())
             raise InputError(
-                f"the split leaves the {name} side empty ({len(records.examples)} questions, documents that share "
-                f"text stay together): give more documents or change {name}_ratio"
+                f"the split leaves the {name} side empty ({len(records.examples)} questions, {parts.groups} groups of "
+                f"documents that share answers or belong together{why}): give more documents or change {name}_ratio"
             )
-    if len(parts.test) < FEW_EVAL_QUERIES:
-        _log.warning("only %d test questions: differences of a few points will be noise", len(parts.test))
+    warnings = []
+    if not frozen and len(parts.test) < FEW_EVAL_QUERIES:
+        warnings.append(f"only {len(parts.test)} test questions: differences of a few points will be noise")
     if len(parts.train) < FEW_TRAINING_EXAMPLES:
-        _log.warning("only %d training questions: expect little", len(parts.train))
+        warnings.append(f"only {len(parts.train)} training questions: expect little")
+    if parts.withheld_negatives:
+        warnings.append(
+            f"{parts.withheld_negatives} given negatives left out: their text stands in documents that are held out"
+        )
+    return warnings
 
 
-def _warn_short(config: PrepConfig, found: list[int], short: int) -> None:
+def _shortage(config: PrepConfig, mined: list[Mined]) -> list[str]:
+    """What to warn of after mining. Raises InputError when no question has a negative."""
+    wanted = config.hard_negatives_to_mine
+    found = [len(one.negatives) for one in mined]
     if not any(found):
         raise InputError(
             "no hard negative was found for any question: give more documents, or raise hard_neg_margin "
             f"({config.hard_neg_margin:g})"
         )
-    if short:
-        _log.warning(
-            "%d of %d questions have fewer than %d negatives (median %g); training repeats those they have",
-            short, len(found), config.hard_negatives_to_mine, statistics.median(found),
-        )  # fmt: skip
+    warnings = []
+    if short := sum(0 < count < wanted for count in found):
+        warnings.append(
+            f"{short} of {len(found)} questions have fewer than {wanted} negatives (median "
+            f"{statistics.median(found):g}); training repeats those they have"
+        )
+    if none := found.count(0):
+        warnings.append(f"{none} of {len(found)} questions have no negative at all and are left out")
+    return warnings
+
+
+def _counts(config: PrepConfig, records: Records, parts: Split, mined: list[Mined]) -> dict[str, Any]:
+    found = [len(one.negatives) for one in mined]
+    origins = [negative.origin for one in mined for negative in one.negatives]
+    clusters = [parts.passage_clusters[text] for text in records.passages]
+    return {
+        "questions": len(records.examples),
+        "dropped_questions": sum(records.dropped.values()) + sum(parts.dropped.values()),
+        "passages": len(records.passages),
+        "duplicate_passages": len(clusters) - len(set(clusters)),
+        "withheld_passages": len(records.passages) - len(parts.training_passages),
+        "train_questions": len(parts.train),
+        "val_questions": len(parts.val),
+        "mined_negatives": origins.count("mined") + origins.count("filled"),
+        "given_negatives": origins.count("given"),
+        "questions_short_of_negatives": sum(count < config.hard_negatives_to_mine for count in found),
+        "passages_above_margin": sum(one.above for one in mined),
+    }

@@ -33,7 +33,9 @@ def write_training_data(
     directory.mkdir()
     rows = []
     for number, (example, found) in enumerate(zip(train, mined, strict=True)):
-        negatives = [{"id": passage_id(text), "score": round(score, 6)} for text, score in found.negatives]
+        negatives = [
+            {"id": passage_id(one.text), "score": round(one.score, 6), "origin": one.origin} for one in found.negatives
+        ]
         several = len(example.positives) > 1
         for index, (text, score) in enumerate(zip(example.positives, found.positive_scores, strict=True)):
             positive = {"id": passage_id(text), "score": round(score, 6)}

@@ -3,44 +3,98 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.prep.mining import hard_negatives
+from components.prep.mining import Choice, hard_negatives
+
+CHOICES = st.builds(
+    lambda count, first, room, **other: Choice(
+        count, range_min=first, range_max=None if room is None else first + count + room, **other
+    ),
+    count=st.integers(1, 12),
+    first=st.integers(0, 12),
+    room=st.none() | st.integers(0, 12),
+    margin=st.sampled_from([0.1, 0.5, 0.75, 0.95, 1.0]),
+    absolute_margin=st.sampled_from([0.0, 0.25, 1.0, 4.0]),
+    seed=st.integers(0, 5),
+)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     sizes=st.tuples(st.integers(1, 8), st.integers(1, 40)),
-    count=st.integers(1, 50),
-    margin=st.sampled_from([0.1, 0.5, 0.75, 0.95, 1.0]),
+    choice=CHOICES,
+    sampled=st.booleans(),
     query_block=st.integers(1, 9),
+    tensors=st.booleans(),
 )
-def test_equals_brute_force(seed: int, sizes: tuple[int, int], count: int, margin: float, query_block: int) -> None:
+def test_equals_brute_force(
+    seed: int, sizes: tuple[int, int], choice: Choice, sampled: bool, query_block: int, tensors: bool
+) -> None:
+    if sampled and choice.range_max is not None:
+        choice = Choice(**{**vars(choice), "sampling": "random"})
     rng = np.random.default_rng(seed)
     # Products of quarters are exact, so that a tie or the bound itself does not depend on the order of summation.
     queries, passages = ((rng.integers(-8, 9, (n, 3)) / 4).astype(np.float32) for n in sizes)
     pick = [rng.permutation(sizes[1]) for _ in queries]
     positives = [order[: rng.integers(1, 3)].tolist() for order in pick]
     excluded = [order[: rng.integers(2, 5)].tolist() for order in pick]
-    found = hard_negatives(
-        queries,
-        passages,
-        positives=positives,
-        excluded=excluded,
-        count=count,
-        margin=margin,
-        query_block=query_block,
+    given_vectors = [torch.from_numpy(v) if tensors else v for v in (queries, passages)]
+    found, above = hard_negatives(
+        *given_vectors, positives=positives, excluded=excluded, choice=choice, query_block=query_block
     )
     every = queries @ passages.T
-    for number, (rows, scores) in enumerate(found):
+    for number, chosen in enumerate(found):
         lowest = every[number, positives[number]].min()
-        bound = np.float32(float(lowest) * margin) if lowest > 0 else lowest
-        allowed = [row for row in range(len(passages)) if row not in excluded[number] and every[number, row] <= bound]
-        expected = sorted((every[number, row] for row in allowed), reverse=True)[:count]
-        assert scores == [float(score) for score in expected]
-        assert [float(every[number, row]) for row in rows] == scores
+        share = np.float32(float(lowest) * choice.margin) if lowest > 0 else lowest
+        bound = min(share, np.float32(lowest - choice.absolute_margin))
+        free = [row for row in range(len(passages)) if row not in excluded[number]]
+        assert above[number] == sum(every[number, row] > bound for row in free)
+        ranked = sorted((float(every[number, row]) for row in free if every[number, row] <= bound), reverse=True)
+        eligible = ranked[choice.range_min : choice.range_max]
+        mined = [score for _, score, origin in chosen if origin == "mined"]
+        filled = [score for _, score, origin in chosen if origin == "filled"]
+        if choice.sampling == "top":
+            assert mined == eligible[: choice.count]
+        else:
+            assert len(mined) == min(choice.count, len(eligible))
+            assert mined == sorted(mined, reverse=True)
+            assert not [score for score in mined if mined.count(score) > eligible.count(score)]
+        assert filled == ranked[: choice.range_min][::-1][: choice.count - len(mined)]
+        rows = [row for row, _, _ in chosen]
         assert len(set(rows)) == len(rows)
-        assert set(rows) <= set(allowed)
-        assert np.isfinite(scores).all()
+        assert set(rows) <= set(free)
+        assert [float(every[number, row]) for row in rows] == mined + filled
+        assert np.isfinite(mined + filled).all()
+
+
+def test_sampling_draws_every_eligible_rank_alike_and_repeats_itself() -> None:
+    rng = np.random.default_rng(0)
+    queries = np.ones((3000, 1), dtype=np.float32)
+    passages = rng.permutation(np.linspace(1, 0, 30, dtype=np.float32))[:, None]
+    top = int(passages.argmax())
+    same = {"positives": [[top]] * 3000, "excluded": [[top]] * 3000}
+    choice = Choice(2, range_min=3, range_max=9, sampling="random", seed=7)
+    found, _ = hard_negatives(queries, passages, choice=choice, **same)
+    assert found == hard_negatives(queries, passages, choice=choice, **same)[0]
+    assert found != hard_negatives(queries, passages, choice=Choice(**{**vars(choice), "seed": 8}), **same)[0]
+    rank = {row: place for place, row in enumerate(np.argsort(-passages[:, 0])[1:].tolist())}
+    drawn = [rank[row] for one in found for row, _, _ in one]
+    counts = np.bincount(drawn, minlength=30)
+    assert set(np.flatnonzero(counts)) == set(range(3, 9))
+    # 6000 draws over six ranks: five standard deviations are 144.
+    assert counts[3:9] == pytest.approx(1000, abs=150)
+
+
+def test_tensors_in_bfloat16_score_as_their_float32_products() -> None:
+    rng = np.random.default_rng(3)
+    queries, passages = (torch.from_numpy(rng.normal(size=(n, 16)).astype(np.float32)).bfloat16() for n in (20, 700))
+    same = {"positives": [[n] for n in range(20)], "excluded": [[n] for n in range(20)]}
+    found, above = hard_negatives(queries, passages, choice=Choice(4), **same)
+    expected, also = hard_negatives(queries.float().numpy(), passages.float().numpy(), choice=Choice(4), **same)
+    assert [[row for row, _, _ in one] for one in found] == [[row for row, _, _ in one] for one in expected]
+    assert above == also

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from components.core.errors import InputError
-from components.prep.records import Records, read_records
+from components.prep.read import read_records
+from components.prep.records import Records, Rules
 
 
 def read(folder: Path, *records: dict[str, Any], threshold: float = 7, max_positives: int = 5) -> Records:
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     (folder / "records.jsonl").write_text(text, encoding="utf-8")
-    return read_records(folder, quality_threshold=threshold, max_positives=max_positives)
+    return read_records(folder, Rules(threshold, max_positives))
 
 
 def generated(*pairs: Any, scores: list[Any] | None = None, **other: Any) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def test_labelled_record(tmp_path: Path) -> None:
     record = {"query": "a?", "positive": ["p\u2028q", "r"], "document": "d", "negatives": "n", "score": 8, "by": "us"}
     (example,) = read(tmp_path, record).examples
     assert (example.positives, example.negatives, example.document) == (("p\u2028q", "r"), ("n",), "d")
-    assert example.metadata == {"score": 8, "by": "us"}
+    assert example.metadata == {"score": 8, "by": "us", "source": "records"}
 
 
 def test_b13_a_failed_cell_does_not_abort_the_conversion(tmp_path: Path) -> None:

@@ -37,17 +37,19 @@ def test_documents_texts_and_questions_never_cross(seed: int) -> None:
     parts = split(records, train_ratio=0.6, val_ratio=0.2, seed=seed)
     sides = [parts.train, parts.val, parts.test]
     documents = [{e.document for e in side} for side in sides]
-    # All texts of a side's documents, not only its answers: a negative may be any of them.
     texts = [{folded(t) for t, holders in records.passages.items() if set(holders) & part} for part in documents]
+    answers = [{folded(text) for e in side for text in e.positives} for side in sides]
     for first, second in ((0, 1), (0, 2), (1, 2)):
         assert not documents[first] & documents[second]
-        assert not texts[first] & texts[second]
+        assert not answers[first] & texts[second]
+        assert not texts[first] & answers[second]
     seen = {folded(text) for text in parts.training_passages}
     assert {folded(text) for e in parts.train for text in e.positives} <= seen
     assert not seen & (texts[1] | texts[2])
     asked = {folded(e.query) for e in parts.train}
     assert not asked & {folded(e.query) for e in (*parts.val, *parts.test)}
-    assert sum(map(len, sides)) + parts.repeated_queries == len(records.examples)
+    assert not {folded(e.query) for e in parts.val} & {folded(e.query) for e in parts.test}
+    assert sum(map(len, sides)) + sum(parts.dropped.values()) == len(records.examples)
 
 
 @settings(max_examples=30, deadline=None)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from beir.datasets.data_loader import GenericDataLoader
 
-from components.prep.mining import Mined, hard_negatives
+from components.prep.mining import Choice, Mined, Negative, hard_negatives
 from components.prep.records import Example
 from components.prep.write import TRAINING_FILE, passage_id, write_eval_data, write_training_data
 
@@ -32,9 +32,10 @@ def test_beir_gives_back_any_text(tmp_path: Path) -> None:
 
 def test_b1_no_negative_where_none_is_allowed_and_no_score_without_a_number(tmp_path: Path) -> None:
     query, passages = np.float32([[1, 0]]), np.float32([[0.5, 0], [0.9, 0], [0.49, 0]])
-    ((rows, scores),) = hard_negatives(query, passages, positives=[[0]], excluded=[[0]], count=5, margin=0.99)
-    assert rows == [2]
-    mined = [Mined((0.5,), tuple(("n", score) for score in scores))]
+    (found,), (above,) = hard_negatives(query, passages, positives=[[0]], excluded=[[0]], choice=Choice(5, margin=0.99))
+    assert [(row, origin) for row, _, origin in found] == [(2, "mined")]
+    assert above == 1
+    mined = [Mined((0.5,), tuple(Negative("n", score, origin) for _, score, origin in found))]
     write_training_data(tmp_path / "t", [Example("q", ("p",), "d")], mined, [], ["p", "n"])
     text = (tmp_path / "t" / TRAINING_FILE).read_text(encoding="utf-8")
     assert "Infinity" not in text
@@ -42,7 +43,7 @@ def test_b1_no_negative_where_none_is_allowed_and_no_score_without_a_number(tmp_
 
 
 def test_b16_the_folder_can_be_moved(tmp_path: Path) -> None:
-    mined = [Mined((0.5, 0.4), ((ODD, 0.3),))]
+    mined = [Mined((0.5, 0.4), (Negative(ODD, 0.3, "mined"),))]
     write_training_data(tmp_path / "made", [Example("q", ("p", "r"), "d")], mined, [], ["p", "r", ODD])
     moved = Path(shutil.move(tmp_path / "made", tmp_path / "elsewhere"))
     content = json.loads((moved / TRAINING_FILE).read_text(encoding="utf-8"))
