@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -159,9 +160,10 @@ def connect(namespace: str) -> Cluster:
         config.load_incluster_config(client_configuration=settings)
         own = _NAMESPACE_FILE.read_text(encoding="utf-8").strip() if _NAMESPACE_FILE.is_file() else ""
     except ConfigException:
+        file = os.environ.get("KUBECONFIG") or None
         try:
-            config.load_kube_config(client_configuration=settings)
-            own = config.list_kube_config_contexts()[1]["context"].get("namespace", "default")
+            config.load_kube_config(file, client_configuration=settings)
+            own = config.list_kube_config_contexts(file)[1]["context"].get("namespace", "default")
         except (ConfigException, OSError) as error:
             raise InputError(
                 f"target=kserve needs a cluster, and there is neither a pod's service account nor a usable kubeconfig "

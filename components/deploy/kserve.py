@@ -48,7 +48,7 @@ def deploy(config: DeployConfig, bundle: Bundle, source: str) -> Deployed:
     release = render(config, bundle, how, model_uri=uri, namespace=cluster.namespace)
     if how.precision:
         bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"precision": how.precision}))
-    turn = Turn(cluster, config.service_name)
+    turn = Turn(cluster, config.service_name, poll=min(1.0, config.health_check_interval))
     with _terminated_as_interrupted(), turn.taken(timeout=config.rollout_timeout):
         return _Deployment(config, bundle, cluster, release, turn).run(uri)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -63,8 +64,7 @@ def publish(source: str, manifest: ModelManifest, prefix: str) -> str:
             raise InputError(f"{source} is not the model of deploy_bundle: give the two that one export made")
         others = [name for name in BUNDLE_FILES if name != MODEL_MANIFEST and name not in manifest.files]
         for name in [*sorted(manifest.files), *others]:
-            chunks = obstore.get(origin, name).stream(min_chunk_size=_CHUNK_BYTES)
-            obstore.put(release, name, _checked(chunks, f"{source}/{name}", manifest.files.get(name)))
+            asyncio.run(_copy(obstore, origin, release, name, f"{source}/{name}", manifest.files.get(name)))
         obstore.put(release, MODEL_MANIFEST, description)
     except FileNotFoundError as error:
         raise InputError(
@@ -102,10 +102,16 @@ def _is_whole(obstore: Any, release: Any, manifest: ModelManifest) -> bool:
     return ModelManifest.model_validate_json(written) == manifest and sizes == wanted
 
 
-def _checked(chunks: Any, where: str, expected: ServedFile | None) -> Iterator[bytes]:
-    """The chunks as they are; raises InputError after the last, so that the upload is given up, when they are wrong."""
+async def _copy(obstore: Any, origin: Any, release: Any, name: str, where: str, expected: ServedFile | None) -> None:
+    """Copy one file in parts; one that is not as ``expected`` is given up before its last part."""
+    found = await obstore.get_async(origin, name)
+    await obstore.put_async(release, name, _checked(found.stream(min_chunk_size=_CHUNK_BYTES), where, expected))
+
+
+async def _checked(chunks: Any, where: str, expected: ServedFile | None) -> AsyncIterator[bytes]:
+    """The chunks as they are; raises InputError after the last one when they are not what was expected."""
     found = hashlib.sha256()
-    for chunk in chunks:
+    async for chunk in chunks:
         found.update(chunk)
         yield bytes(chunk)
     if expected and found.hexdigest() != expected.sha256:

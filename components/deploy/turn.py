@@ -28,11 +28,14 @@ class Turn:
     """This deployment's turn to change the service.
 
     ``ticket`` counts deployments by their start. A later ticket ends an earlier deployment at its next ``check``; a
-    holder that was killed loses its turn when it has not renewed for ``_DURATION_SECONDS``.
+    holder that was killed loses its turn when it has not renewed for ``duration`` seconds. ``poll`` is the time
+    between two looks at a Lease that somebody else holds.
     """
 
-    def __init__(self, cluster: Cluster, service: str, *, duration: float = _DURATION_SECONDS) -> None:
-        self._cluster, self._service, self._duration = cluster, service, duration
+    def __init__(
+        self, cluster: Cluster, service: str, *, poll: float = 1.0, duration: float = _DURATION_SECONDS
+    ) -> None:
+        self._cluster, self._service, self._poll, self._duration = cluster, service, poll, duration
         self._lease = f"{service}-deploy"
         self._holder = f"{socket.gethostname()[:40]}-{secrets.token_hex(4)}"
         self._renewed = 0.0
@@ -97,7 +100,7 @@ class Turn:
                     return
             elif time.monotonic() > deadline:
                 raise Transient(f"another deployment of {self._service} ({found[0]}) does not end: run again later")
-            time.sleep(min(1.0, self._duration / 10))
+            time.sleep(self._poll)
 
     def _keep(self, ended: threading.Event) -> None:
         while not ended.wait(self._duration / 6):

@@ -61,6 +61,7 @@ def serving(service: Service) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             self.reply(200, {"data": [{"id": service.name}]})

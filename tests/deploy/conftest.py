@@ -1,0 +1,90 @@
+"""A stand-in cluster with three models that need no weights, and deployments to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.core.bundle import Bundle, read_bundle
+from components.deploy import cluster as cluster_module
+from components.deploy import kserve
+from components.deploy.component import DeployConfig
+from components.deploy.deployed import Deployed
+from components.deploy.render import MODEL_DIGEST
+from tests.deploy.bundles import write_bundle
+from tests.deploy.cluster.kserve import Fate
+from tests.deploy.cluster.server import StandInCluster, running, write_kubeconfig
+from tests.deploy.service import Fault, Service
+
+LIVE = "embed-live"
+
+
+@dataclass
+class Team:
+    """The cluster and the models of a team; ``faults`` make the served model of a bundle wrong."""
+
+    cluster: StandInCluster
+    bundles: dict[str, Path]
+    faults: dict[str, Fault] = field(default_factory=dict)
+
+    def bundle(self, model: str) -> Bundle:
+        return read_bundle(self.bundles[model])
+
+    def config(self, **changes: Any) -> DeployConfig:
+        """Seconds become hundredths."""
+        quick = {
+            "service_name": "embed", "served_model_name": "team/embed", "rollout_timeout": 5.0,
+            "schedule_timeout": 0.1, "failure_patience": 0.1, "health_check_interval": 0.01, "soak_seconds": 0.05,
+        }  # fmt: skip
+        return DeployConfig(**(quick | changes))
+
+    def deploy(self, model: str, **changes: Any) -> Deployed:
+        return kserve.deploy(self.config(**changes), self.bundle(model), f"s3://models/{model}")
+
+    def live(self) -> str | None:
+        """Name of the model that clients reach."""
+        alias = self.cluster.store.objects.get(("services", LIVE))
+        digests = {self.bundle(model).manifest.digest: model for model in self.bundles}
+        return digests[alias["metadata"]["annotations"][MODEL_DIGEST]] if alias else None
+
+    def releases(self) -> list[str]:
+        """Names of the InferenceServices."""
+        return [name for plural, name in self.cluster.store.objects if plural == "inferenceservices"]
+
+    def fate(self, model: str, fate: Fate) -> None:
+        self.cluster.controller.fates[self.bundle(model).manifest.digest] = fate
+
+
+@pytest.fixture
+def team(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
+    bundles = {name: write_bundle(tmp_path / name, seed) for seed, name in enumerate(("a", "b", "c"), 1)}
+    by_digest = {read_bundle(path).manifest.digest: name for name, path in bundles.items()}
+    services = {name: Service(read_bundle(path), name="team/embed") for name, path in bundles.items()}
+
+    def serves(service: dict[str, Any]) -> Service:
+        model = by_digest[service["spec"]["predictor"]["annotations"][MODEL_DIGEST]]
+        services[model].fault = team.faults.get(model)
+        return services[model]
+
+    cluster = StandInCluster(serves)
+    team = Team(cluster, bundles)
+    monkeypatch.setattr(cluster_module, "_FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(kserve, "_SETTLING_SECONDS", 0.5)
+    with running(cluster):
+        write_kubeconfig(tmp_path / "kubeconfig", cluster)
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        monkeypatch.setenv("HTTP_PROXY", cluster.proxy)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield team
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

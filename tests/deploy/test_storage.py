@@ -1,0 +1,126 @@
+"""A release is copied whole to a place of its own, or not at all; every byte is checked on its way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from components.core.bundle import BUNDLE_FILES, read_bundle
+from components.core.errors import ActionNeeded, InputError
+from components.core.model_manifest import ModelManifest, digest_of, hash_files, read_model_manifest
+from components.deploy import kserve
+from components.deploy.storage import publish, served_uri
+from tests.deploy.bundles import write_bundle
+from tests.deploy.conftest import Team
+from tests.deploy.s3 import Bucket, bucket_server
+from tests.deploy.service import Service
+
+PREFIX = "s3://models/embed"
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    with bucket_server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model with real files, the bundle's among them."""
+    directory = write_bundle(tmp_path / "model", 1)
+    (directory / "onnx").mkdir()
+    (directory / "onnx" / "model.onnx").write_bytes(b"graph" * 1000)
+    (directory / "onnx" / "model.onnx.data").write_bytes(bytes(range(256)) * 40_000)
+    files = hash_files(directory, ["onnx/model.onnx", "onnx/model.onnx.data", "encoder.json"])
+    manifest = json.loads((directory / "model-manifest.json").read_text())
+    described = {name: file.model_dump() for name, file in files.items()}
+    ModelManifest(**manifest | {"files": described, "digest": digest_of(files)}).write(directory)
+    return directory
+
+
+def uploaded(bucket: Bucket) -> dict[str, bytes]:
+    return {key.removeprefix("models/"): body for key, body in bucket.objects.items()}
+
+
+def test_a_directory_is_copied_under_its_digest(model: Path, bucket: Bucket) -> None:
+    manifest = read_model_manifest(model)
+    uri = publish(str(model), manifest, PREFIX)
+    assert uri == f"s3://models/embed/sha256-{manifest.digest}"
+    names = {*manifest.files, *BUNDLE_FILES}
+    expected = {f"embed/sha256-{manifest.digest}/{name}": (model / name).read_bytes() for name in names}
+    assert uploaded(bucket) == expected
+    # The manifest last: what has one is whole.
+    assert list(bucket.objects)[-1].endswith("model-manifest.json")
+
+
+def test_a_release_is_copied_from_the_runs_own_storage_and_once(model: Path, bucket: Bucket) -> None:
+    manifest = read_model_manifest(model)
+    for path in model.rglob("*"):
+        if path.is_file():
+            bucket.objects[f"mlpipeline/v2/m/{path.relative_to(model).as_posix()}"] = path.read_bytes()
+    uri = publish("minio://mlpipeline/v2/m", manifest, "s3://models/embed/")
+    copied = {key: body for key, body in bucket.objects.items() if key.startswith("models/")}
+    assert len(copied) == len({*manifest.files, *BUNDLE_FILES})
+    bucket.refuse = 500
+    assert publish("minio://mlpipeline/v2/m", manifest, PREFIX) == uri
+
+
+def test_a_changed_byte_publishes_nothing(model: Path, bucket: Bucket) -> None:
+    manifest = read_model_manifest(model)
+    body = bytearray((model / "onnx/model.onnx.data").read_bytes())
+    body[5000] ^= 1
+    (model / "onnx/model.onnx.data").write_bytes(body)
+    with pytest.raises(InputError, match=r"onnx/model.onnx.data does not have the sha256"):
+        publish(str(model), manifest, PREFIX)
+    assert not any(key.endswith(("model-manifest.json", "model.onnx.data")) for key in bucket.objects)
+    assert bucket.parts == {}
+
+
+def test_another_model_is_refused(model: Path, bucket: Bucket, tmp_path: Path) -> None:
+    other = read_model_manifest(write_bundle(tmp_path / "other", 2))
+    with pytest.raises(InputError, match="is not the model of deploy_bundle"):
+        publish(str(model), other, PREFIX)
+    with pytest.raises(InputError, match="is no exported model"):
+        publish("s3://models/nothing/here", other, PREFIX)
+    assert bucket.objects == {}
+
+
+def test_a_bucket_that_refuses_is_named(model: Path, bucket: Bucket) -> None:
+    bucket.refuse = 403
+    with pytest.raises(ActionNeeded, match=r"cannot be copied from .* to s3://models/embed/sha256-.*models-s3"):
+        publish(str(model), read_model_manifest(model), PREFIX)
+
+
+@pytest.mark.parametrize(
+    ("uri", "served"),
+    [
+        ("minio://mlpipeline/v2/artifacts/m", "s3://mlpipeline/v2/artifacts/m"),
+        ("s3://bucket/m/?region=eu", "s3://bucket/m"),
+        ("gs://bucket/m", "gs://bucket/m"),
+        ("pvc://claim/m", "pvc://claim/m"),
+        ("oci://registry.example.com/m:1", "oci://registry.example.com/m:1"),
+        ("hf://team/model", "hf://team/model"),
+    ],
+)
+def test_uris_as_kserve_knows_them(uri: str, served: str) -> None:
+    assert served_uri(uri) == served
+
+
+@pytest.mark.parametrize("uri", ["/work/exported_model", "file:///m", "ftp://host/m", "exported_model"])
+def test_places_that_a_cluster_cannot_read(uri: str) -> None:
+    with pytest.raises(InputError, match="set release_prefix"):
+        served_uri(uri)
+
+
+def test_the_copy_is_what_is_served(team: Team, model: Path, bucket: Bucket) -> None:
+    bundle = read_bundle(model)
+    team.cluster.serves = lambda _: Service(bundle, name="team/embed")
+    kserve.deploy(team.config(release_prefix=PREFIX), bundle, str(model))
+    (release,) = team.releases()
+    predictor = team.cluster.store.objects["inferenceservices", release]["spec"]["predictor"]
+    assert predictor["model"]["storageUri"] == f"s3://models/embed/sha256-{bundle.manifest.digest}"

@@ -1,0 +1,136 @@
+"""Deployments of one service at the same time: one after the other, and the newest wins."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+
+import pytest
+
+from components.core.errors import StageError, Transient
+from components.deploy.cluster import Cluster, connect
+from components.deploy.turn import Superseded, Turn
+from tests.deploy.cluster.kserve import Fate
+from tests.deploy.conftest import Team, wait_for
+
+ROUNDS = 4
+
+
+@pytest.fixture
+def api(team: Team) -> Cluster:
+    return connect("")
+
+
+def turn(api: Cluster, duration: float = 30.0) -> Turn:
+    return Turn(api, "embed", poll=0.01, duration=duration)
+
+
+def test_a_second_one_waits_for_the_first(api: Cluster) -> None:
+    first, second = turn(api, duration=0.6), turn(api)
+    got: list[str] = []
+
+    def take() -> None:
+        with second.taken(timeout=10):
+            got.append("second")
+
+    with first.taken(timeout=1):
+        waiting = threading.Thread(target=take)
+        waiting.start()
+        # The first one hears of it when it renews, ends, and only then the second one has its turn.
+        wait_for(lambda: _superseded(first))
+        assert got == []
+        got.append("first")
+    waiting.join()
+    assert got == ["first", "second"]
+
+
+def _superseded(first: Turn) -> bool:
+    try:
+        first.check()
+    except Superseded:
+        return True
+    return False
+
+
+def test_one_that_came_before_gives_way_even_while_it_waits(api: Cluster) -> None:
+    first, second, third = turn(api), turn(api), turn(api)
+    with first.taken(timeout=1):
+        second.ticket = second._draw()
+        third.ticket = third._draw()
+        with pytest.raises(Superseded):
+            second._acquire(timeout=5)
+
+
+def test_a_turn_that_is_not_given_back_runs_out_and_its_holder_notices(api: Cluster) -> None:
+    dead, heir = turn(api, duration=1.0), turn(api)
+    dead.ticket = dead._draw()
+    dead._acquire(timeout=1)
+    began = time.monotonic()
+    with heir.taken(timeout=10):
+        assert time.monotonic() - began > 1.0
+        with pytest.raises(Transient):
+            dead.check_now()
+
+
+def test_a_holder_that_lives_is_waited_for_only_so_long(api: Cluster) -> None:
+    with turn(api).taken(timeout=1), pytest.raises(Transient, match="does not end"), turn(api).taken(timeout=0.2):
+        pass
+
+
+def test_an_earlier_one_never_undoes_the_switch_of_a_later_one(team: Team) -> None:
+    """The earlier one was held up between its last look and its write: the Service itself refuses it."""
+    team.deploy("a")
+    store = team.cluster.store
+    alias = store.get("services", "embed-live")
+    alias["metadata"]["annotations"]["nemotron-embed.kubeflow.org/ticket"] = "99"
+    store.replace("services", "embed-live", alias)
+    with pytest.raises(Superseded, match="a newer deployment of embed has switched"):
+        team.deploy("b")
+    assert team.live() == "a"
+    assert len(team.releases()) == 1
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_two_at_the_same_time(team: Team, seed: int) -> None:
+    interleave(team, seed)
+
+
+def interleave(team: Team, seed: int) -> None:
+    """Two deployments that start and proceed at random: the later one is live, whole, recorded and alone changed."""
+    chance = random.Random(seed)
+    team.deploy("a")
+    for model in ("b", "c"):
+        team.fate(model, Fate(ready_after=chance.randint(1, 8)))
+    team.cluster.fault = lambda *_: time.sleep(chance.random() * 0.004)
+    ended: dict[str, StageError | None] = {}
+
+    def deploy(model: str, delay: float) -> None:
+        time.sleep(delay)
+        try:
+            team.deploy(model, soak_seconds=0.02)
+            ended[model] = None
+        except StageError as error:
+            ended[model] = error
+
+    threads = [threading.Thread(target=deploy, args=(model, chance.random() * 0.3)) for model in ("b", "c")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    team.cluster.fault = lambda *_: None
+    finished = [model for model, error in ended.items() if error is None]
+    gave_way = [error for error in ended.values() if error is not None]
+    assert finished, ended
+    assert all(isinstance(error, Superseded) for error in gave_way), ended
+    live = team.live()
+    assert live == finished[-1]
+    history = json.loads(team.cluster.store.objects["configmaps", "embed-releases"]["data"]["releases.json"])
+    assert history[0]["model_digest"] == team.bundle(live).manifest.digest
+    assert history[0]["release"] in team.releases()
+    # The live one and one for a roll-back; what gave way holds no GPU.
+    assert len(team.releases()) == 2
+    assert team.cluster.store.objects["leases", "embed-deploy"]["spec"]["holderIdentity"] == ""
+    again = team.deploy(live)
+    assert len(again.checks) == 15
