@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import os
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import httpx
+import aiohttp
 
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
 from components.sdg.component import Provider, SdgConfig
@@ -25,6 +27,8 @@ _NEEDS_A_PERSON = {401: "the key is refused", 402: "the quota is used up", 403: 
                    404: "there is no such model or path", 407: "a proxy wants credentials"}  # fmt: skip
 _QUOTA = ("insufficient_quota", "quota exceeded", "exceeded your current quota", "credit balance")
 _LONGEST_BACK_OFF_SECONDS = 60.0
+_MAX_ANSWER_BYTES = 32 * 2**20
+_NO_OTHER_TIMEOUT = aiohttp.ClientTimeout(total=None)
 # Being told to slow down is no fault of the request: it gets more tries than one that fails.
 _PUSH_BACKS_PER_TRY = 10
 
@@ -39,6 +43,13 @@ class GivenUp(StageError):
 
 class Unusable(Exception):
     """An answer that holds nothing: worth another try."""
+
+
+@dataclass(frozen=True)
+class _Response:
+    status: int
+    retry_after: str
+    content: bytes
 
 
 class Endpoint:
@@ -64,14 +75,12 @@ class Endpoint:
             if not (header + value).isascii() or not (header + value).isprintable():
                 what = provider.api_key_env if header == "Authorization" else f"providers.{name}.headers.{header}"
                 raise InputError(f"{what} is not one line of plain ASCII text: correct it")
-        self._client = httpx.AsyncClient(
-            headers=headers,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-            follow_redirects=False,
-        )
+        self._headers = headers
+        self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
-        await self._client.aclose()
+        if self._session is not None:
+            await self._session.close()
 
     async def post(self, path: str, body: dict[str, Any], *, timeout: float, read: Callable[[Any], Read]) -> Read:
         """What ``read`` makes of the JSON answer; asked again after faults that pass and when ``read`` is Unusable.
@@ -82,17 +91,17 @@ class Endpoint:
         while tries < self._config.max_attempts and push_backs < _PUSH_BACKS_PER_TRY * self._config.max_attempts:
             try:
                 response = await self._send(path, body, timeout)
-            except (httpx.HTTPError, TimeoutError) as error:
-                if "CERTIFICATE" in str(error).upper():
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                if isinstance(error, aiohttp.ClientConnectorCertificateError):
                     raise ActionNeeded(f"{self.url}: its certificate is not trusted ({error})") from None
                 problem, tries = type(error).__name__, tries + 1
-                reached = reached or not isinstance(error, httpx.ConnectError)
+                reached = reached or not isinstance(error, aiohttp.ClientConnectorError)
                 await asyncio.sleep(_back_off(tries))
                 continue
             reached = True
-            if response.is_success:
+            if 200 <= response.status < 300:
                 try:
-                    answer = read(response.json())
+                    answer = read(json.loads(response.content))
                 except (Unusable, ValueError, RecursionError) as error:
                     problem = str(error) if isinstance(error, Unusable) else "the answer is not JSON"
                     tries += 1
@@ -103,7 +112,7 @@ class Endpoint:
                 return answer
             problem = self._refusal(response, path, body)
             wait = self._wait(response)
-            if response.status_code == 429:
+            if response.status == 429:
                 push_backs += 1
                 self._throttle.pushed_back(_back_off(push_backs) if wait is None else wait)
             else:
@@ -113,21 +122,35 @@ class Endpoint:
             raise ActionNeeded(f"{self.url} cannot be reached ({problem}): check the address and the network")
         raise GivenUp(f"{self.url}{path} did not answer {tries + push_backs} times (last: {problem})", transient=True)
 
-    async def _send(self, path: str, body: dict[str, Any], timeout: float) -> httpx.Response:
+    async def _send(self, path: str, body: dict[str, Any], timeout: float) -> _Response:
         async with self._throttle:
             if self.stopped is not None:
                 raise self.stopped
             self._counts["requests"] += 1
-            async with asyncio.timeout(timeout):
-                return await self._client.post(self.url + path, json=body, timeout=timeout)
+            if self._session is None:
+                # The throttle bounds the connections. trust_env: proxies of the environment are used.
+                unlimited = aiohttp.TCPConnector(limit=0)
+                self._session = aiohttp.ClientSession(connector=unlimited, headers=self._headers, trust_env=True)
+            async with (
+                asyncio.timeout(timeout),
+                self._session.post(
+                    self.url + path, json=body, allow_redirects=False, timeout=_NO_OTHER_TIMEOUT
+                ) as response,
+            ):
+                content = bytearray()
+                async for part in response.content.iter_any():
+                    content += part
+                    if len(content) > _MAX_ANSWER_BYTES:
+                        raise aiohttp.ClientPayloadError(f"more than {_MAX_ANSWER_BYTES} bytes")
+                return _Response(response.status, response.headers.get("retry-after", ""), bytes(content))
 
-    def _refusal(self, response: httpx.Response, path: str, body: dict[str, Any]) -> str:
+    def _refusal(self, response: _Response, path: str, body: dict[str, Any]) -> str:
         """What a status that may pass means. Raises for one that will not."""
-        status = response.status_code
+        status = response.status
         reason = _NEEDS_A_PERSON.get(status)
-        if status == 429 and any(word in response.text.lower() for word in _QUOTA):
+        if status == 429 and any(word.encode() in response.content.lower() for word in _QUOTA):
             reason = "the quota is used up"
-        if response.is_redirect:
+        if 300 <= status < 400:
             reason = "it wants to send the request elsewhere"
         if reason:
             raise ActionNeeded(
@@ -138,9 +161,9 @@ class Endpoint:
             raise GivenUp(f"{self.url}{path} refuses the request (HTTP {status})")
         return f"HTTP {status}"
 
-    def _wait(self, response: httpx.Response) -> float | None:
+    def _wait(self, response: _Response) -> float | None:
         """Seconds that the endpoint asks to wait, or None when it names none."""
-        text = response.headers.get("retry-after", "")
+        text = response.retry_after
         try:
             seconds = float(text)
         except ValueError:

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -137,7 +138,7 @@ class Llm:
             body["max_tokens"] = max_tokens
         path = "/chat/completions"
         # The number of the try is part of the key: a second try must not find the first one's answer.
-        key = key_of(path=path, body=body, schema=schema.model_json_schema(), attempt=attempt)
+        key = key_of(path=path, body=body, schema=_schema(schema), attempt=attempt)
         tokens = (prompt_tokens(messages), completion_tokens(role, self._config))
         call = _Call(role, path, body, key, tokens, lambda answer: asdict(_read(answer)))
         return Reply(**await self._answer(call, bill))
@@ -173,6 +174,11 @@ class Llm:
             kept = await endpoint.post(call.path, call.body, timeout=timeout, read=counted)
             await self._ledger.put(call.key, kept)
         return kept
+
+
+@cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
 
 
 def _read(answer: Any) -> Reply:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 
 _SHRINK = 0.75
 _SUCCESSES_TO_GROW = 25
@@ -20,7 +21,7 @@ class Throttle:
         self._in_flight = 0
         self._successes = 0
         self._paused_until = self._burst_until = 0.0
-        self._changed = asyncio.Condition()
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
     def limit(self) -> int:
@@ -28,16 +29,32 @@ class Throttle:
         return int(self._limit)
 
     async def __aenter__(self) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._in_flight < self.limit)
-            self._in_flight += 1
-        while (wait := self._paused_until - time.monotonic()) > 0:
-            await asyncio.sleep(wait)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._admit()
+        try:
+            await turn
+            while (wait := self._paused_until - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._leave()
+            raise
 
     async def __aexit__(self, *_: object) -> None:
-        async with self._changed:
-            self._in_flight -= 1
-            self._changed.notify(2)  # the limit may have grown by one, too
+        self._leave()
+
+    def _leave(self) -> None:
+        self._in_flight -= 1
+        self._admit()
+
+    def _admit(self) -> None:
+        """Give turns to those who wait, in the order in which they came."""
+        while self._waiting and self._in_flight < self.limit:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._in_flight += 1
+                turn.set_result(None)
 
     def succeeded(self) -> None:
         """An answer came."""
@@ -45,6 +62,7 @@ class Throttle:
         if self._successes >= _SUCCESSES_TO_GROW:
             self._successes = 0
             self._limit = min(self._most, self._limit + 1)
+            self._admit()
 
     def pushed_back(self, seconds: float) -> None:
         """The endpoint asked for fewer requests, and for none within ``seconds``."""

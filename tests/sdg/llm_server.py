@@ -39,10 +39,10 @@ class LlmServer:
         time.sleep(self.delay)
         if self.fault and (fault := self.fault(number, path, body)):
             status, headers, text = fault
-            return (status, headers, text) if status > 0 else (status, {}, self._usual(number, path, body)[2])
-        return self._usual(number, path, body)
+            return (status, headers, text) if status > 0 else (status, {}, self.usual(number, path, body)[2])
+        return self.usual(number, path, body)
 
-    def _usual(self, number: int, path: str, body: dict[str, Any]) -> tuple[int, dict[str, str], str]:
+    def usual(self, number: int, path: str, body: dict[str, Any]) -> tuple[int, dict[str, str], str]:
         if path.endswith("/embeddings"):
             return 200, {}, json.dumps({"data": [_vector(i, text) for i, text in enumerate(body["input"])]})
         step, content = _content(body["messages"][1]["content"])

@@ -254,6 +254,9 @@ WELL_MEANT: dict[str, Callable[[str, str], str]] = {
     "NaN for a score, once": first_time(lambda step, text: text.replace('"score": 8', '"score": NaN')),
     "9/10 for a score, once": first_time(lambda step, text: text.replace('"score": 8', '"score": "9/10"')),
     "a score out of range, once": first_time(lambda step, text: text.replace('"score": 8', '"score": 80')),
+    "half a character, once": first_time(
+        paired(lambda found: [{**found[0], "question": "what is \ud800 about?"}, *found[1:]])
+    ),
     "an empty object, once": first_time(lambda step, text: "{}" if step != "artifacts" else text),
     "an empty list, once": first_time(paired(lambda found: [])),
     "half a JSON, once": first_time(lambda step, text: text[: len(text) // 2]),

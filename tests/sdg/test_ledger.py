@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,15 +17,9 @@ import pytest
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.sdg import ledger as ledger_module
 from components.sdg.ledger import Ledger, key_of, open_ledger
+from tests.sdg.kills import arguments, kill_often, made, run, write_corpus
 from tests.sdg.llm_server import LlmServer, llm_server
 from tests.sdg.s3_server import S3Server, s3_server
-
-RUN = """
-import sys
-from pathlib import Path
-from components.__main__ import main
-sys.exit(main(["sdg", "--work", sys.argv[1], "--corpus", sys.argv[2], *sys.argv[3:]]))
-"""
 
 
 @pytest.fixture
@@ -51,14 +43,6 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "ledger")
     request.getfixturevalue("bucket")
     return "s3://bucket/team/ledger"
-
-
-def write_corpus(directory: Path, count: int) -> Path:
-    directory.mkdir(parents=True)
-    for number in range(count):
-        text = " ".join(f"Sentence {part} of document {number} is about machine{number}x{part}." for part in range(12))
-        (directory / f"{number:03}.txt").write_text(text, encoding="utf-8")
-    return directory
 
 
 def put_all(ledger: Ledger, answers: dict[str, Any]) -> None:
@@ -128,64 +112,10 @@ def test_keys_differ_in_everything_that_an_answer_depends_on() -> None:
     assert key_of(**base) == key_of(**dict(reversed(base.items())))
 
 
-def arguments(server: LlmServer, work: Path, corpus: Path, *more: str) -> list[str]:
-    settings = [f"llm_base_url={server.url}", "max_parallel_requests_for_gen=4", *more]
-    return [sys.executable, "-c", RUN, str(work), str(corpus), *settings]
-
-
-def run(server: LlmServer, work: Path, corpus: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments(server, work, corpus, *more), capture_output=True, text=True, check=False)
-
-
-def made(work: Path) -> dict[str, bytes]:
-    names = ("qa_pairs.jsonl", "generation_result.json")
-    return {name: (work / "qa_pairs" / name).read_bytes() for name in names}
-
-
-def fingerprints(bucket: S3Server) -> set[str]:
-    """Of the chat answers that are in the bucket now: the server gives each its own."""
-    with bucket.lock:
-        segments = list(bucket.objects.values())
-    entries = [json.loads(line) for segment in segments for line in segment.splitlines()]
-    return {entry["answer"]["fingerprint"] for entry in entries if "fingerprint" in entry.get("answer", {})}
-
-
-@pytest.mark.parametrize("kills", [3])
 def test_no_answer_is_paid_for_twice_however_often_the_process_is_killed(
-    server: LlmServer, bucket: S3Server, tmp_path: Path, kills: int
+    server: LlmServer, bucket: S3Server, tmp_path: Path
 ) -> None:
-    corpus = write_corpus(tmp_path / "corpus", 4 * kills)
-    assert run(server, tmp_path / "whole", corpus, "ledger_uri=s3://bucket/whole").returncode == 0
-    bucket.objects.clear()
-    server.requests.clear()
-
-    # Slow enough to be killed in the middle, and a new place to work every time: only the bucket stays.
-    server.delay = 0.03
-    random_ = random.Random(kills)
-    acknowledged: list[tuple[int, set[str]]] = []
-    for number in range(kills):
-        seen = len(server.requests)
-        process = subprocess.Popen(
-            arguments(server, tmp_path / f"work{number}", corpus, "ledger_uri=s3://bucket/killed"),
-            stderr=subprocess.DEVNULL,
-        )
-        wanted = seen + random_.randint(1, 12)
-        while len(server.requests) < wanted and process.poll() is None:
-            time.sleep(0.005)
-        time.sleep(random_.uniform(0, 0.05))
-        process.kill()
-        process.wait()
-        time.sleep(0.1)  # requests that were under way
-        acknowledged.append((len(server.requests), fingerprints(bucket)))
-    assert run(server, tmp_path / "last", corpus, "ledger_uri=s3://bucket/killed").returncode == 0
-
-    assert made(tmp_path / "last") == made(tmp_path / "whole")
-    bodies = [json.dumps(body, sort_keys=True) for _, body in server.requests]
-    for position, known in acknowledged:
-        paid = {bodies[int(fingerprint) - 1] for fingerprint in known}
-        assert not paid & set(bodies[position:])
-    assert acknowledged[-1][1]  # something was kept, so something could have been paid for twice
-    assert len(bodies) - len(set(bodies)) <= 8 * kills  # those under way when the process died
+    assert kill_often(server, bucket, tmp_path, kills=3)["requests"] > 0
 
 
 def test_sigterm_keeps_the_answers_under_way(server: LlmServer, tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""Requests in flight: never more than allowed, fewer after a push-back, more again later, and nobody left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from components.sdg.throttle import Throttle
+
+
+def test_never_more_than_allowed_and_everybody_gets_a_turn() -> None:
+    throttle, inside, most, order = Throttle(4), 0, 0, []
+
+    async def work(number: int) -> None:
+        nonlocal inside, most
+        async with throttle:
+            order.append(number)
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0.001)
+            inside -= 1
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(work(number) for number in range(50)))
+
+    asyncio.run(all_of_them())
+    assert most == 4
+    assert order == list(range(50))
+
+
+def test_one_burst_of_refusals_shrinks_once_and_successes_grow_it_again() -> None:
+    throttle = Throttle(64)
+    for _ in range(20):
+        throttle.pushed_back(0.0)
+    assert throttle.limit == 48
+    for _ in range(25 * 100):
+        throttle.succeeded()
+    assert throttle.limit == 64
+
+
+def test_nothing_is_sent_while_the_endpoint_asks_to_wait() -> None:
+    async def enter() -> float:
+        throttle = Throttle(2)
+        throttle.pushed_back(0.2)
+        started = time.monotonic()
+        async with throttle:
+            return time.monotonic() - started
+
+    assert asyncio.run(enter()) >= 0.2
+
+
+def test_who_gives_up_waiting_takes_no_turn() -> None:
+    async def work() -> list[str]:
+        throttle, entered = Throttle(1), []
+
+        async def enter(name: str, seconds: float) -> None:
+            async with throttle:
+                entered.append(name)
+                await asyncio.sleep(seconds)
+
+        first = asyncio.create_task(enter("first", 0.05))
+        waiting = asyncio.create_task(enter("waiting", 0.0))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        first_done = asyncio.create_task(enter("last", 0.0))
+        await asyncio.gather(first, waiting, first_done, return_exceptions=True)
+        # A turn that was given and cancelled at once must come back, too.
+        cancelled = asyncio.create_task(enter("cancelled", 1.0))
+        await asyncio.sleep(0.01)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        await asyncio.wait_for(enter("after", 0.0), 1.0)
+        return entered
+
+    assert asyncio.run(work()) == ["first", "last", "cancelled", "after"]
