@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from components.core.encoder.config import EncoderConfig
 from components.core.settings import setting
@@ -24,7 +26,9 @@ class FinetuneConfig(EncoderConfig):
     )
     learning_rate: float = setting(1e-5, "Peak learning rate", form=True, gt=0)
     lr_warmup_steps: int = setting(5, "Steps until the peak; at most a tenth of all steps", ge=0)
-    lr_decay_style: Literal["cosine", "linear"] = setting("cosine", "Decay to a hundredth of the peak")
+    lr_decay_style: Literal["cosine", "linear", "constant"] = setting(
+        "cosine", "Decay to a hundredth of the peak; constant stays at the peak"
+    )
     weight_decay: float = setting(0.01, "AdamW's weight decay; none on norms and biases", ge=0)
     max_grad_norm: float = setting(1.0, "Gradients longer than this are scaled down to it", gt=0)
     train_n_passages: int = setting(5, "Passages per query: one positive, the rest hard negatives", form=True, ge=2)
@@ -32,6 +36,16 @@ class FinetuneConfig(EncoderConfig):
     in_batch_negatives: bool = setting(
         False, "Also score the passages of the other queries in the pass; its size is then local_batch_size"
     )
+    mask_same_document: bool = setting(
+        True, "In-batch negatives leave out passages of the positive's own document, where the data names documents"
+    )
+    matryoshka_dimensions: list[Annotated[int, Field(gt=0)]] = setting(
+        [], "Also train vectors cut to these dimensions, so that short vectors can be served"
+    )
+    lora_rank: int | None = setting(
+        None, "Train low-rank additions to the weights of this rank instead of the weights; null trains all", gt=0
+    )
+    lora_alpha: float = setting(32.0, "The additions are multiplied by it and divided by their rank", gt=0)
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "Arithmetic of the forward and backward pass; auto is bf16 on a GPU, fp32 on a CPU"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from components.core.encoder.config import ENCODER_FILE, EncoderConfig, read_enc
 from components.core.errors import InputError
 
 TRAINING_FILE = "train_mined.automodel_unrolled.json"
+_DOCUMENT = "document"
 _SCALED_BATCH = 128
 _SMALL_DATA = 2000
 
@@ -31,11 +32,15 @@ class Example:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Examples, the text of every passage by id, and all positives of each query text."""
+    """Examples, the text of every passage by id, and all positives of each query text.
+
+    ``documents``: the document of each passage, where the data says it.
+    """
 
     examples: list[Example]
     passages: dict[str, str]
     answers: dict[str, set[str]]
+    documents: dict[str, str] = field(default_factory=dict)
 
 
 def read_training_data(directory: Path, encoder: EncoderConfig) -> TrainingData:
@@ -56,12 +61,12 @@ def read_training_data(directory: Path, encoder: EncoderConfig) -> TrainingData:
         raise InputError(f'{path}: expected {{"corpus": {{"path": ...}}, "data": [...]}}')
     if not content["data"]:
         raise InputError(f"{path} holds no examples: there is nothing to train on")
-    passages = _passages(directory, content)
+    passages, documents = _passages(directory, content)
     examples = [_example(record, number, path, passages) for number, record in enumerate(content["data"])]
     answers: dict[str, set[str]] = {}
     for example in examples:
         answers.setdefault(example.query, set()).add(example.positive)
-    return TrainingData(examples, passages, answers)
+    return TrainingData(examples, passages, answers, documents)
 
 
 def batch_size(global_batch_size: int, examples: int) -> int:
@@ -97,8 +102,8 @@ def _check_encoder(mined: EncoderConfig, wanted: EncoderConfig) -> None:
             )
 
 
-def _passages(directory: Path, content: dict[str, Any]) -> dict[str, str]:
-    """Passage texts by id, from the corpus folder that the training file names."""
+def _passages(directory: Path, content: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Passage texts by id, and documents by id, from the corpus folder that the training file names."""
     corpus = content.get("corpus", {})
     path = corpus.get("path", "./corpus/") if isinstance(corpus, dict) else None
     if not isinstance(path, str):
@@ -114,14 +119,20 @@ def _passages(directory: Path, content: dict[str, Any]) -> dict[str, str]:
     if not files:
         raise InputError(f"{TRAINING_FILE}: {path!r} holds no .parquet file: give the passages (columns id, text)")
     passages: dict[str, str] = {}
+    documents: dict[str, str] = {}
     for file in files:
         try:
-            table = pq.read_table(file, columns=["id", "text"])
+            columns = ["id", "text", *({_DOCUMENT} & set(pq.read_schema(file).names))]
+            table = pq.read_table(file, columns=columns)
         except (pa.ArrowException, OSError, ValueError) as error:
             why = " ".join(str(error).split())
             raise InputError(f"{file}: expected a parquet file with columns id and text ({why})") from None
-        passages.update(zip(map(str, table["id"].to_pylist()), table["text"].to_pylist(), strict=True))
-    return passages
+        names = [str(name) for name in table["id"].to_pylist()]
+        passages.update(zip(names, table["text"].to_pylist(), strict=True))
+        if _DOCUMENT in columns:
+            named = zip(names, table[_DOCUMENT].to_pylist(), strict=True)
+            documents |= {name: str(document) for name, document in named if document is not None}
+    return passages, documents
 
 
 def _example(record: Any, number: int, path: Path, passages: dict[str, str]) -> Example:

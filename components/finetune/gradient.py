@@ -16,7 +16,7 @@ from components.core.encoder.model import Encoder, batches_by_length
 from components.core.encoder.packed import PackedLlama, supports
 from components.core.encoder.packing import balanced, pack
 from components.finetune.component import FinetuneConfig
-from components.finetune.loss import contrastive_loss, in_batch_loss
+from components.finetune.loss import contrastive_loss, in_batch_loss, matryoshka
 
 # Tokens of one padded forward pass: a CPU gains nothing beyond its caches, a GPU wants to be filled.
 _FORWARD_TOKENS = {"cpu": 2048, "cuda": 32768}
@@ -27,7 +27,7 @@ class Batch:
     """Token ids of queries and of their distinct passages.
 
     ``slots``: for each query the rows of its passages, the positive first. ``known``: for each query the rows of all
-    passages known to answer it; in-batch negatives leave them out.
+    passages that are no negatives of it, among them those known to answer it; in-batch negatives leave them out.
     """
 
     queries: Sequence[list[int]]
@@ -42,14 +42,27 @@ class Batch:
 
     def losses(self, queries: Tensor, passages: Tensor, config: FinetuneConfig) -> Tensor:
         """The loss of each query, [n], of vectors ``queries`` [n, d] and ``passages`` [m, d]."""
-        temperature = _temperature(config)
         slots = torch.tensor(self.slots, device=queries.device)
         if not config.in_batch_negatives:
-            return contrastive_loss(queries, passages[slots], temperature=temperature)
+            return _own_passages_losses(queries, passages[slots], config)
         known = torch.zeros(len(queries), len(passages), dtype=torch.bool)
         for row, answers in enumerate(self.known):
             known[row, list(answers)] = True
-        return in_batch_loss(queries, passages, slots[:, 0], known.to(queries.device), temperature=temperature)
+        known = known.to(queries.device)
+
+        def loss_of(queries: Tensor, passages: Tensor) -> Tensor:
+            return in_batch_loss(queries, passages, slots[:, 0], known, temperature=_temperature(config))
+
+        return matryoshka(loss_of, queries, passages, config.matryoshka_dimensions, normalize=config.l2_normalize)
+
+
+def _own_passages_losses(queries: Tensor, passages: Tensor, config: FinetuneConfig) -> Tensor:
+    """Of ``queries`` [n, d] and ``passages`` [n, p, d]: the loss of each query, [n]."""
+
+    def loss_of(queries: Tensor, passages: Tensor) -> Tensor:
+        return contrastive_loss(queries, passages, temperature=_temperature(config))
+
+    return matryoshka(loss_of, queries, passages, config.matryoshka_dimensions, normalize=config.l2_normalize)
 
 
 def _temperature(config: FinetuneConfig) -> float:
@@ -159,7 +172,7 @@ class PackedGradient:
             queries, passages = vectors[:, 0], vectors[:, 1:]
             if together:
                 return batch.losses(queries, passages.flatten(0, 1)[places], self.config).sum() * share
-            return contrastive_loss(queries, passages, temperature=_temperature(self.config)).sum() * share
+            return _own_passages_losses(queries, passages, self.config).sum() * share
 
         return backward(self._packed, ids, groups, loss_of, capacity=self._tokens, together=together)
 

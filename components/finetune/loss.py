@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch.nn import functional
 
@@ -31,3 +33,25 @@ def in_batch_loss(
     other = known.clone()
     other[torch.arange(len(queries), device=other.device), positives] = False
     return functional.cross_entropy(scores.masked_fill(other, -torch.inf), positives, reduction="none")
+
+
+def matryoshka(
+    loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    queries: torch.Tensor,
+    passages: torch.Tensor,
+    dimensions: Sequence[int],
+    *,
+    normalize: bool,
+) -> torch.Tensor:
+    """Mean of ``loss_of(queries, passages)`` over the whole vectors and those cut to each of ``dimensions``.
+
+    Cut vectors are scaled to length 1 again where ``normalize``. (Kusupati et al. 2022, arXiv 2205.13147.)
+    """
+
+    def cut(vectors: torch.Tensor, size: int) -> torch.Tensor:
+        short = vectors[..., :size]
+        return functional.normalize(short, dim=-1) if normalize else short
+
+    losses = [loss_of(queries, passages)]
+    losses += [loss_of(cut(queries, size), cut(passages, size)) for size in dimensions]
+    return torch.stack(losses).mean(dim=0)

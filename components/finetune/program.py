@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from components.core.encoder.checkpoint import default_device, load_base, save_checkpoint
+from components.core.encoder.model import Encoder
 from components.core.errors import InputError
 from components.finetune.checkpoints import Checkpoints
 from components.finetune.component import FinetuneConfig
 from components.finetune.data import TrainingData, read_training_data
 from components.finetune.identity import identity
+from components.finetune.lora import add_lora, merge_lora
 from components.finetune.report import build_report
 from components.finetune.storage import open_storage
 from components.finetune.tokenized import TokenizedData
@@ -38,13 +40,16 @@ def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path, traini
     dtype = _dtype(config, device)
     torch.manual_seed(config.seed)
     encoder = load_base(config.encoder(), device=device, dtype=torch.float32)
-    tokenized = TokenizedData(data, encoder, config.train_n_passages)
+    _check_dimensions(config, encoder)
+    tokenized = TokenizedData(data, encoder, config)
     val = read_validation(training_data, data.passages, config.val_passages, config.seed)
     validation = Validation(val, encoder) if val else None
     checkpoints = None
     if storage is not None:
         same = identity(config, tokenized, validation, encoder, dtype)
         checkpoints = Checkpoints(storage, same, keep=config.keep_checkpoints, where=str(config.checkpoint_uri))
+    if config.lora_rank:
+        add_lora(encoder, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
     trainer = Trainer(encoder, tokenized, config, dtype, validation=validation, checkpoints=checkpoints)
     _log_plan(config, data, trainer, dtype)
     checkpoint.mkdir()
@@ -54,6 +59,7 @@ def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path, traini
         raise InputError(
             f"weights, gradients and optimizer do not fit into the memory of {device}: take a larger GPU"
         ) from None
+    merge_lora(encoder)
     # Saved in the arithmetic that the weights were trained for, as the base models are.
     encoder.backbone.to(dtype)
     save_checkpoint(encoder, checkpoint)
@@ -84,6 +90,15 @@ def _validation_figures(selection: Selection) -> dict[str, Any]:
     values = dict(selection.history)
     base = {"base_val_ndcg_at_10": values[0]} if 0 in values else {}
     return {**base, "best_val_ndcg_at_10": selection.best, "best_step": selection.best_step}
+
+
+def _check_dimensions(config: FinetuneConfig, encoder: Encoder) -> None:
+    for size in config.matryoshka_dimensions:
+        if size >= encoder.dimension:
+            raise InputError(
+                f"matryoshka_dimensions: vectors of {config.base_model} have {encoder.dimension} numbers and cannot be "
+                f"cut to {size}: give smaller ones"
+            )
 
 
 def _dtype(config: FinetuneConfig, device: torch.device) -> torch.dtype:

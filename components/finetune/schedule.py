@@ -32,6 +32,8 @@ def learning_rate(step: int, total: int, config: FinetuneConfig) -> float:
     warmup = min(config.lr_warmup_steps, total // 10)
     if step < warmup:
         return config.learning_rate * (_FIRST_SHARE + (1 - _FIRST_SHARE) * step / warmup)
+    if config.lr_decay_style == "constant":
+        return config.learning_rate
     done = (step - warmup) / max(1, total - 1 - warmup)
     left = 0.5 * (1 + math.cos(math.pi * done)) if config.lr_decay_style == "cosine" else 1 - done
     return config.learning_rate * (_LAST_SHARE + (1 - _LAST_SHARE) * left)

@@ -9,31 +9,46 @@ from collections.abc import Sequence
 import numpy as np
 
 from components.core.encoder.model import Encoder
+from components.finetune.component import FinetuneConfig
 from components.finetune.data import Example, TrainingData
 from components.finetune.gradient import Batch
 
 
 class TokenizedData:
-    """``data`` with ``train_n_passages`` passages per query, every text tokenised once."""
+    """``data`` with ``train_n_passages`` passages per query, every text tokenised once.
 
-    def __init__(self, data: TrainingData, encoder: Encoder, train_n_passages: int) -> None:
-        self.data, self._negatives = data, train_n_passages - 1
+    Passages that are equal to the encoder, whatever their ids, are one passage here.
+    """
+
+    def __init__(self, data: TrainingData, encoder: Encoder, config: FinetuneConfig) -> None:
+        self.data, self._negatives = data, config.train_n_passages - 1
+        self._documents = data.documents if config.mask_same_document else {}
         queries = list(data.answers)
         names = list(dict.fromkeys(name for example in data.examples for name in self._passages_of(example)))
         self._queries = dict(zip(queries, encoder.tokenize(queries, "query"), strict=True))
         texts = [data.passages[name] for name in names]
         self._passages = dict(zip(names, encoder.tokenize(texts, "passage"), strict=True))
+        first: dict[tuple[int, ...], str] = {}
+        self._same = {name: first.setdefault(tuple(ids), name) for name, ids in self._passages.items()}
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """The examples ``rows``; equal passages stand in the batch once."""
         examples = [self.data.examples[row] for row in rows]
-        slots = [self._passages_of(example) for example in examples]
+        slots = [[self._same[name] for name in self._passages_of(example)] for example in examples]
         row = {name: number for number, name in enumerate(dict.fromkeys(name for names in slots for name in names))}
+        of_document: dict[str | None, set[int]] = {}
+        for name in {name for example in examples for name in self._passages_of(example)}:
+            if name in self._documents:
+                of_document.setdefault(self._documents[name], set()).add(row[self._same[name]])
         return Batch(
             queries=[self._queries[example.query] for example in examples],
             passages=[self._passages[name] for name in row],
             slots=[[row[name] for name in names] for names in slots],
-            known=[{row[name] for name in self.data.answers[example.query] if name in row} for example in examples],
+            known=[
+                {row[name] for name in map(self._same.get, self.data.answers[example.query]) if name in row}
+                | of_document.get(self._documents.get(example.positive), set())
+                for example in examples
+            ],
         )
 
     def digest(self) -> str:
@@ -41,7 +56,8 @@ class TokenizedData:
         found = hashlib.sha256()
         for example in self.data.examples:
             parts = [example.query, *self._passages_of(example)]
-            found.update(json.dumps([*parts, sorted(self.data.answers[example.query])]).encode())
+            documents = [self._documents.get(name) for name in parts[1:]]
+            found.update(json.dumps([*parts, documents, sorted(self.data.answers[example.query])]).encode())
         for texts in (self._queries, self._passages):
             for name, ids in texts.items():
                 found.update(json.dumps([name, len(ids)]).encode())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.finetune.loss import contrastive_loss, in_batch_loss
+from components.finetune.loss import contrastive_loss, in_batch_loss, matryoshka
 
 QUERIES, PASSAGES, SIZE = 7, 11, 5
 
@@ -62,3 +62,24 @@ def test_a_batch_in_which_everything_answers_has_no_loss() -> None:
     assert found.tolist() == [0.0, 0.0, 0.0]
     found.sum().backward()
     assert queries.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_cut_vectors_have_a_loss_of_their_own(normalize: bool) -> None:
+    queries, passages = vectors(QUERIES, SIZE), vectors(QUERIES, 3, SIZE)
+    expected = []
+    for query, own in zip(queries, passages, strict=True):
+        losses = []
+        for size in (SIZE, 4, 2):
+            short = [vector[:size] / (np.linalg.norm(vector[:size]) if normalize else 1) for vector in (query, *own)]
+            scores = [float(short[0] @ other) for other in short[1:]]
+            losses.append(surprise(scores[0], scores[1:], 0.1))
+        expected.append(np.mean(losses))
+    found = matryoshka(
+        lambda q, p: contrastive_loss(q, p, temperature=0.1),
+        torch.tensor(queries),
+        torch.tensor(passages),
+        [4, 2],
+        normalize=normalize,
+    )
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)

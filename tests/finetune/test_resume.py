@@ -175,7 +175,7 @@ def _checkpoints(
     storage: Any, config: FinetuneConfig, rows: Any, passages: Any, encoder: Encoder, directory: Path
 ) -> Checkpoints:
     data = read_training_data(write_data(directory, rows, passages), config.encoder())
-    tokenized = TokenizedData(data, encoder, config.train_n_passages)
+    tokenized = TokenizedData(data, encoder, config)
     return Checkpoints(storage, identity(config, tokenized, None, encoder, torch.float32), keep=2, where="states")
 
 

@@ -32,7 +32,7 @@ def test_warm_up_then_decay(total: int, warmup: int, style: str) -> None:
     assert learning_rate(total - 1, total, config) == pytest.approx(0.01 * PEAK)
 
 
-@given(st.integers(1, 60), st.integers(0, 100), st.sampled_from(["cosine", "linear"]))
+@given(st.integers(1, 60), st.integers(0, 100), st.sampled_from(["cosine", "linear", "constant"]))
 def test_any_number_of_steps_has_a_rate(total: int, warmup: int, style: str) -> None:
     """The recipe's scheduler stops when the warm-up is as long as the training."""
     config = FinetuneConfig(learning_rate=PEAK, lr_warmup_steps=warmup, lr_decay_style=style)
@@ -42,6 +42,12 @@ def test_any_number_of_steps_has_a_rate(total: int, warmup: int, style: str) -> 
     top = rates.index(PEAK)
     assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
     assert top <= total / 10
+
+
+def test_a_constant_rate_stays_at_the_peak() -> None:
+    config = FinetuneConfig(learning_rate=PEAK, lr_warmup_steps=5, lr_decay_style="constant")
+    assert [learning_rate(step, 100, config) for step in range(5, 100)] == [PEAK] * 95
+    assert learning_rate(0, 100, config) == pytest.approx(0.1 * PEAK)
 
 
 def test_norms_and_biases_are_not_decayed() -> None:
