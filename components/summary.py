@@ -14,17 +14,19 @@ _SHOWN = (("NDCG", "NDCG@10", "nDCG@10"), ("Recall", "Recall@10", "Recall@10"))
 def summary(work: Path, plan: Plan) -> str:
     """A readable account of the artifacts that the run left in ``work``."""
     made = set(plan.made)
-    lines = [f"Done: {', '.join(stage.name for stage in plan.stages)}. Artifacts: {work}", ""]
+    stopped = plan.gated and not _read(work / "eval_metrics.json")["results"]["passed"]
+    done = [stage.name for stage in plan.stages if not (stopped and stage in plan.gated)]
+    lines = [f"Done: {', '.join(done)}. Artifacts: {work}", ""]
     if "eval_results" in made:
         results = _read(work / "eval_results" / "eval_results.json")
         lines += [*_quality(results), "", *_gate(results), f"Report: {work / 'report.html'}"]
-    if "exported_model" in made and (work / "exported_model").is_dir():
+    if "exported_model" in made and not stopped:
         parity = _read(work / "export_metrics.json")["metrics"]
         lines.append(
             f"ONNX against PyTorch: mean cosine {parity['parity_mean_cosine']:.6f}, "
             f"lowest {parity['parity_min_cosine']:.6f}"
         )
-    if "deployment" in made and (work / "deployment").is_dir():
+    if "deployment" in made and not stopped:
         lines += _service(work)
     return "\n".join(lines)
 

@@ -20,8 +20,8 @@ class Done:
     """Lines on stderr that are no log lines."""
 
 
-def components(*arguments: str | Path) -> Done:
+def components(*arguments: str | Path, timeout: float = 120) -> Done:
     """Run ``python -m components`` with ``arguments``."""
     argv = [sys.executable, "-m", "components", *map(str, arguments)]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
     return Done(done.returncode, done.stdout, [line for line in done.stderr.splitlines() if not LOG_LINE.match(line)])
