@@ -27,10 +27,11 @@ from components.core.model_manifest import digest_of, hash_files
 from components.deploy import local
 from components.deploy.checks import Check
 from components.deploy.component import DeployConfig
-from components.deploy.process import Service, free_port
+from components.deploy.process import Service, free_port, is_free
 from components.deploy.program import run
 from components.deploy.state import State, StateDirectory
 from tests.conftest import Exported
+from tests.deploy.conftest import wait_for
 
 NAME = "test/model"
 
@@ -162,6 +163,8 @@ def test_a_killed_service_and_a_deployment_cut_short_are_made_good(
     state = home.read()
     assert state.live is not None
     os.kill(state.live.pid, signal.SIGKILL)
+    # Its threads go one after the other, and the port with the last.
+    wait_for(lambda: is_free("127.0.0.1", config.host_port))
     # As left by a deployment killed after it stopped the old server and before the new one was there.
     home.write(State(live=state.live, previous=state.live, good=state.good))
     broken = _broken_release(llama, tmp_path / "broken")

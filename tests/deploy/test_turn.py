@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 import time
@@ -15,7 +16,8 @@ from components.deploy.turn import Superseded, Turn
 from tests.deploy.cluster.kserve import Fate
 from tests.deploy.conftest import Team, wait_for
 
-ROUNDS = 4
+# More, to be surer: ROUNDS=200 python -m pytest tests/deploy/test_turn.py
+ROUNDS = int(os.environ.get("ROUNDS", "4"))
 
 
 @pytest.fixture
