@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 
 from benchmarks import report
-from benchmarks.generation_server import counts, server
+from benchmarks.generation_server import KINDS, counts, server
 from components.core import log
 from components.sdg import endpoint
 from components.sdg.budget import Budget

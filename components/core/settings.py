@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 import typing
 from typing import Any
 
@@ -11,6 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from components.core.errors import InputError
+
+# A few lines of YAML can stand for more elements than memory holds.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 class Settings(BaseModel):
@@ -68,7 +74,7 @@ def _explain(error: Any, model: type[Settings]) -> str:
     if error["type"] == "value_error" and not name:
         return str(error["ctx"]["error"])
     message = error["msg"].removeprefix("Value error, ")
-    return f"{name} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{name} = {_SHORT.repr(error['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def _closest(name: str, names: list[str]) -> str | None:

@@ -84,11 +84,18 @@ def _regular_files(root: Path, skipped: Counter[str]) -> Iterator[Path]:
                 skipped["hidden"] += 1
             elif stat.S_ISLNK(mode):
                 skipped["link"] += 1
+            elif not _is_utf8(str(path.relative_to(root))):
+                skipped["name is not UTF-8"] += 1
             elif not stat.S_ISREG(mode):
                 skipped["not a regular file"] += 1
             else:
                 found.append(path)
     yield from sorted(found, key=lambda path: path.relative_to(root).parts)
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether the file's name is text; Python stands bytes that are none in as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _suffix(name: str) -> str:
@@ -123,7 +130,9 @@ def _read(path: Path, min_length: int) -> tuple[str | None, str]:
 
 def _nothing(root: Path, config: SdgConfig, skipped: Counter[str], suffixes: Counter[str]) -> str:
     if not suffixes:
-        return f"corpus {root} holds no files: give a directory with documents"
+        found = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
+        left_out = f" that can be read ({found})" if found else ""
+        return f"corpus {root} holds no files{left_out}: give a directory with documents"
     if not set(suffixes) & {extension or "(none)" for extension in config.extensions}:
         found = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))
         return (
