@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,11 +14,10 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from components.core.encoder import bidirectional  # noqa: F401  registers llama_bidirec
-from components.core.encoder.config import EncoderConfig, read_encoder
+from components.core.encoder.config import EncoderConfig, base_model_directory, read_encoder
 from components.core.encoder.model import Encoder
 from components.core.errors import ActionNeeded, InputError
 
-_PACKAGE = "package:"
 transformers_logging.disable_progress_bar()
 
 
@@ -61,18 +59,6 @@ def save_checkpoint(encoder: Encoder, directory: Path) -> None:
     encoder.tokenizer.save_pretrained(directory)
     encoder.config.write(directory)
     _write_sentence_transformers(encoder, directory)
-
-
-def base_model_directory(config: EncoderConfig) -> str:
-    """``base_model`` as a directory, or as the hub name it is."""
-    name = config.base_model
-    if name.startswith(_PACKAGE):
-        package, _, inside = name.removeprefix(_PACKAGE).partition("/")
-        try:
-            return str(importlib.resources.files(package).joinpath(inside))
-        except ModuleNotFoundError:
-            raise InputError(f"base_model {name}: the package {package} is not installed: pip install it") from None
-    return name
 
 
 def _load(source: str, config: EncoderConfig, device: torch.device | None, dtype: torch.dtype | None) -> Encoder:

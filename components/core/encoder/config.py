@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from components.core.errors import InputError
 from components.core.settings import Settings, load, setting
 
 ENCODER_FILE = "encoder.json"
+_PACKAGE = "package:"
 Kind = Literal["query", "passage"]
 
 
@@ -78,3 +80,15 @@ def read_encoder(directory: Path) -> EncoderConfig:
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): write it again") from None
     return load(EncoderConfig, values, stage=str(path))
+
+
+def base_model_directory(config: EncoderConfig) -> str:
+    """``base_model`` as a directory, or as the hub name it is."""
+    name = config.base_model
+    if name.startswith(_PACKAGE):
+        package, _, inside = name.removeprefix(_PACKAGE).partition("/")
+        try:
+            return str(importlib.resources.files(package).joinpath(inside))
+        except ModuleNotFoundError:
+            raise InputError(f"base_model {name}: the package {package} is not installed: pip install it") from None
+    return name
