@@ -2,31 +2,41 @@
 
 python pipeline.py compile            write manifests/pipelines/*.yaml
 python pipeline.py compile --check    exit 2 when a committed file is not what would be written
+python pipeline.py submit             start a run on a Kubeflow Pipelines server, and follow it with --wait
+python pipeline.py upload             make a version of the pipeline on the server
+python pipeline.py schedule           create, list, pause, resume or delete recurring runs
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import inspect
+import logging
 import os
 import re
 import sys
 import tempfile
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import kfp
+import yaml
 from kfp import compiler, dsl, kubernetes
 
 from components import __version__
 from components.core.artifacts import ARTIFACTS
 from components.core.encoder.config import EncoderConfig
-from components.core.errors import InputError, StageError
-from components.core.kfp_io import ENCODER_OVERRIDES, OVERRIDES
+from components.core.errors import ActionNeeded, InputError, StageError, Transient
+from components.core.kfp_io import ENCODER_OVERRIDES, OVERRIDES, settings_of
 from components.core.settings import Settings, is_optional, parse_text
 from components.core.stage import Stage
+from components.kubeflow import Launch, Server, asking
 from components.plan import Plan, find_setting, form_settings, make_plan, resolve, values_for
 from components.profiles import PROFILES
 from components.stages import NAMES, STAGES
@@ -51,6 +61,7 @@ NODE_LABELS: dict[str, dict[str, dict[str, str]]] = {
     },
 }
 NO_GPU = "none"
+SERVING_NODE_SELECTOR = "serving_node_selector"
 GPU_TOLERATIONS = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 NO_DEFAULT = inspect.Parameter.empty
 
@@ -286,23 +297,76 @@ def _with_signature(function: Callable, name: str, parameters: Iterable[tuple[st
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return the exit code: 0 done, 2 bad input or a stale file."""
+    """Run the command; return the exit code: 0 done, 2 bad input or a stale file, 3 a person must act, 75 try again."""
     args = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     try:
-        return _compile(args)
+        return args.run(args)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted; a run that was started goes on", file=sys.stderr)
+        return Transient.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pipeline.py", description="Stages as Kubeflow pipelines.")
     commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser("compile", help="Write the pipelines as YAML", allow_abbrev=False)
+    sub = _command(commands, "compile", _compile, "Write the pipelines as YAML")
     sub.add_argument("--from", dest="starts", action="append", choices=NAMES, help="only this start (default: each)")
-    sub.add_argument("--to", dest="end", choices=NAMES, default=NAMES[-1], help="last stage (default: deploy)")
+    _add_compile_options(sub)
     sub.add_argument("--out", type=Path, default=PIPELINES, metavar="DIR", help="default: manifests/pipelines")
     sub.add_argument("--check", action="store_true", help="write nothing; exit 2 when a file in DIR differs")
+
+    sub = _command(commands, "submit", _submit, "Start a run")
+    _add_run_options(sub)
+    sub.add_argument("--run-name", metavar="NAME", help="default: the pipeline's name and the time")
+    sub.add_argument("--wait", action="store_true", help="follow the run; exit 3 when it does not succeed")
+    sub.add_argument("--timeout", type=float, default=86400, metavar="SECONDS", help="of --wait (default: a day)")
+    sub.add_argument("--dry-run", action="store_true", help="check the parameters and show them; start nothing")
+
+    sub = _command(commands, "upload", _upload, "Make a version of the pipeline on the server")
+    _add_start(sub)
+    _add_compile_options(sub)
+    _add_server_options(sub)
+    sub.add_argument("--version", default=__version__, help=f"name of the version (default: {__version__})")
+
+    schedules = commands.add_parser("schedule", help="Recurring runs").add_subparsers(dest="action", required=True)
+    sub = _command(schedules, "create", _schedule, "Create a recurring run, or change the one of that name")
+    sub.add_argument("name", help="name of the recurring run")
+    sub.add_argument(
+        "--cron", required=True, help="when: six fields, seconds first, or the usual five; UTC: '0 2 * * *'"
+    )
+    sub.add_argument("--version", default=__version__, help=f"version of the pipeline to pin (default: {__version__})")
+    _add_run_options(sub)
+    sub = _command(schedules, "list", _list_schedules, "Every recurring run of the experiment")
+    _add_server_options(sub, experiment=True)
+    for action, change, text in (
+        ("pause", "disable", "Start no more runs"),
+        ("resume", "enable", "Start runs again"),
+        ("delete", "delete", "Forget a recurring run; its runs stay"),
+    ):
+        sub = _command(schedules, action, _change_schedule, text)
+        sub.add_argument("name", help="name of the recurring run")
+        sub.set_defaults(change=change)
+        _add_server_options(sub, experiment=True)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
+    sub = commands.add_parser(name, help=text, description=f"{text}.", allow_abbrev=False)
+    sub.set_defaults(run=run)
+    return sub
+
+
+def _add_start(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--from", dest="start", choices=NAMES, default=NAMES[0], help="first stage (default: sdg)")
+
+
+def _add_compile_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--to", dest="end", choices=NAMES, default=NAMES[-1], help="last stage (default: deploy)")
     sub.add_argument("--profile", choices=sorted(PROFILES), default="llama", help="defaults of the run form")
     sub.add_argument(
         "--node-labels",
@@ -310,18 +374,41 @@ def _parser() -> argparse.ArgumentParser:
         default="gfd",
         help="how nodes name their GPU: GPU feature discovery, GKE, EKS with Karpenter; none asks for no GPU",
     )
+    optional = ", ".join(dict.fromkeys(name for stage in STAGES for name in stage.optional_inputs))
     sub.add_argument(
         "--with",
         dest="extra",
         action="append",
         default=[],
         metavar="ARTIFACT",
-        help="ask for an optional artifact as well (golden_eval); pipelines that cannot take it are left as they are",
+        help=f"ask for an optional artifact as well ({optional}); pipelines that cannot take it are left as they are",
     )
     sub.add_argument(
         "--set", dest="given", action="append", default=[], metavar="NAME=VALUE", help="another default in the form"
     )
-    return parser
+
+
+def _add_run_options(sub: argparse.ArgumentParser) -> None:
+    """Options of what starts runs, now or by the clock."""
+    sub.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="fields of the run form, corpus_uri=s3://...")
+    sub.add_argument("--params", type=Path, metavar="FILE", help="the same as a YAML file; the command line wins")
+    _add_start(sub)
+    _add_compile_options(sub)
+    sub.add_argument("--pipeline-root", metavar="URI", help="where artifacts go (default: the server's)")
+    sub.add_argument("--service-account", metavar="NAME", help="of the run's pods (default: the server's)")
+    _add_server_options(sub, experiment=True)
+
+
+def _add_server_options(sub: argparse.ArgumentParser, *, experiment: bool = False) -> None:
+    sub.add_argument(
+        "--host",
+        metavar="URL",
+        help="of the API (default: KF_PIPELINES_ENDPOINT, the cluster around, or kubectl's context); KFP_TOKEN holds "
+        "the token or KFP_COOKIES Dex's session, and in a pod the service account's token serves",
+    )
+    sub.add_argument("--namespace", help="of your profile; none on a server for one user")
+    if experiment:
+        sub.add_argument("--experiment", default="nemotron-embed", help="default: nemotron-embed")
 
 
 def _compile(args: argparse.Namespace) -> int:
@@ -341,6 +428,152 @@ def _compile(args: argparse.Namespace) -> int:
     return 0
 
 
+def _submit(args: argparse.Namespace) -> int:
+    plan, options, given = _run_of(args)
+    name = args.run_name or f"{pipeline_name(plan)} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    if args.dry_run:
+        print(yaml.safe_dump(given, sort_keys=False), end="")
+        return 0
+    server = _server(args)
+    run_id = server.start(name, compiled(plan, options), _launch(args, given))
+    if not args.wait:
+        return 0
+    state = server.wait(run_id, timeout=args.timeout, show=lambda line: print(line, flush=True))
+    if state != "SUCCEEDED":
+        raise ActionNeeded(f"run {run_id} ended as {state}: its page shows the task and its log")
+    return 0
+
+
+def _upload(args: argparse.Namespace) -> int:
+    plan, options = _chosen(args)
+    name = pipeline_name(plan)
+    version = _server(args).upload(name, compiled(plan, options), version=args.version)
+    print(f"{name} {args.version}: {'uploaded' if version.created else 'is there already'}")
+    return 0
+
+
+def _schedule(args: argparse.Namespace) -> int:
+    plan, options, given = _run_of(args)
+    cron = _cron(args.cron)
+    server = _server(args)
+    version = server.upload(pipeline_name(plan), compiled(plan, options), version=args.version)
+    changed = server.schedule(args.name, version, cron, _launch(args, given))
+    print(f"{args.name}: {'scheduled' if changed else 'is scheduled so already'} ({cron})")
+    return 0
+
+
+def _list_schedules(args: argparse.Namespace) -> int:
+    for name, cron, mode, given in _server(args).schedules(args.experiment):
+        print(f"{name}  {cron}  {'paused' if mode == 'DISABLE' else 'active'}  {given.get('corpus_uri', '')}".rstrip())
+    return 0
+
+
+def _change_schedule(args: argparse.Namespace) -> int:
+    _server(args).change_schedule(args.name, args.experiment, args.change)
+    print(f"{args.name}: {args.change}d")
+    return 0
+
+
+def _server(args: argparse.Namespace) -> Server:
+    """Credentials come from the environment only: arguments are seen by every user of the machine."""
+    with warnings.catch_warnings(), asking("connecting"):
+        warnings.simplefilter("ignore")
+        client = kfp.Client(
+            host=args.host,
+            namespace=args.namespace or "kubeflow",
+            existing_token=os.environ.get("KFP_TOKEN"),
+            cookies=os.environ.get("KFP_COOKIES"),
+        )
+    return Server(client, args.namespace)
+
+
+def _launch(args: argparse.Namespace, given: Mapping[str, Any]) -> Launch:
+    return Launch(args.experiment, given, args.pipeline_root, args.service_account)
+
+
+def _cron(text: str) -> str:
+    """Six fields for KFP. Raises InputError for what is no cron expression."""
+    fields = text.split()
+    if len(fields) == 5:
+        fields.insert(0, "0")
+    if len(fields) != 6 or not all(re.fullmatch(r"[\w*/,?#-]+", field) for field in fields):
+        raise InputError(
+            f"--cron '{text}': expected five fields, or six with seconds first: '0 2 * * *' is daily at two"
+        )
+    return " ".join(fields)
+
+
+def _run_of(args: argparse.Namespace) -> tuple[Plan, Options, dict[str, Any]]:
+    """The chosen pipeline and what its form is filled in with."""
+    plan, options = _chosen(args)
+    texts = _parameter_file(args.params) if args.params else {}
+    for text in args.parameters:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"'{text}': expected NAME=VALUE")
+        texts[name] = value
+    return plan, options, arguments(plan, options, texts)
+
+
+def _parameter_file(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected names and values")
+    return {str(name): value for name, value in found.items()}
+
+
+def arguments(plan: Plan, options: Options, given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` as arguments of the run, checked by the stages' own models; texts are read as on the command line.
+
+    Raises InputError for unknown and missing fields and for values that a stage would refuse.
+    """
+    fields = {name: (kind, default) for name, kind, default in _form(plan, options)}
+    values = {}
+    for name, value in given.items():
+        if name not in fields:
+            close = difflib.get_close_matches(name, list(fields), n=1)
+            raise InputError(f"the form has no field '{name}'" + (f": did you mean '{close[0]}'?" if close else ""))
+        kind = fields[name][0]
+        values[name] = value if kind is str or not isinstance(value, str) else _read(name, value)
+        if not isinstance(values[name], (int, float) if kind is float else kind):
+            raise InputError(f"{name} = {value!r}: expected {_KINDS.get(kind, kind.__name__)}")
+    missing = [name for name, (_, default) in fields.items() if default is NO_DEFAULT and not values.get(name)]
+    if missing:
+        raise InputError(f"{', '.join(missing)}: give the address as NAME=URI")
+    filled = {name: default for name, (_, default) in fields.items()} | values
+    for stage in plan.stages:
+        parameters = {name: filled[name] for name in form_settings([stage])}
+        parameters |= {name: filled[_override_parameter(stage, name)] for name in _override_inputs(stage)}
+        settings_of(stage, parameters)
+    return values
+
+
+_KINDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "a mapping",
+    list: "a list",
+}
+
+
+def _read(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"{name} = '{text}': expected YAML") from None
+
+
+def _chosen(args: argparse.Namespace) -> tuple[Plan, Options]:
+    """The one pipeline that ``args`` choose."""
+    ((plan, configs),) = _requested(argparse.Namespace(**{**vars(args), "starts": [args.start]}))
+    return plan, Options(configs, images(), args.node_labels)
+
+
 def _requested(args: argparse.Namespace) -> list[tuple[Plan, dict[str, Settings]]]:
     """Every plan to compile with its settings.
 
@@ -356,6 +589,10 @@ def _requested(args: argparse.Namespace) -> list[tuple[Plan, dict[str, Settings]
             raise InputError(f"--with {name}: no chosen stage takes it from outside")
     given = dict(_assignment(text) for text in args.given)
     chosen = [stage for stage in STAGES if any(stage in plan.stages for plan in plans)]
+    if any(SERVING_NODE_SELECTOR in stage.config.model_fields for stage in chosen):
+        # The model that deploy starts runs on nodes of the same cluster.
+        labels = {} if args.node_labels == NO_GPU else NODE_LABELS[args.node_labels]["A100"]
+        given = {SERVING_NODE_SELECTOR: labels} | given
     resolve(chosen, profile_name=args.profile, given=given)
     return [(plan, resolve(plan.stages, profile_name=args.profile, given=_meant_for(plan, given))) for plan in plans]
 
