@@ -52,7 +52,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
         number = 0
         for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
             for record in batch.to_pylist():
-                yield f"{path.name}[{number}]", record
+                # A table has every column in every row: what is null here is absent elsewhere.
+                yield f"{path.name}[{number}]", {name: value for name, value in record.items() if value is not None}
                 number += 1
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())

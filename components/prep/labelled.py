@@ -36,11 +36,11 @@ def _add_passage(
     name, text = record.get("id", record.get("_id")), record["text"]
     if not isinstance(text, str):
         raise InputError(f"{where}: expected a text under 'text', found {text!r}")
-    if not isinstance(name, str) or not name or name in passages:
-        wrong = f"{name!r} is repeated" if isinstance(name, str) and name else f"found {name!r}"
-        raise InputError(f"{where}: expected an id of its own for the passage, {wrong}")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{where}: expected an id of its own for the passage, found {name!r}")
     document = _document(record, name, where)
-    passages[name] = text, document
+    if passages.setdefault(name, (text, document)) != (text, document):
+        raise InputError(f"{where}: the id {name!r} is another passage's too: give every passage an id of its own")
     if text.strip():
         records.add_passage(text, document)
         records.place(document, record, where, rules)

@@ -68,7 +68,7 @@ def run(
     mined = [found for _, found in trained]
     if without:
         parts.dropped["no passage may be its hard negative"] += without
-    rows = write_training_data(training_data, parts.train, mined, parts.val, parts.training_passages)
+    rows = write_training_data(training_data, parts.train, mined, parts.val, parts.training_passages, records.passages)
     config.encoder().write(training_data)
     if frozen_eval:
         copy_frozen(frozen_eval, eval_data)

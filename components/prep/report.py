@@ -160,7 +160,7 @@ def _scores(mined: Sequence[Mined]) -> Markup:
         "Scores",
         legend(_SERIES),
         bar_chart(
-            "Share of the scores from each bin's value on", groups, _SERIES, [shares(positives), shares(negatives)]
+            "Share of the scores, by the lowest of each bin", groups, _SERIES, [shares(positives), shares(negatives)]
         ),
         table(["", "Pairs", "Lowest", "Median", "Highest"], rows),
     )

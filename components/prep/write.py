@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,19 @@ def passage_id(text: str) -> str:
 
 
 def write_training_data(
-    directory: Path, train: Sequence[Example], mined: Sequence[Mined], val: Sequence[Example], passages: Sequence[str]
+    directory: Path,
+    train: Sequence[Example],
+    mined: Sequence[Mined],
+    val: Sequence[Example],
+    passages: Sequence[str],
+    documents: Mapping[str, Sequence[str]] | None = None,
 ) -> int:
     """Write the training data; return the number of training records.
 
-    A question with several positives becomes one record for each, with the same negatives.
+    A question with several positives becomes one record for each, with the same negatives. ``documents`` are those
+    that hold a passage; the first is written beside it, unless it is named after the passage itself.
     """
+    documents = documents or {}
     directory.mkdir()
     rows = []
     for number, (example, found) in enumerate(zip(train, mined, strict=True)):
@@ -48,7 +55,16 @@ def write_training_data(
     _write_json(directory / "val.json", validation)
     texts = sorted({*passages, *(text for example in val for text in example.positives)})
     (directory / "corpus").mkdir()
-    table = pa.table({"id": [passage_id(text) for text in texts], "text": texts})
+    holders = [next(iter(documents.get(text, ())), text) for text in texts]
+    table = pa.table(
+        {
+            "id": [passage_id(text) for text in texts],
+            "text": texts,
+            "document": pa.array(
+                [None if name == text else name for name, text in zip(holders, texts, strict=True)], pa.string()
+            ),
+        }
+    )
     pq.write_table(table, directory / "corpus" / "train.parquet", compression="zstd")
     about = {"corpus_id": _CORPUS_ID, "class": "TextQADataset"}
     (directory / "corpus" / "merlin_metadata.json").write_text(json.dumps(about) + "\n", encoding="utf-8")

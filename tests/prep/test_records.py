@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from components.core.errors import InputError
 from components.prep.read import read_records
 from components.prep.records import Records, Rules
 
@@ -76,21 +75,3 @@ def test_labelled_record(tmp_path: Path) -> None:
     (example,) = read(tmp_path, record).examples
     assert (example.positives, example.negatives, example.document) == (("p\u2028q", "r"), ("n",), "d")
     assert example.metadata == {"score": 8, "by": "us", "source": "records"}
-
-
-def test_b13_a_failed_cell_does_not_abort_the_conversion(tmp_path: Path) -> None:
-    records = read(
-        tmp_path,
-        generated(pair("one?"), qa_evaluations=None),
-        generated(deduplicated_qa_pairs=None, qa_evaluations=None),
-    )
-    assert [example.query for example in records.examples] == ["one?"]
-
-
-def test_b14_all_pairs_below_the_threshold_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"2 x score below quality_threshold.*1 of 3 to 4, 1 of 5 to 6.*\(7\) to 5"):
-        read(tmp_path, generated(pair("one?"), pair("two?"), scores=[3, 5]))
-
-
-def test_b15_labelled_records_need_no_judge(tmp_path: Path) -> None:
-    assert len(read(tmp_path, {"query": "a?", "positive": "b"}).examples) == 1

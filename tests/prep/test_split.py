@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.core.errors import InputError
 from components.prep.records import Example, Records
 from components.prep.split import split
 
@@ -73,3 +74,65 @@ def test_shares_are_those_asked_for_and_the_seed_decides_which() -> None:
     parts = split(records, train_ratio=0.7, val_ratio=0.1, seed=1)
     assert [len(parts.train), len(parts.val), len(parts.test)] == [70, 10, 20]
     assert split(records, train_ratio=0.7, val_ratio=0.1, seed=2).train != parts.train
+
+
+def dated(count: int) -> Records:
+    records = Records()
+    for n in range(count):
+        records.add_passage(f"passage {n}", f"document {n}")
+        records.examples.append(Example(f"question {n}", (f"passage {n}",), f"document {n}"))
+        records.times[f"document {n}"] = float(n)
+    return records
+
+
+def numbers(side: list[Example]) -> list[int]:
+    return sorted(int(example.document.split()[1]) for example in side)
+
+
+def test_by_time_the_oldest_train_and_the_newest_test() -> None:
+    parts = split(dated(50), train_ratio=0.7, val_ratio=0.1, seed=1, by_time=True)
+    assert numbers(parts.train) == list(range(35))
+    assert numbers(parts.val) == list(range(35, 40))
+    assert numbers(parts.test) == list(range(40, 50))
+
+
+def test_by_time_a_group_is_as_new_as_its_newest_document() -> None:
+    records = dated(50)
+    records.groups["series"] = {"document 0", "document 49"}
+    parts = split(records, train_ratio=0.8, val_ratio=0.0, seed=1, by_time=True)
+    assert 0 in numbers(parts.test)
+    del records.times["document 7"]
+    with pytest.raises(InputError, match="document 7' has no time: give every record the field split_time_field"):
+        split(records, train_ratio=0.8, val_ratio=0.0, seed=1, by_time=True)
+
+
+def test_named_groups_stay_together() -> None:
+    records = dated(60)
+    for n in range(60):
+        records.groups.setdefault(f"team={n % 12}", set()).add(f"document {n}")
+    parts = split(records, train_ratio=0.5, val_ratio=0.25, seed=1)
+    teams = [{n % 12 for n in numbers(side)} for side in (parts.train, parts.val, parts.test)]
+    assert [len(side) for side in teams] == [6, 3, 3]
+    assert len(set.union(*teams)) == 12
+
+
+@pytest.mark.parametrize("by_time", [False, True])
+@pytest.mark.parametrize("documents", [3, 4, 7])
+def test_every_side_gets_a_document_and_a_large_one_trains(documents: int, by_time: bool) -> None:
+    records = dated(documents)
+    records.examples += [Example(f"more {n}", ("passage 0",), "document 0") for n in range(100)]
+    parts = split(records, train_ratio=0.8, val_ratio=0.1, seed=3, by_time=by_time)
+    assert parts.train and parts.val and parts.test
+    assert 0 in numbers(parts.train)
+
+
+def test_a_given_negative_of_a_held_out_document_is_left_out() -> None:
+    records = dated(10)
+    parts = split(records, train_ratio=0.8, val_ratio=0.0, seed=1)
+    held, trained = parts.test[0].positives[0], parts.train[0]
+    place = records.examples.index(trained)
+    records.examples[place] = Example(trained.query, trained.positives, trained.document, (held, "own"))
+    records.add_passage("own", trained.document)
+    again = split(records, train_ratio=0.8, val_ratio=0.0, seed=1)
+    assert [e.negatives for e in again.train if e.query == trained.query] == [("own",)]
+    assert again.withheld_negatives == 1

@@ -1,0 +1,203 @@
+"""The same questions in every kind of input are read as the same examples, alone and mixed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from components.core.errors import InputError
+from components.prep.read import read_records
+from components.prep.records import Records, Rules
+
+QUESTIONS = [("why?", ["because"], "d1"), ("how?", ["so", "like this"], "d2")]
+PASSAGES = [("p1", "because", "d1"), ("p2", "so", "d2"), ("p3", "like this", "d2"), ("p4", "unasked", "d3")]
+
+
+def generated(**other: Any) -> list[dict[str, Any]]:
+    found = []
+    for document in ("d1", "d2", "d3"):
+        texts = [text for _, text, holder in PASSAGES if holder == document]
+        pairs = [
+            {"question": query, "segment_ids": [texts.index(text) + 1 for text in answers], "query_type": "multi_hop"}
+            for query, answers, holder in QUESTIONS
+            if holder == document
+        ]
+        found.append(
+            {
+                "file_name": [document],
+                "source_id": document,
+                "chunks": [{"chunk_id": n, "text": text} for n, text in enumerate(texts, 1)],
+                "deduplicated_qa_pairs": pairs,
+                "qa_evaluations": {"evaluations": [{"overall": {"score": 8.0}} for _ in pairs]},
+                **other,
+            }
+        )
+    return found
+
+
+def plain() -> list[dict[str, Any]]:
+    rows = [{"query": query, "positive": answers, "document": document} for query, answers, document in QUESTIONS]
+    return [*rows, {"id": "p4", "text": "unasked", "document": "d3"}]
+
+
+def by_id() -> list[dict[str, Any]]:
+    """Questions before the passages that they name."""
+    names = {text: name for name, text, _ in PASSAGES}
+    rows = [{"query": query, "positive_id": [names[text] for text in answers]} for query, answers, _ in QUESTIONS]
+    return [*rows, *({"id": name, "text": text, "document": document} for name, text, document in PASSAGES)]
+
+
+def write(directory: Path, kind: str) -> None:
+    lines = {"sdg.jsonl": generated, "plain.jsonl": plain, "ids.jsonl": by_id}
+    if kind in lines:
+        (directory / kind).write_text("".join(json.dumps(one) + "\n" for one in lines[kind]()), encoding="utf-8")
+    elif kind == "sdg.json":
+        (directory / "generated_batch0_0_3.json").write_text(json.dumps(generated()), encoding="utf-8")
+    elif kind == "sdg.parquet":
+        pq.write_table(pa.Table.from_pylist(generated()), directory / kind)
+    elif kind == "cells of text.parquet":
+        cells = ("chunks", "deduplicated_qa_pairs", "qa_evaluations")
+        rows = [{k: json.dumps(v) if k in cells else v for k, v in one.items()} for one in generated()]
+        pq.write_table(pa.Table.from_pylist(rows), directory / kind)
+    elif kind == "plain.parquet":
+        columns = {name: None for row in plain() for name in row}
+        pq.write_table(pa.Table.from_pylist([columns | row for row in plain()]), directory / kind)
+    elif kind == "automodel":
+        (directory / "corpus").mkdir()
+        rows = [{"id": name, "text": text} for name, text, _ in PASSAGES]
+        pq.write_table(pa.Table.from_pylist(rows), directory / "corpus" / "train.parquet")
+        names = {text: name for name, text, _ in PASSAGES}
+        data = [
+            {"question": query, "pos_doc": [{"id": names[text]} for text in answers], "neg_doc": [{"id": "p4"}]}
+            for query, answers, _ in QUESTIONS
+        ]
+        content = {"corpus": {"path": "./corpus/"}, "data": data}
+        (directory / "train.json").write_text(json.dumps(content), encoding="utf-8")
+    else:
+        write_beir(directory if kind == "beir" else directory / "collection")
+
+
+def write_beir(folder: Path) -> None:
+    """The first question is judged in train.tsv, the second in test.tsv."""
+    (folder / "qrels").mkdir(parents=True)
+    corpus = [{"_id": name, "text": text, "metadata": {"document": holder}} for name, text, holder in PASSAGES]
+    queries = [{"_id": f"q{n}", "text": query} for n, (query, _, _) in enumerate(QUESTIONS)]
+    for name, rows in (("corpus", corpus), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    judged = [["q0\tp1\t1", "q0\tp2\t0"], ["q1\tp2\t1", "q1\tp3\t2"]]
+    for split, lines in zip(("train", "test"), judged, strict=True):
+        text = "\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n"
+        (folder / "qrels" / f"{split}.tsv").write_text(text, encoding="utf-8")
+
+
+def asked(records: Records) -> set[tuple[str, frozenset[str]]]:
+    return {(example.query, frozenset(example.positives)) for example in records.examples}
+
+
+EXPECTED = {(query, frozenset(answers)) for query, answers, _ in QUESTIONS}
+KINDS = [
+    "sdg.jsonl", "sdg.json", "sdg.parquet", "cells of text.parquet", "plain.jsonl", "plain.parquet", "ids.jsonl",
+    "automodel", "beir", "collection",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_gives_the_same_examples(tmp_path: Path, kind: str) -> None:
+    write(tmp_path, kind)
+    records = read_records(tmp_path, Rules())
+    assert asked(records) == EXPECTED
+    assert set(records.passages) == {text for _, text, _ in PASSAGES}
+    if kind != "automodel":
+        assert {text: set(holders) for text, holders in records.passages.items()} == {
+            text: {holder} for _, text, holder in PASSAGES
+        }
+        assert {example.query: example.document for example in records.examples} == {"why?": "d1", "how?": "d2"}
+
+
+def test_kinds_may_be_mixed_and_a_question_knows_its_source(tmp_path: Path) -> None:
+    for kind in ("sdg.jsonl", "plain.parquet", "ids.jsonl", "collection"):
+        write(tmp_path, kind)
+    records = read_records(tmp_path, Rules())
+    assert asked(records) == EXPECTED
+    assert len(records.examples) == 8
+    assert {e.metadata["source"] for e in records.examples} == {"generated", "plain", "ids", "collection"}
+
+
+def test_of_several_generations_the_one_that_the_handoff_names_is_read(tmp_path: Path) -> None:
+    write(tmp_path, "sdg.jsonl")
+    old = [{**one, "source_id": f"old {one['source_id']}"} for one in generated()]
+    (tmp_path / "sdg_20260101.jsonl").write_text("".join(json.dumps(one) + "\n" for one in old), encoding="utf-8")
+    write(tmp_path, "plain.parquet")
+    handoff = {"dataset_name": "sdg", "output_path": "sdg.jsonl", "schema_version": 1}
+    (tmp_path / "generation_result.json").write_text(json.dumps(handoff), encoding="utf-8")
+    records = read_records(tmp_path, Rules())
+    assert {example.document for example in records.examples} == {"d1", "d2"}
+    assert len(records.examples) == 4
+    (tmp_path / "sdg.jsonl").unlink()
+    with pytest.raises(InputError, match=r"names sdg\.jsonl, which is not there"):
+        read_records(tmp_path, Rules())
+
+
+def test_a_bundle_keeps_its_documents_together(tmp_path: Path) -> None:
+    one = generated()[1]
+    one |= {"source_id": "5f3a", "bundle_members": ["a", "b"], "is_multi_doc": True}
+    one["chunks"] = [{**chunk, "doc_id": name} for chunk, name in zip(one["chunks"], ("a", "b"), strict=True)]
+    (tmp_path / "sdg.json").write_text(json.dumps([one]), encoding="utf-8")
+    records = read_records(tmp_path, Rules())
+    assert records.passages == {"so": ["a"], "like this": ["b"]}
+    assert {"5f3a", "a", "b"} in records.groups.values()
+
+
+def test_group_and_time_come_from_the_record_or_its_metadata(tmp_path: Path) -> None:
+    rows = [
+        {"query": "a?", "positive": "a", "document": "d1", "team": "red", "written": "2026-01-31"},
+        {"query": "b?", "positive": "b", "document": "d2", "metadata": {"team": "red", "written": 1769817600}},
+        {"id": "p", "text": "c", "document": "d3", "team": 4, "written": "2026-02-01T00:00:00+00:00"},
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    records = read_records(tmp_path, Rules(group_field="team", time_field="written"))
+    assert records.groups == {"team=red": {"d1", "d2"}, "team=4": {"d3"}}
+    assert set(records.times) == {"d1", "d2", "d3"}
+    assert records.times["d2"] < records.times["d3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "[1, 2]", r"a\.json\[0\] is int: expected a record"),
+        ("a.json", "{broken", r"a\.json is not JSON"),
+        ("a.json", "[" * 100_000, r"a\.json is not JSON"),
+        ("a.parquet", "no parquet", r"a\.parquet cannot be read as Parquet"),
+        ("a.jsonl", '{"query": "a", "positive_id": "x"}\n', r"a\.jsonl:1: positive_id names 'x', and no passage"),
+        (
+            "a.jsonl",
+            '{"id": "x", "text": "t"}\n{"id": "x", "text": "u"}\n',
+            r"a\.jsonl:2: the id 'x' is another",
+        ),
+        ("a.jsonl", '{"source_id": "d", "chunks": "[]]"}\n', r"a\.jsonl:1: chunks is text that is not JSON"),
+        ("a.jsonl", '{"source_id": "d", "chunks": 7}\n', r"a\.jsonl:1: expected source_id and chunks"),
+        ("a.jsonl", '{"chunks": []}\n', r"a\.jsonl:1: expected source_id and chunks"),
+        ("a.jsonl", '{"query": "a", "positive": "b", "written": "soon"}\n', r"a\.jsonl:1: written must be a number or"),
+        ("a.txt", "text", "holds no .jsonl, .json, .parquet file and no BEIR folder"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line_with_its_place(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=message) as raised:
+        read_records(tmp_path, Rules(time_field="written"))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_beir_folder_that_judges_documents_is_refused(tmp_path: Path) -> None:
+    write_beir(tmp_path)
+    shutil.rmtree(tmp_path / "qrels")
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td1\t1\n", encoding="utf-8")
+    with pytest.raises(InputError, match="judges documents: training needs the passages that answer"):
+        read_records(tmp_path, Rules())
