@@ -79,8 +79,10 @@ class DeployConfig(Settings):
     serving_run_as_user: int | None = setting(
         None, "User id of serving pods; null is the image's usual one (NIM 1000, ONNX server 10001)", gt=0
     )
-    image_pull_secret: str = setting("ngc-pull", "Secret that pulls the image; empty for none", pattern=rf"{_LABEL}|^$")
-    ngc_secret: str = setting(
+    image_pull_secret_name: str = setting(
+        "ngc-pull", "Secret that pulls the image; empty for none", pattern=rf"{_LABEL}|^$"
+    )
+    ngc_secret_name: str = setting(
         "ngc-api", "Secret with the key NGC_API_KEY, which a NIM reads when it is there", pattern=rf"{_LABEL}|^$"
     )
     rollout_timeout: float = setting(1800.0, "Seconds until a release must be ready in the cluster", gt=0)

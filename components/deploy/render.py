@@ -130,8 +130,8 @@ def _runtime(
         "containers": [_container(config, bundle, contract)],
         "volumes": _volumes(config, contract),
     }
-    if config.image_pull_secret:
-        spec["imagePullSecrets"] = [{"name": config.image_pull_secret}]
+    if config.image_pull_secret_name:
+        spec["imagePullSecrets"] = [{"name": config.image_pull_secret_name}]
     return _object("serving.kserve.io/v1alpha1", "ServingRuntime", name, labels, namespace, spec)
 
 
@@ -140,8 +140,8 @@ def _container(config: DeployConfig, bundle: Bundle, contract: Contract) -> Obje
         {"name": key, "value": value}
         for key, value in contract.environment(bundle, config.served_model_name).items()
     ]  # fmt: skip
-    if contract.is_nim and config.ngc_secret:
-        reference = {"name": config.ngc_secret, "key": "NGC_API_KEY", "optional": True}
+    if contract.is_nim and config.ngc_secret_name:
+        reference = {"name": config.ngc_secret_name, "key": "NGC_API_KEY", "optional": True}
         environment.append({"name": "NGC_API_KEY", "valueFrom": {"secretKeyRef": reference}})
     container: Object = {
         "name": "kserve-container",

@@ -139,7 +139,7 @@ def _container_faults(container: Object, config: DeployConfig, crashes: int, adv
         # The two reasons alternate: one text for both.
         where = container.get("image", "its image")
         yield Fault(
-            f"{name}: {where} cannot be pulled ({_PULL_FAILURES[0]}): check serving_image and image_pull_secret",
+            f"{name}: {where} cannot be pulled ({_PULL_FAILURES[0]}): check serving_image and image_pull_secret_name",
             config.failure_patience,
         )
     elif reason == "CreateContainerConfigError":

@@ -149,7 +149,7 @@ CASES: dict[str, tuple[Arrange, type[StageError], str]] = {
     "image cannot be pulled": (
         fate(pod=waiting("ImagePullBackOff", "unauthorized")),
         ActionNeeded,
-        "cannot be pulled .*: check serving_image and image_pull_secret",
+        "cannot be pulled .*: check serving_image and image_pull_secret_name",
     ),
     "image name is none": (fate(pod=waiting("InvalidImageName", "bad")), ActionNeeded, "InvalidImageName bad"),
     "crash loop": (fate(pod=crashed(1, 3)), ActionNeeded, "kserve-container ended 3 times, last with code 1"),

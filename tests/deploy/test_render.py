@@ -39,8 +39,8 @@ IMAGES: dict[str, dict[str, Any]] = {
         "serving_replicas": 3,
         "serving_service_account": "models-reader",
         "serving_run_as_user": 1234,
-        "image_pull_secret": "",
-        "ngc_secret": "",
+        "image_pull_secret_name": "",
+        "ngc_secret_name": "",
         "shm_size": "2Gi",
     },
 }
