@@ -53,7 +53,10 @@ class Autosave:
         if self._checkpoints is None or step == self._last_step:
             return
         self.wait()
-        self._running = self._pool.submit(self._checkpoints.save, step, *take())
+        started = time.monotonic()
+        tensors, about = take()
+        copied = time.monotonic() - started
+        self._running = self._pool.submit(self._write, self._checkpoints, step, tensors, about, copied)
         self._last_step, self._last_time = step, time.monotonic()
 
     def wait(self) -> bool:
@@ -66,6 +69,21 @@ class Autosave:
             self._running = None
             self._last_step = 0
         return error is None
+
+    def _write(
+        self,
+        checkpoints: Checkpoints,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        about: Mapping[str, Any],
+        copied: float,
+    ) -> None:
+        started = time.monotonic()
+        checkpoints.save(step, tensors, about)
+        _log.info(
+            "state after step %d saved: %.2f GB, copied in %.2f s, written in %.1f s beside the training",
+            step, sum(tensor.nbytes for tensor in tensors.values()) / 1e9, copied, time.monotonic() - started,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Wait, and end the thread."""

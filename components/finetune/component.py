@@ -10,6 +10,9 @@ from components.core.encoder.config import EncoderConfig
 from components.core.settings import setting
 from components.core.stage import Node, Secret, Stage
 
+# What obstore reads; AWS_ALLOW_HTTP=true is for a store inside the cluster without TLS.
+_S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ALLOW_HTTP")
+
 
 class FinetuneConfig(EncoderConfig):
     """Settings of finetune. Names and defaults are the recipe's where it has them."""
@@ -85,5 +88,9 @@ STAGE = Stage(
     outputs=("checkpoint", "training_report"),
     image="gpu",
     node=Node(gpu="H100", cpu="16", memory="128Gi", shared_memory="32Gi"),
-    secrets=(Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"),),
+    # Of checkpoint_uri only; workload identity needs none of the latter.
+    secrets=(
+        Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"),
+        *(Secret(env=name, name="checkpoints-s3", key=name) for name in _S3_VARIABLES),
+    ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path, traini
     Raises InputError for data that cannot be trained on or a batch that does not fit into memory, ActionNeeded when
     training diverges or ``checkpoint_uri`` cannot be written, Transient when interrupted. Nothing is published then.
     """
+    _check_alone()
     storage = open_storage(config.checkpoint_uri) if config.checkpoint_uri else None
     data = read_training_data(training_data, config.encoder())
     device = default_device()
@@ -90,6 +92,13 @@ def _validation_figures(selection: Selection) -> dict[str, Any]:
     values = dict(selection.history)
     base = {"base_val_ndcg_at_10": values[0]} if 0 in values else {}
     return {**base, "best_val_ndcg_at_10": selection.best, "best_step": selection.best_step}
+
+
+def _check_alone() -> None:
+    """Processes that a launcher starts side by side would each train, and write over each other's results."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started != "1":
+        raise InputError(f"WORLD_SIZE = {started}: finetune trains on one GPU: start it without torchrun or accelerate")
 
 
 def _check_dimensions(config: FinetuneConfig, encoder: Encoder) -> None:

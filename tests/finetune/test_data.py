@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
+from components.finetune.component import FinetuneConfig
 from components.finetune.data import batch_size, batches, read_training_data, steps
+from components.finetune.schedule import learning_rate
 from tests.finetune.training import TRAINING_FILE, records, texts, write_data
 
 Content = dict[str, Any]
@@ -178,6 +180,18 @@ def test_every_epoch_sees_every_example_once(examples: int, size: int, epochs: i
         rows = Counter(row for number, batch in seen if number == epoch for row in batch)
         assert rows == Counter(range(examples))
     assert seen == list(batches(examples, size, epochs, seed))
+
+
+def test_every_number_of_examples_up_to_600_is_trained_on_whole() -> None:
+    """With the default settings; the few examples that are left in the end make a batch of their own."""
+    config = FinetuneConfig()
+    for examples in range(1, 601):
+        size = batch_size(config.global_batch_size, examples)
+        total = steps(examples, size, config.num_epochs)
+        seen = list(batches(examples, size, config.num_epochs, config.seed))
+        assert len(seen) == total > 0
+        assert Counter(row for _, rows in seen for row in rows) == dict.fromkeys(range(examples), config.num_epochs)
+        assert all(0 < learning_rate(step, total, config) <= config.learning_rate for step in range(total))
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:

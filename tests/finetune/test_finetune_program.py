@@ -135,6 +135,14 @@ def test_any_number_of_examples_can_be_trained_on(tiny: Path, tmp_path: Path, ex
     assert all(math.isfinite(step["loss"]) for step in log(tmp_path))
 
 
+@pytest.mark.parametrize("ranks", ["2", "4", "8"])
+def test_several_processes_are_refused(tiny: Path, data: Path, tmp_path: Path, monkeypatch: Any, ranks: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    with pytest.raises(InputError, match=f"WORLD_SIZE = {ranks}: finetune trains on one GPU"):
+        finetune(tmp_path, data, settings(tiny))
+    assert not (tmp_path / "checkpoint").exists()
+
+
 def test_training_that_diverges_saves_nothing(tiny: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ActionNeeded, match=r"loss nan.*nothing was saved") as refused:
         finetune(tmp_path, data, settings(tiny, learning_rate=1e30, lr_warmup_steps=0))
