@@ -64,7 +64,7 @@ def look(cluster: Cluster, release: Release, config: DeployConfig) -> tuple[str,
         return "deleted", [Fault("somebody deleted its InferenceService meanwhile: run deploy again")]
     deployment = cluster.get("Deployment", f"{release.name}-predictor")
     pods = cluster.list("Pod", labels=",".join(f"{k}={v}" for k, v in pod_selector(release.name).items()))
-    faults = [*_service_faults(service), *_deployment_faults(deployment, config)]
+    faults = [*_deployment_faults(service, deployment, config)]
     for pod in pods:
         faults += _pod_faults(pod, config)
     return _waiting_for(service, deployment, release.model_digest), faults
@@ -99,19 +99,13 @@ def _conditions(thing: Object) -> list[Object]:
     return thing.get("status", {}).get("conditions", [])
 
 
-def _service_faults(service: Object) -> Iterator[Fault]:
-    model = service.get("status", {}).get("modelStatus", {})
-    if model.get("transitionStatus") == "InvalidSpec":
-        failure = model.get("lastFailureInfo", {})
-        yield Fault(f"KServe finds it invalid: {failure.get('reason', '')} {failure.get('message', '')}".strip())
-
-
-def _deployment_faults(deployment: Object | None, config: DeployConfig) -> Iterator[Fault]:
+def _deployment_faults(service: Object, deployment: Object | None, config: DeployConfig) -> Iterator[Fault]:
     if deployment is None:
-        yield Fault(
-            "KServe has made no Deployment for it: look whether its controller runs, and whether kserve_mode fits",
-            config.failure_patience,
-        )
+        # For a moment also of a good one, until the controller has seen its ServingRuntime.
+        failure = service.get("status", {}).get("modelStatus", {}).get("lastFailureInfo")
+        said = f" ({failure.get('reason', '')} {failure.get('message', '')})" if failure else ""
+        advice = "look whether its controller runs, and whether kserve_mode fits"
+        yield Fault(f"KServe has made no Deployment for it{said}: {advice}", config.failure_patience)
         return
     for condition in _conditions(deployment):
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True":

@@ -174,9 +174,12 @@ CASES: dict[str, tuple[Arrange, type[StageError], str]] = {
     "never ready": (fate(), ActionNeeded, r"not ready within 0.5 s \(0 of 1 pods available\): raise rollout_timeout"),
     "ready, but of other pods": (fate(stale=True), ActionNeeded, "waiting for its Deployment to be brought up to date"),
     "KServe finds it invalid": (
-        fate(service={"modelStatus": {"transitionStatus": "InvalidSpec", "lastFailureInfo": {"reason": "NoRuntime"}}}),
+        fate(
+            has_deployment=False,
+            service={"modelStatus": {"transitionStatus": "InvalidSpec", "lastFailureInfo": {"reason": "NoRuntime"}}},
+        ),
         ActionNeeded,
-        "KServe finds it invalid: NoRuntime",
+        r"KServe has made no Deployment for it \(NoRuntime \)",
     ),
     "KServe's controller is down": (fate(has_deployment=False), ActionNeeded, "KServe has made no Deployment"),
     "deleted by a person": (fate(vanishes=True), ActionNeeded, "somebody deleted its InferenceService"),

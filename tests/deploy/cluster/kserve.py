@@ -86,6 +86,8 @@ class Controller:
             return
         if fate.has_deployment:
             self._run(name, service, fate)
+        else:
+            self._store.set_status("inferenceservices", name, fate.service)
 
     def deleted(self, name: str) -> None:
         """Garbage collection."""
