@@ -66,7 +66,8 @@ def throughput(documents: int) -> dict[str, Any]:
             ledger_uri=str(Path(directory) / "ledger"),
         )
         used = time.process_time()
-        metrics = run(config, corpus=corpus, qa_pairs=Path(directory) / "qa_pairs")
+        outputs = {name: Path(directory) / name for name in ("qa_pairs", "generation_report")}
+        metrics = run(config, corpus=corpus, **outputs)
         used = time.process_time() - used
         found = counts(url)
     if metrics["paid_answers"] != found["requests"]:

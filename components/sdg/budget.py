@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.core.errors import ActionNeeded, InputError
+from components.sdg.chunking import parts
 from components.sdg.component import SdgConfig
 from components.sdg.prompts import ARTIFACT_KINDS, Messages, ask_for_artifacts, ask_for_pairs, ask_for_scores
 
@@ -123,14 +124,20 @@ def estimate(records: Sequence[dict[str, Any]], config: SdgConfig) -> Estimate:
     artifacts = {kind: [item] * config.max_artifacts_per_type for kind in ARTIFACT_KINDS}
     pair = {"question": "x" * 120, "answer": "x" * 240, "segment_ids": [1]}
     for record in records:
-        for role, messages in (
-            ("artifact_extraction", ask_for_artifacts(record["text"], config)),
-            ("qa_generation", ask_for_pairs(artifacts, record["chunks"], config)),
-            ("quality_judge", ask_for_scores([pair] * config.num_pairs, record["chunks"])),
-        ):
-            add(role, prompt_tokens(messages), completion_tokens(role, config))
-        add("embed", config.num_pairs * _TOKENS_PER_QUESTION, 0)
+        for part in parts(record["chunks"], config.max_prompt_words):
+            for role, messages in (
+                ("artifact_extraction", ask_for_artifacts(text_of(record, part), config)),
+                ("qa_generation", ask_for_pairs(artifacts, part, config)),
+                ("quality_judge", ask_for_scores([pair] * config.num_pairs, part, config)),
+            ):
+                add(role, prompt_tokens(messages), completion_tokens(role, config))
+            add("embed", config.num_pairs * _TOKENS_PER_QUESTION, 0)
     return found
+
+
+def text_of(record: dict[str, Any], part: Sequence[dict[str, Any]]) -> str:
+    """The text that ``part`` of the record's passages stands for; the whole one as it was written."""
+    return record["text"] if len(part) == len(record["chunks"]) else "\n".join(one["text"] for one in part)
 
 
 def describe(found: Estimate, config: SdgConfig) -> str:

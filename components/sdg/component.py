@@ -6,11 +6,14 @@ from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
+from components.core.encoder.config import EncoderConfig
 from components.core.settings import Settings, setting
 from components.core.stage import Node, Secret, Stage
 
-QUERY_TYPES = ("multi_hop", "structural", "contextual")
-REASONING_TYPES = ("factual", "relational", "inferential", "temporal", "procedural", "causal", "visual")
+QueryType = Literal["multi_hop", "structural", "contextual"]
+ReasoningType = Literal["factual", "relational", "inferential", "temporal", "procedural", "causal", "visual"]
+QuestionStyle = Literal["question", "keywords", "problem"]
+ChatRole = Literal["artifact_extraction", "qa_generation", "quality_judge"]
 Role = Literal["artifact_extraction", "qa_generation", "quality_judge", "embed"]
 # Headers that carry credentials: those come from the environment.
 _SECRET_HEADERS = {"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"}
@@ -47,8 +50,11 @@ class Price(Settings):
     completion: float = Field(0.0, ge=0)
 
 
-class SdgConfig(Settings):
-    """Settings of sdg. Names and defaults are the recipe's where it has them."""
+class SdgConfig(EncoderConfig):
+    """Settings of sdg. Names and defaults are the recipe's where it has them.
+
+    The encoder's settings say how long a passage may be for the model that will be trained.
+    """
 
     generator: Literal["llm", "offline"] = setting(
         "llm", "Who writes the questions: a hosted `llm`, or `offline` heuristics for trials without one", form=True
@@ -56,11 +62,51 @@ class SdgConfig(Settings):
     file_extensions: str = setting(
         ".txt,.md,.text,", "Files to read, comma separated; an empty entry means files without extension", form=True
     )
+    encoding_fallback: str | None = setting(
+        None, "Encoding of files that are not UTF-8, for instance `cp1252`; null leaves them out"
+    )
+    max_file_mib: int = setting(64, "Larger files are left out, in MiB", gt=0)
+    near_duplicate_threshold: float = setting(
+        0.9, "Documents that share more of their five-word phrases than this are one document; 1 keeps them", gt=0, le=1
+    )
     min_text_length: int = setting(50, "Shortest document in characters", ge=0)
     num_files: int | None = setting(None, "Read at most so many files, in order of their paths", gt=0)
     sentences_per_chunk: int = setting(5, "Sentences in a passage", gt=0)
     chunk_max_words: int = setting(250, "Longest passage in words; longer ones are cut at a word", gt=0)
+    chunk_overlap_sentences: int = setting(0, "Sentences that a passage repeats of the one before", ge=0)
+    chunk_by_tokens: bool = setting(
+        False,
+        "Also keep every passage within `passage_max_length` tokens, counted with the base model's tokenizer",
+    )
+    num_sections: int = setting(1, "Sections into which the LLM gets a document's passages", gt=0)
     num_pairs: int = setting(7, "Questions per document (`llm`), or per passage at most (`offline`)", gt=0)
+    max_prompt_words: int = setting(
+        6000, "Longer documents are asked about in parts of at most so many words, `num_pairs` questions each", gt=0
+    )
+    query_counts: dict[QueryType, int] = setting(
+        {"multi_hop": 3, "structural": 2, "contextual": 2}, "Shares of the kinds of question, scaled to `num_pairs`"
+    )
+    reasoning_counts: dict[ReasoningType, int] = setting(
+        {"factual": 1, "relational": 1, "inferential": 1, "temporal": 1, "procedural": 1, "causal": 1},
+        "Shares of the kinds of reasoning, scaled to `num_pairs`; the recipe's `visual` needs pictures",
+    )
+    question_styles: dict[QuestionStyle, int] = setting(
+        {"question": 4, "keywords": 2, "problem": 1},
+        "Shares of the forms in which people search: a question, keywords, the statement of a problem",
+    )
+    language: str | None = setting(None, "Language of questions and answers; null is that of each document")
+    prompts: dict[ChatRole, str] = setting(
+        {}, "Instructions in place of the built-in ones: text, or `file:PATH`; names like `$num_pairs` are filled in"
+    )
+    multi_doc: bool = setting(False, "Ask about bundles of documents instead of one document at a time")
+    bundle_size: int = setting(2, "Documents in a bundle, in order of their paths", gt=0)
+    bundle_strategy: Literal["sequential", "doc_balanced", "interleaved"] = setting(
+        "sequential", "How the passages of a bundle are shared out among its sections"
+    )
+    max_docs_per_bundle: int = setting(3, "Most documents in a bundle; larger ones are an error", gt=0)
+    multi_doc_manifest: str | None = setting(
+        None, "JSON or YAML file in the corpus that lists bundles: `[[a.txt, b.txt], ...]`; the rest by `bundle_size`"
+    )
     seed: int = setting(42, "Seed of everything random")
 
     offline_method: Literal["keywords", "inverse_cloze", "cropping", "mixed"] = setting(
@@ -118,6 +164,34 @@ class SdgConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _overlap_is_less_than_a_passage(self) -> SdgConfig:
+        if self.chunk_overlap_sentences >= self.sentences_per_chunk:
+            raise ValueError("chunk_overlap_sentences must be less than sentences_per_chunk")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_are_positive(self) -> SdgConfig:
+        for name in ("query_counts", "reasoning_counts", "question_styles"):
+            shares = getattr(self, name).values()
+            if min(shares, default=0) < 0 or not any(shares):
+                raise ValueError(f"{name}: give whole numbers from 0, and at least one above")
+        return self
+
+    @model_validator(mode="after")
+    def _encoding_exists(self) -> SdgConfig:
+        try:
+            "".encode(self.encoding_fallback or "utf-8")
+        except (LookupError, ValueError):
+            raise ValueError(f"encoding_fallback = {self.encoding_fallback!r} is no encoding: try cp1252") from None
+        return self
+
+    @model_validator(mode="after")
+    def _bundles_are_allowed(self) -> SdgConfig:
+        if self.multi_doc and self.bundle_size > self.max_docs_per_bundle:
+            raise ValueError(f"bundle_size = {self.bundle_size} is greater than max_docs_per_bundle")
+        return self
+
+    @model_validator(mode="after")
     def _providers_are_known(self) -> SdgConfig:
         for role in get_args(Role):
             name = getattr(self, f"{role}_provider")
@@ -155,9 +229,12 @@ STAGE = Stage(
     summary="Generate question-answer pairs from documents",
     config=SdgConfig,
     inputs=("corpus",),
-    outputs=("qa_pairs",),
+    outputs=("qa_pairs", "generation_report"),
     image="cpu",
     node=Node(cpu="8", memory="16Gi"),
-    secrets=(Secret(env="NVIDIA_API_KEY", name="nvidia-api-key", key="NVIDIA_API_KEY"),),
+    secrets=(
+        Secret(env="NVIDIA_API_KEY", name="nvidia-api-key", key="NVIDIA_API_KEY"),
+        Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"),
+    ),
     previews=True,
 )

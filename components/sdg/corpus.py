@@ -13,9 +13,10 @@ from pathlib import Path, PurePosixPath
 
 from components.core.errors import InputError
 from components.sdg.component import SdgConfig
+from components.sdg.formats import Unreadable, read_text
+from components.sdg.near_duplicates import NearDuplicates
 
 _log = logging.getLogger(__name__)
-MAX_FILE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,14 @@ def read_corpus(root: Path, config: SdgConfig) -> Corpus:
     """The usable documents below ``root``.
 
     Hidden files, links, and anything that is no regular file are never opened: a link in a corpus could name a
-    secret of the pod, and a FIFO would block for ever. Equal texts are kept once. Raises InputError when nothing is
-    usable, with the reasons.
+    secret of the pod, and a FIFO would block for ever. Equal and nearly equal texts are kept once. Raises
+    InputError when nothing is usable, with the reasons.
     """
     skipped: Counter[str] = Counter()
     suffixes: Counter[str] = Counter()
     documents: list[Document] = []
     seen: set[str] = set()
+    near = NearDuplicates(config.near_duplicate_threshold)
     for path in _regular_files(root, skipped):
         suffix = _suffix(path.name)
         suffixes[suffix or "(none)"] += 1
@@ -54,9 +56,10 @@ def read_corpus(root: Path, config: SdgConfig) -> Corpus:
         if config.num_files is not None and len(documents) >= config.num_files:
             skipped["over num_files"] += 1
             continue
-        text, reason = _read(path, config.min_text_length)
-        if text is None:
-            skipped[reason] += 1
+        try:
+            text = _read(path, suffix, config)
+        except Unreadable as reason:
+            skipped[str(reason)] += 1
             _log.warning("left out %s: %s", path.relative_to(root), reason)
             continue
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -64,6 +67,9 @@ def read_corpus(root: Path, config: SdgConfig) -> Corpus:
             skipped["same text as another file"] += 1
             continue
         seen.add(digest)
+        if config.near_duplicate_threshold < 1 and near.is_one(text):
+            skipped["nearly the same text as another file"] += 1
+            continue
         documents.append(Document(str(PurePosixPath(path.relative_to(root))), text))
     if not documents:
         raise InputError(_nothing(root, config, skipped, suffixes))
@@ -108,24 +114,12 @@ def _suffix(name: str) -> str:
     return suffix if letters.isalnum() and len(letters) <= 5 and not letters.isdigit() else ""
 
 
-def _read(path: Path, min_length: int) -> tuple[str | None, str]:
-    """The text of ``path``, or None and the reason why it is left out."""
-    if path.stat().st_size > MAX_FILE_BYTES:
-        return None, f"larger than {MAX_FILE_BYTES // 2**20} MiB"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        return None, f"cannot be read ({error.strerror})"
-    if b"\0" in content:
-        return None, "binary"
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return None, "not UTF-8"
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if len(text.strip()) < min_length:
-        return None, f"shorter than min_text_length ({min_length} characters)"
-    return text, ""
+def _read(path: Path, suffix: str, config: SdgConfig) -> str:
+    """The text of ``path``. Raises Unreadable with the reason why it is left out."""
+    text = read_text(path, suffix, config)
+    if len(text.strip()) < config.min_text_length:
+        raise Unreadable(f"shorter than min_text_length ({config.min_text_length} characters)")
+    return text
 
 
 def _nothing(root: Path, config: SdgConfig, skipped: Counter[str], suffixes: Counter[str]) -> str:

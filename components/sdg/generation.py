@@ -15,7 +15,8 @@ import numpy as np
 
 from components.core.errors import ActionNeeded, StageError, Transient
 from components.core.progress import Progress
-from components.sdg.budget import Budget, describe, estimate
+from components.sdg.budget import Budget, Tokens, describe, estimate, text_of
+from components.sdg.chunking import parts
 from components.sdg.component import SdgConfig
 from components.sdg.endpoint import GivenUp
 from components.sdg.ledger import Ledger, open_ledger
@@ -23,6 +24,7 @@ from components.sdg.llm import Llm
 from components.sdg.prompts import (
     DocumentArtifacts,
     Evaluations,
+    PairEvaluation,
     Pairs,
     ask_for_artifacts,
     ask_for_pairs,
@@ -40,15 +42,17 @@ class Generated:
 
     totals: dict[str, Any]
     metrics: dict[str, Any]
+    tokens: dict[str, Tokens] = field(default_factory=dict)  # by model
+    failures: dict[str, StageError] = field(default_factory=dict)  # by document
 
 
 @dataclass
 class _State:
     done: int = 0
     reused: int = 0
-    dropped: int = 0
     failures: dict[str, GivenUp] = field(default_factory=dict)
     bill: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
 
 
 def generate(records: list[dict[str, Any]], config: SdgConfig) -> Generated:
@@ -94,18 +98,23 @@ async def _generate(records: list[dict[str, Any]], config: SdgConfig, ledger: Le
             len(records),
         )
     _require_success(records, state, config)
-    totals = {"answers": state.bill["answers"], **budget.metrics(), "dropped_pairs": state.dropped}
+    totals = {
+        "answers": state.bill["answers"],
+        **budget.metrics(),
+        "rejected_pairs": dict(sorted(state.rejected.items())),
+    }
     run = {name: budget.counts[name] for name in ("requests", "wasted_tokens")}
     run |= {"paid_answers": state.bill["paid"], "reused_documents": state.reused}
-    return Generated(totals, totals | run)
+    dropped = {"dropped_pairs": sum(state.rejected.values())}
+    return Generated(totals, totals | run | dropped, budget.tokens, state.failures)
 
 
 async def _one(llm: Llm, record: dict[str, Any], config: SdgConfig, state: _State) -> None:
     """One document, with what happened to it noted in ``state``."""
     bill: Counter[str] = Counter()
     try:
-        dropped = await _document(llm, record, config, bill)
-        state.dropped += dropped  # not in one line: += reads before it awaits
+        rejected = await _document(llm, record, config, bill)
+        state.rejected += rejected
         state.done += 1
         state.reused += not bill["paid"]
     except GivenUp as error:
@@ -120,11 +129,40 @@ async def _one(llm: Llm, record: dict[str, Any], config: SdgConfig, state: _Stat
         state.bill.update(bill)
 
 
-async def _document(llm: Llm, record: dict[str, Any], config: SdgConfig, bill: Counter[str]) -> int:
-    """Fill one record; return how many pairs were dropped. The record changes only when all steps succeeded."""
-    chunks = record["chunks"]
-    about = await llm.ask("artifact_extraction", ask_for_artifacts(record["text"], config), DocumentArtifacts, bill)
-    artifacts = about.model_dump()
+async def _document(llm: Llm, record: dict[str, Any], config: SdgConfig, bill: Counter[str]) -> Counter[str]:
+    """Fill one record; return how many pairs were rejected, by reason. It changes only when all steps succeeded."""
+    made = [await _part(llm, record, part, config, bill) for part in parts(record["chunks"], config.max_prompt_words)]
+    rejected: Counter[str] = Counter()
+    scored: dict[str, tuple[dict[str, Any], PairEvaluation]] = {}
+    for part in made:
+        rejected += part.rejected
+        for pair, score in part.scored:
+            if scored.setdefault(pair["question"].casefold(), (pair, score))[0] is not pair:
+                rejected["repeats a question"] += 1
+    artifacts = {kind: [item for part in made for item in part.artifacts[kind]] for kind in made[0].artifacts}
+    record["document_artifacts"] = artifacts
+    record["qa_generation"] = {"pairs": [pair for part in made for pair in part.pairs]}
+    record["deduplicated_qa_pairs"] = [pair for pair, _ in scored.values()]
+    record["qa_evaluations"] = {"evaluations": [score.model_dump(exclude={"pair_id"}) for _, score in scored.values()]}
+    record["synthetic_method"] = f"llm:{config.qa_generation_model}"
+    return rejected
+
+
+@dataclass
+class _Part:
+    """What the four steps made of a part of a document."""
+
+    artifacts: dict[str, Any]
+    pairs: list[dict[str, Any]]
+    scored: list[tuple[dict[str, Any], PairEvaluation]]
+    rejected: Counter[str]
+
+
+async def _part(
+    llm: Llm, record: dict[str, Any], chunks: list[dict[str, Any]], config: SdgConfig, bill: Counter[str]
+) -> _Part:
+    ask = ask_for_artifacts(text_of(record, chunks), config)
+    artifacts = (await llm.ask("artifact_extraction", ask, DocumentArtifacts, bill)).model_dump()
     answer = await llm.ask("qa_generation", ask_for_pairs(artifacts, chunks, config), Pairs, bill)
     known = {chunk["chunk_id"] for chunk in chunks}
     pairs = [pair.model_dump() for pair in answer.pairs]
@@ -133,17 +171,19 @@ async def _document(llm: Llm, record: dict[str, Any], config: SdgConfig, bill: C
         raise GivenUp("every pair names segments that the document does not have")
     cosines = await llm.similarities([pair["question"] for pair in usable], bill)
     distinct = _distinct(usable, cosines, config.similarity_threshold)
-    judged = await llm.ask("quality_judge", ask_for_scores(distinct, chunks), Evaluations, bill)
+    judged = await llm.ask("quality_judge", ask_for_scores(distinct, chunks, config), Evaluations, bill)
     scores = {evaluation.pair_id: evaluation for evaluation in judged.evaluations}
     scored = [(pair, scores[number]) for number, pair in enumerate(distinct, 1) if number in scores]
     if not scored:
         raise GivenUp("the judge scored none of the pairs")
-    record["document_artifacts"] = artifacts
-    record["qa_generation"] = {"pairs": pairs}
-    record["deduplicated_qa_pairs"] = [pair for pair, _ in scored]
-    record["qa_evaluations"] = {"evaluations": [score.model_dump(exclude={"pair_id"}) for _, score in scored]}
-    record["synthetic_method"] = f"llm:{config.qa_generation_model}"
-    return len(pairs) - len(scored)
+    rejected = Counter(
+        {
+            "names unknown segments": len(pairs) - len(usable),
+            "repeats a question": len(usable) - len(distinct),
+            "not scored by the judge": len(distinct) - len(scored),
+        }
+    )
+    return _Part(artifacts, pairs, scored, rejected)
 
 
 def _distinct(pairs: list[dict[str, Any]], cosines: np.ndarray, threshold: float) -> list[dict[str, Any]]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from components.core.errors import InputError
 from components.core.progress import track
 from components.sdg.budget import Budget, describe, estimate
-from components.sdg.chunking import chunk
+from components.sdg.bundles import bundle, to_record
 from components.sdg.component import SdgConfig
-from components.sdg.corpus import Corpus, Document, read_corpus
+from components.sdg.corpus import Corpus, read_corpus
 from components.sdg.generation import Generated, generate
 from components.sdg.offline import OfflineGenerator
+from components.sdg.report import build_report
 
 _log = logging.getLogger(__name__)
 _OFFLINE_STAMP = {
@@ -24,8 +26,10 @@ _OFFLINE_STAMP = {
 }
 
 
-def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path) -> dict[str, Any]:
+def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path, generation_report: Path) -> dict[str, Any]:
     """Read ``corpus``, write ``qa_pairs.jsonl`` and ``generation_result.json`` into ``qa_pairs``; return counts.
+
+    ``generation_report`` becomes a page about them.
 
     Both files depend on documents, settings and answers only: a run that was interrupted and went on makes the same
     bytes. Raises InputError when no document is usable or none yields a pair, and what ``generate`` raises.
@@ -40,7 +44,7 @@ def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path) -> dict[str, Any]:
     qa_pairs.mkdir()
     with (qa_pairs / "qa_pairs.jsonl").open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records)
-    counts = {"documents": len(records), "passages": passages, "pairs": pairs}
+    counts = {"documents": len(read.documents), "passages": passages, "pairs": pairs}
     result = {
         "dataset_name": "qa_pairs",
         "output_path": "qa_pairs.jsonl",
@@ -53,6 +57,7 @@ def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path) -> dict[str, Any]:
         **made.totals,
     }
     (qa_pairs / "generation_result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    generation_report.write_text(build_report(config, records, read, made), encoding="utf-8")
     return {**counts, **made.metrics, "skipped_files": sum(read.skipped.values())}
 
 
@@ -71,31 +76,21 @@ def preview(config: SdgConfig, *, corpus: Path) -> str:
 
 def _prepare(config: SdgConfig, corpus: Path) -> tuple[Corpus, list[dict[str, Any]]]:
     read = read_corpus(corpus, config)
-    records = [_record(document, config) for document in read.documents]
-    return read, records
+    fits = _fits_passage(config) if config.chunk_by_tokens else None
+    return read, [to_record(documents, config, fits) for documents in bundle(read.documents, corpus, config)]
+
+
+def _fits_passage(config: SdgConfig) -> Callable[[str], bool]:
+    from components.sdg.tokens import fits_passage  # noqa: PLC0415 -- only chunking by tokens needs its packages
+
+    return fits_passage(config)
 
 
 def _describe(read: Corpus, records: list[dict[str, Any]]) -> str:
     passages = sum(len(record["chunks"]) for record in records)
     skipped = ", ".join(f"{count} {reason}" for reason, count in read.skipped.items()) or "nothing"
-    return f"{len(records)} documents, {passages} passages; left out: {skipped}"
-
-
-def _record(document: Document, config: SdgConfig) -> dict[str, Any]:
-    chunks = chunk(document.text, sentences=config.sentences_per_chunk, max_words=config.chunk_max_words)
-    return {
-        "file_name": [document.source_id],
-        "source_id": document.source_id,
-        "text": document.text,
-        "chunks": chunks,
-        "bundle_id": "",
-        "bundle_members": [document.source_id],
-        "is_multi_doc": False,
-        "document_artifacts": {},
-        "qa_generation": {"pairs": []},
-        "deduplicated_qa_pairs": [],
-        "qa_evaluations": None,
-    }
+    bundles = f" in {len(records)} bundles" if len(records) < len(read.documents) else ""
+    return f"{len(read.documents)} documents{bundles}, {passages} passages; left out: {skipped}"
 
 
 def _offline(records: list[dict[str, Any]], config: SdgConfig) -> Generated:

@@ -114,7 +114,7 @@ def llm_server(tls: ssl.SSLContext | None = None) -> Iterator[LlmServer]:
 
 def _content(prompt: str) -> tuple[str, str]:
     """The step that the prompt asks for, and an answer in the form that it asks for."""
-    segments = [int(number) for number in re.findall(r"^Segment (\d+):", prompt, re.MULTILINE)]
+    segments = [int(number) for number in re.findall(r"^Segment (\d+)\b", prompt, re.MULTILINE)]
     if "pair_id" in prompt:
         listed = json.loads(re.search(r"Pairs: (\[.*\])", prompt).group(1))
         score = {"score": 8, "justification": "fine"}

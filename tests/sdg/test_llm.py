@@ -38,9 +38,13 @@ def corpus(tmp_path: Path) -> Path:
     return directory
 
 
+def outputs(tmp_path: Path) -> dict[str, Path]:
+    return {"qa_pairs": tmp_path / "out", "generation_report": tmp_path / "report.html"}
+
+
 def generate(server: LlmServer, corpus: Path, tmp_path: Path, **settings: Any) -> tuple[list[dict], dict]:
     config = SdgConfig(generator="llm", llm_base_url=server.url, **settings)
-    metrics = run(config, corpus=corpus, qa_pairs=tmp_path / "out")
+    metrics = run(config, corpus=corpus, **outputs(tmp_path))
     lines = (tmp_path / "out" / "qa_pairs.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines], metrics
 
@@ -64,6 +68,7 @@ def test_key_goes_into_the_header_and_nowhere_else(
     generate(server, corpus, tmp_path)
     assert server.authorizations == {f"Bearer {KEY}"}
     written = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "out").iterdir())
+    written += (tmp_path / "report.html").read_text(encoding="utf-8")
     assert KEY not in written + caplog.text + json.dumps(server.requests)
 
 
@@ -186,7 +191,12 @@ def test_documents_cannot_close_their_marker(server: LlmServer, tmp_path: Path) 
 def test_unsafe_urls_are_refused(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("NVIDIA_API_KEY", KEY)
     with pytest.raises(InputError, match="llm_base_url"):
-        run(SdgConfig(llm_base_url=url), corpus=corpus, qa_pairs=tmp_path / "out")
+        run(
+            SdgConfig(llm_base_url=url),
+            corpus=corpus,
+            qa_pairs=tmp_path / "out",
+            generation_report=tmp_path / "report.html",
+        )
 
 
 def test_missing_key_is_said_before_anything_is_sent(
@@ -194,10 +204,10 @@ def test_missing_key_is_said_before_anything_is_sent(
 ) -> None:
     monkeypatch.delenv("NVIDIA_API_KEY", raising=False)
     with pytest.raises(InputError, match="NVIDIA_API_KEY is not set"):
-        run(SdgConfig(), corpus=corpus, qa_pairs=tmp_path / "out")
+        run(SdgConfig(), corpus=corpus, **outputs(tmp_path))
 
 
 @pytest.mark.parametrize("total", range(1, 30))
 def test_quotas_sum_to_the_number_of_pairs(total: int) -> None:
-    assert sum(quotas(total, ("a", "b", "c"), weights=(3, 2, 2)).values()) == total
-    assert quotas(7, ("a", "b", "c"), weights=(3, 2, 2)) == {"a": 3, "b": 2, "c": 2}
+    assert sum(quotas(total, {"a": 3, "b": 2, "c": 2, "d": 0}).values()) == total
+    assert quotas(7, {"a": 3, "b": 2, "c": 2}) == {"a": 3, "b": 2, "c": 2}

@@ -32,7 +32,8 @@ import sys
 from pathlib import Path
 from components.sdg.component import SdgConfig
 from components.sdg.program import run
-run(SdgConfig(generator="offline", num_pairs=3), corpus=Path(sys.argv[1]), qa_pairs=Path(sys.argv[2]))
+run(SdgConfig(generator="offline", num_pairs=3), corpus=Path(sys.argv[1]), qa_pairs=Path(sys.argv[2]),
+    generation_report=Path(sys.argv[2] + ".html"))
 """
 
 
@@ -117,7 +118,8 @@ def test_reruns_are_byte_identical_whatever_the_hash_seed(
 
 
 def test_offline_data_says_that_it_is_not_for_quality_claims(corpus: Path, tmp_path: Path) -> None:
-    run(SdgConfig(generator="offline", num_files=3), corpus=corpus, qa_pairs=tmp_path / "out")
+    config = SdgConfig(generator="offline", num_files=3)
+    run(config, corpus=corpus, qa_pairs=tmp_path / "out", generation_report=tmp_path / "report.html")
     lines = (tmp_path / "out" / "qa_pairs.jsonl").read_text(encoding="utf-8").splitlines()
     stamped = [*map(json.loads, lines), json.loads((tmp_path / "out" / "generation_result.json").read_text())]
     assert [record["for_quality_claims"] for record in stamped] == [False] * 4
@@ -131,7 +133,8 @@ def test_small_profile_makes_pairs_of_the_demo_corpus_without_the_golden_questio
     assert isinstance(config, SdgConfig)
     assert config.generator == "offline"
     out = tmp_path / "qa_pairs"
-    outcome = execute(stage, config, inputs={"corpus": Source(corpus)}, outputs={"qa_pairs": out}, uris={})
+    outputs = {"qa_pairs": out, "generation_report": tmp_path / "report.html"}
+    outcome = execute(stage, config, inputs={"corpus": Source(corpus)}, outputs=outputs, uris={})
     records = [json.loads(line) for line in (out / "qa_pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     questions = [pair["question"] for record in records for pair in record["deduplicated_qa_pairs"]]
     assert len(questions) == outcome.metrics["pairs"] > 500
