@@ -195,6 +195,8 @@ def _is_final(problem: str) -> bool:
 def _explained(error: client.ApiException, method: str, what: str, namespace: str) -> Exception:
     """The failure that says what to change."""
     message = _message(error)
+    if not error.status:
+        return ActionNeeded(f"the Kubernetes API is not believed ({message}): check the certificate authority given")
     if error.status == 404 and _details(error).get("kind") == "namespaces":
         return InputError(f"there is no namespace {namespace}: create it, or change serving_namespace")
     if error.status == 404:
