@@ -122,24 +122,25 @@ def hard_negatives(
     scores, rows = top_k(
         queries, passages, depth, exclude=exclude, query_block=query_block, what="mining hard negatives"
     )
-    finite = np.isfinite(scores)
+    counts = np.isfinite(scores).sum(axis=1).tolist()
     chosen = [
-        _chosen(rows[number][finite[number]].tolist(), scores[number][finite[number]].tolist(), choice, number)
-        for number in range(len(scores))
+        _chosen(places[:count], values[:count], choice, number)
+        for number, (places, values, count) in enumerate(zip(rows.tolist(), scores.tolist(), counts, strict=True))
     ]
     return chosen, above.tolist()
 
 
 def _chosen(rows: list[int], scores: list[float], choice: Choice, number: int) -> list[tuple[int, float, Origin]]:
     """The negatives of query ``number`` among its candidates, best first."""
-    eligible = range(min(choice.range_min, len(rows)), len(rows))
-    count = min(choice.count, len(eligible))
-    ranks = list(eligible[:count])
+    first = min(choice.range_min, len(rows))
+    last = min(first + choice.count, len(rows))
+    ranks: Sequence[int] = range(first, last)
     if choice.sampling == "random":
-        drawn = np.random.default_rng([choice.seed, number]).choice(len(eligible), count, replace=False)
-        ranks = sorted(eligible[place] for place in drawn.tolist())
-    passed_over = list(reversed(range(eligible.start)))[: choice.count - count]
-    return [(rows[r], scores[r], "mined") for r in ranks] + [(rows[r], scores[r], "filled") for r in passed_over]
+        drawn = np.random.default_rng([choice.seed, number]).choice(len(rows) - first, last - first, replace=False)
+        ranks = sorted((drawn + first).tolist())
+    mined: list[tuple[int, float, Origin]] = [(rows[rank], scores[rank], "mined") for rank in ranks]
+    passed_over = range(first - 1, -1, -1)[: choice.count - len(mined)]
+    return mined + [(rows[rank], scores[rank], "filled") for rank in passed_over]
 
 
 def _ceilings(queries: Vectors, passages: Vectors, positives: Sequence[Sequence[int]], choice: Choice) -> np.ndarray:
