@@ -10,7 +10,9 @@ python pipeline.py schedule           create, list, pause, resume or delete recu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import hashlib
 import inspect
 import logging
 import os
@@ -153,15 +155,20 @@ def pipeline_name(plan: Plan) -> str:
     return name if end == NAMES[-1] else f"{name}-to-{end}"
 
 
-def compiled(plan: Plan, options: Options) -> str:
+def compiled(plan: Plan, options: Options, objects: compiler.KubernetesManifestOptions | None = None) -> str:
     """The pipeline of ``plan`` as YAML, the same bytes for the same stages and options.
 
-    kfp writes a comment with the parameters, in an order that changes from run to run, before the YAML: ours stands
-    there instead.
+    With ``objects`` it is the Pipeline and PipelineVersion that a cluster with KFP's Kubernetes API takes. kfp writes a
+    comment with the parameters, in an order that changes from run to run, before the YAML: ours stands there instead.
     """
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "pipeline.yaml"
-        compiler.Compiler().compile(build(plan, options), str(path))
+        compiler.Compiler().compile(
+            build(plan, options),
+            str(path),
+            kubernetes_manifest_format=objects is not None,
+            kubernetes_manifest_options=objects,
+        )
         body = path.read_text(encoding="utf-8")
     lines = body.splitlines()
     while lines and lines[0].startswith("#"):
@@ -171,6 +178,23 @@ def compiled(plan: Plan, options: Options) -> str:
         "# Written by `python pipeline.py compile`; change the stages' declarations, not this file.",
     ]
     return "\n".join([*header, *lines]) + "\n"
+
+
+def objects(plan: Plan, options: Options, *, namespace: str) -> str:
+    """Pipeline and PipelineVersion of ``plan`` for GitOps.
+
+    A version's content cannot be changed on the cluster: its name carries a digest of it.
+    """
+    name = pipeline_name(plan)
+    digest = hashlib.sha256(compiled(plan, options).encode()).hexdigest()[:10]
+    wanted = compiler.KubernetesManifestOptions(
+        pipeline_name=name,
+        pipeline_version_name=f"{name}-{__version__.replace('.', '-')}-{digest}",
+        pipeline_version_display_name=f"{__version__} ({digest})",
+        namespace=namespace,
+        include_pipeline_manifest=True,
+    )
+    return compiled(plan, options, wanted)
 
 
 def _add(
@@ -298,7 +322,13 @@ def _with_signature(function: Callable, name: str, parameters: Iterable[tuple[st
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return the exit code: 0 done, 2 bad input or a stale file, 3 a person must act, 75 try again."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    # argparse takes positional arguments in one run only; NAME=VALUE may stand anywhere.
+    args, rest = parser.parse_known_args(argv)
+    if unknown := [text for text in rest if text.startswith("-") or "=" not in text or "parameters" not in args]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        args.parameters += rest
     logging.basicConfig(format="%(message)s")
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     try:
@@ -319,6 +349,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_compile_options(sub)
     sub.add_argument("--out", type=Path, default=PIPELINES, metavar="DIR", help="default: manifests/pipelines")
     sub.add_argument("--check", action="store_true", help="write nothing; exit 2 when a file in DIR differs")
+    sub.add_argument(
+        "--format",
+        choices=["kfp", "kubernetes"],
+        default="kfp",
+        help="kubernetes writes Pipeline and PipelineVersion objects for GitOps, KFP 2.17 with its Kubernetes store",
+    )
+    sub.add_argument("--namespace", default="kubeflow", help="of those objects (default: kubeflow)")
 
     sub = _command(commands, "submit", _submit, "Start a run")
     _add_run_options(sub)
@@ -415,7 +452,8 @@ def _compile(args: argparse.Namespace) -> int:
     pinned = images()
     stale = []
     for plan, configs in _requested(args):
-        text = compiled(plan, Options(configs, pinned, args.node_labels))
+        options = Options(configs, pinned, args.node_labels)
+        text = compiled(plan, options) if args.format == "kfp" else objects(plan, options, namespace=args.namespace)
         path = args.out / f"{pipeline_name(plan)}.yaml"
         if not args.check:
             args.out.mkdir(parents=True, exist_ok=True)
@@ -537,9 +575,9 @@ def arguments(plan: Plan, options: Options, given: Mapping[str, Any]) -> dict[st
             close = difflib.get_close_matches(name, list(fields), n=1)
             raise InputError(f"the form has no field '{name}'" + (f": did you mean '{close[0]}'?" if close else ""))
         kind = fields[name][0]
-        values[name] = value if kind is str or not isinstance(value, str) else _read(name, value)
+        values[name] = value if kind is str or not isinstance(value, str) else _read(name, kind, value)
         if not isinstance(values[name], (int, float) if kind is float else kind):
-            raise InputError(f"{name} = {value!r}: expected {_KINDS.get(kind, kind.__name__)}")
+            raise InputError(f"{name} = {value!r}: expected {_KINDS[kind]}")
     missing = [name for name, (_, default) in fields.items() if default is NO_DEFAULT and not values.get(name)]
     if missing:
         raise InputError(f"{', '.join(missing)}: give the address as NAME=URI")
@@ -561,11 +599,11 @@ _KINDS = {
 }
 
 
-def _read(name: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"{name} = '{text}': expected YAML") from None
+def _read(name: str, kind: type, text: str) -> Any:
+    with contextlib.suppress(ValueError, yaml.YAMLError):
+        # YAML takes 1e-5 for a text.
+        return kind(text) if kind in (int, float) else yaml.safe_load(text)
+    raise InputError(f"{name} = {text!r}: expected {_KINDS[kind]}")
 
 
 def _chosen(args: argparse.Namespace) -> tuple[Plan, Options]:

@@ -33,7 +33,7 @@ def run_from_executor_input(stage: Stage, text: str) -> None:
     received = message.get("inputs", {})
     offered = message.get("outputs", {})
     parameters = received.get("parameterValues", {})
-    config = load(stage.config, _settings(stage, parameters), stage=stage.name)
+    config = settings_of(stage, parameters)
     inputs = {}
     for name in stage.inputs + stage.optional_inputs:
         found = received.get("artifacts", {}).get(name, {}).get("artifacts", [])
@@ -64,8 +64,11 @@ def local_path(artifact: Mapping[str, Any]) -> Path:
     return Path(path)
 
 
-def _settings(stage: Stage, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings among KFP's parameters; the compiler adds parameters of its own, which are none."""
+def settings_of(stage: Stage, parameters: Mapping[str, Any]) -> Any:
+    """The settings of ``stage`` in KFP's ``parameters``; the compiler adds parameters of its own, which are none.
+
+    Raises InputError for wrong ones.
+    """
     values = {name: _from_form(stage, name, v) for name, v in parameters.items() if name in stage.config.model_fields}
     for name in (ENCODER_OVERRIDES, OVERRIDES):
         overrides = parameters.get(name) or {}
@@ -73,7 +76,7 @@ def _settings(stage: Stage, parameters: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"{stage.name}: {name}: expected a dictionary of settings, found {overrides!r}")
         values |= overrides
     # A Struct knows one kind of number, so 3 may arrive as 3.0.
-    return {name: _whole(value) for name, value in values.items()}
+    return load(stage.config, {name: _whole(value) for name, value in values.items()}, stage=stage.name)
 
 
 def _from_form(stage: Stage, name: str, value: Any) -> Any:

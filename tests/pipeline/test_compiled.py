@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from google.protobuf.json_format import ParseError
 from kfp.pipeline_spec import pipeline_spec_pb2 as kfp
 
@@ -227,6 +228,26 @@ def test_optional_artifacts_are_asked_for_where_a_stage_takes_them(compiled: Com
     assert "golden_eval" in offered["sdg"].task("eval").inputs.artifacts
     assert "golden_eval_uri" not in offered["deploy"].spec.root.input_definitions.parameters
     assert "golden_eval_uri" not in compiled()["sdg"].spec.root.input_definitions.parameters
+
+
+def test_objects_for_gitops_hold_the_same_pipeline(tmp_path: Path) -> None:
+    names = []
+    for number, options in enumerate(([], [], ["--set", "gate_k=5"])):
+        out = tmp_path / str(number)
+        common = ["compile", "--from", "eval", *options, "--out", str(out)]
+        assert pipeline.main([*common, "--format", "kubernetes", "--namespace", "team"]) == 0
+        made, version = yaml.safe_load_all((out / "nemotron-embed-from-eval.yaml").read_text(encoding="utf-8"))
+        assert (made["kind"], made["metadata"]) == (
+            "Pipeline", {"name": "nemotron-embed-from-eval", "namespace": "team"}
+        )  # fmt: skip
+        assert (version["kind"], version["spec"]["pipelineName"]) == ("PipelineVersion", made["metadata"]["name"])
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", version["metadata"]["name"])
+        names.append(version["metadata"]["name"])
+        assert pipeline.main(common) == 0
+        plain = parse((out / "nemotron-embed-from-eval.yaml").read_text(encoding="utf-8"))
+        spec = yaml.safe_dump_all([version["spec"]["pipelineSpec"], version["spec"]["platformSpec"]])
+        assert (parse(spec).spec, parse(spec).platform) == (plain.spec, plain.platform)
+    assert names[0] == names[1] != names[2]
 
 
 @pytest.mark.parametrize(

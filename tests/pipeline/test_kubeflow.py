@@ -1,0 +1,243 @@
+"""Runs, versions and schedules on a Kubeflow Pipelines server, as CI and people start them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import pipeline
+from components import kubeflow
+from tests.pipeline.compiled import parse
+from tests.pipeline.kfp_api import KfpApi, serving
+
+CORPUS = "corpus_uri=s3://bucket/documents"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KfpApi]:
+    for name in ("KFP_TOKEN", "KFP_COOKIES", "KF_PIPELINES_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(kubeflow, "_POLL_SECONDS", 0.01)
+    with serving() as state:
+        yield state
+
+
+def call(server: KfpApi, *arguments: str) -> int:
+    command = [*arguments[:2]] if arguments[0] == "schedule" else [arguments[0]]
+    return pipeline.main([*command, "--host", server.url, *arguments[len(command) :]])
+
+
+def test_submit_starts_the_pipeline_with_what_was_given(server: KfpApi, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("num_epochs: 5\nlearning_rate: 2e-5\nfinetune_overrides: {seed: 7}\n")
+    options = ["--params", str(tmp_path / "params.yaml"), "--run-name", "tuesday", "--experiment", "docs"]
+    options += ["--service-account", "runner", "--pipeline-root", "s3://bucket/root"]
+    assert call(server, "submit", CORPUS, "num_epochs=2", *options) == 0
+    (run,) = server.runs
+    assert run.runtime_config.parameters == {
+        "corpus_uri": "s3://bucket/documents", "num_epochs": 2, "learning_rate": 2e-5, "finetune_overrides": {"seed": 7}
+    }  # fmt: skip
+    assert (run.display_name, run.service_account) == ("tuesday", "runner")
+    assert run.runtime_config.pipeline_root == "s3://bucket/root"
+    assert [experiment.display_name for experiment in server.experiments] == ["docs"]
+    spec = yaml.safe_dump_all([run.pipeline_spec["pipeline_spec"], run.pipeline_spec["platform_spec"]])
+    assert parse(spec).spec.pipeline_info.name == "nemotron-embed"
+
+
+def test_the_same_experiment_serves_again(server: KfpApi) -> None:
+    assert call(server, "submit", CORPUS) == call(server, "submit", CORPUS) == 0
+    assert (len(server.experiments), len(server.runs)) == (1, 2)
+
+
+def test_wait_shows_each_change_once_and_ends_with_the_run(server: KfpApi, capsys: pytest.CaptureFixture[str]) -> None:
+    server.course = [
+        ("RUNNING", {"sdg": "RUNNING", "sdg-driver": "SUCCEEDED"}),
+        ("RUNNING", {"sdg": "RUNNING"}),
+        ("RUNNING", {"sdg": "SUCCEEDED", "prep": "RUNNING"}),
+        ("SUCCEEDED", {"sdg": "SUCCEEDED", "prep": "SUCCEEDED"}),
+    ]
+    assert call(server, "submit", CORPUS, "--wait") == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("Run details")]
+    assert shown == ["sdg: running", "run: running", "sdg: succeeded", "prep: running", "prep: succeeded",
+                     "run: succeeded"]  # fmt: skip
+
+
+@pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
+def test_a_run_that_does_not_succeed_is_exit_code_3(
+    server: KfpApi, state: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.course = [("RUNNING", {}), (state, {"eval": state})]
+    assert call(server, "submit", CORPUS, "--wait") == 3
+    assert f"ended as {state}" in capsys.readouterr().err
+
+
+def test_a_run_that_lasts_too_long_goes_on_and_is_exit_code_75(server: KfpApi) -> None:
+    server.course = [("RUNNING", {})]
+    assert call(server, "submit", CORPUS, "--wait", "--timeout", "0.2") == 75
+
+
+def test_a_server_that_restarts_does_not_end_the_wait(server: KfpApi) -> None:
+    failures = iter([503, 502, 500])
+
+    def intercept(method: str, path: str) -> Any:
+        if method == "GET" and "/runs/" in path and (status := next(failures, None)):
+            return status, {"error": "restarting"}
+        return None
+
+    server.intercept = intercept
+    assert call(server, "submit", CORPUS, "--wait") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param([], "corpus_uri: give the address", id="missing"),
+        pytest.param([CORPUS, "num_epoch=3"], "did you mean 'num_epochs'", id="unknown"),
+        pytest.param([CORPUS, "num_epochs=many"], "num_epochs = 'many': expected a whole number", id="type"),
+        pytest.param([CORPUS, "num_epochs=0"], "finetune: num_epochs", id="range"),
+        pytest.param([CORPUS, "max_tokens_total=some"], "sdg: max_tokens_total", id="text that may be null"),
+        pytest.param([CORPUS, "prep_overrides={trian_ratio: 0.5}"], "did you mean 'train_ratio'", id="override"),
+        pytest.param([CORPUS, "prep_overrides=0.5"], "prep_overrides = '0.5': expected a mapping", id="no mapping"),
+        pytest.param([CORPUS, "finetune_node_selector={a: [}"], "expected a mapping", id="no YAML"),
+        pytest.param([CORPUS, "num_epochs"], "expected NAME=VALUE", id="no value"),
+        pytest.param([CORPUS, "--params", "nowhere.yaml"], "nowhere.yaml cannot be read", id="no file"),
+    ],
+)
+def test_wrong_parameters_are_named_before_the_server_is_asked(
+    server: KfpApi, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(server, "submit", *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "message"),
+    [
+        pytest.param((401, {"error": "who?"}), 3, "check KFP_TOKEN", id="401"),
+        pytest.param((403, {"error": "not yours"}), 3, "not yours", id="403"),
+        pytest.param((400, {"error": "bad name"}), 2, "bad name", id="400"),
+        pytest.param((429, {}), 75, "429", id="429"),
+        pytest.param((500, b"<html>oops</html>"), 75, "500", id="500"),
+        pytest.param((503, {}), 75, "503", id="503"),
+        pytest.param(b"<html>Log in</html>", 3, "no Kubeflow Pipelines API", id="login page"),
+        pytest.param(b"[]", 3, "no Kubeflow Pipelines API", id="a list"),
+    ],
+)
+@pytest.mark.parametrize("where", ["experiments", "runs"])
+def test_what_the_server_refuses_is_one_line(
+    server: KfpApi, where: str, answer: Any, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.intercept = lambda method, path: answer if where in path else None
+    assert call(server, "submit", CORPUS) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_no_server_is_exit_code_75(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert pipeline.main(["submit", "--host", "http://127.0.0.1:9", CORPUS]) == 75
+    assert "cannot be reached" in capsys.readouterr().err
+
+
+def test_credentials_come_from_the_environment(server: KfpApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KFP_TOKEN", "canary-token")
+    monkeypatch.setenv("KFP_COOKIES", "authservice_session=canary-session")
+    assert call(server, "submit", CORPUS, "--namespace", "team") == 0
+    for _, _, headers in server.requests:
+        assert headers["authorization"] == "Bearer canary-token"
+        assert headers["cookie"] == "authservice_session=canary-session"
+    assert "canary" not in str(server.runs)
+
+
+def test_upload_makes_a_version_once(server: KfpApi, capsys: pytest.CaptureFixture[str]) -> None:
+    for said in ("uploaded", "is there already"):
+        assert call(server, "upload", "--from", "prep", "--version", "1.2") == 0
+        assert said in capsys.readouterr().out
+    assert call(server, "upload", "--from", "prep", "--version", "1.3") == 0
+    assert [pipeline.display_name for pipeline in server.pipelines] == ["nemotron-embed-from-prep"]
+    assert [version.display_name for version in server.versions] == ["1.2", "1.3"]
+    assert parse(server.uploaded[0].decode()).spec.pipeline_info.name == "nemotron-embed-from-prep"
+
+
+def test_a_version_is_never_overwritten(server: KfpApi, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(server, "upload") == 0
+    assert call(server, "upload", "--set", "num_epochs=9") == 2
+    assert "choose another --version" in capsys.readouterr().err
+    assert len(server.uploaded) == 1
+
+
+def test_two_uploads_at_the_same_time_make_one_version(server: KfpApi) -> None:
+    """The other one comes between looking and making, for the pipeline and for the version."""
+    inner: list[int] = []
+
+    def intercept(method: str, path: str) -> Any:
+        if method == "POST" and not inner:
+            inner.append(1)
+            assert call(server, "upload") == 0
+        return None
+
+    server.intercept = intercept
+    assert call(server, "upload") == 0
+    assert (len(server.pipelines), len(server.versions)) == (1, 1)
+
+
+def schedule(server: KfpApi, *options: str, cron: str = "0 2 * * *") -> int:
+    uri = "corpus_uri=s3://bucket/[[ScheduledTime.2006-01-02]]/"
+    return call(server, "schedule", "create", "nightly", "--cron", cron, uri, *options)
+
+
+def test_a_schedule_is_made_once_and_pins_the_version(server: KfpApi, capsys: pytest.CaptureFixture[str]) -> None:
+    for said in ("nightly: scheduled (0 0 2 * * *)", "nightly: is scheduled so already"):
+        assert schedule(server) == 0
+        assert said in capsys.readouterr().out
+    (made,) = server.recurring
+    assert made.trigger.cron_schedule.cron == "0 0 2 * * *"
+    assert made.pipeline_version_reference.pipeline_version_id == server.versions[0].pipeline_version_id
+    assert made.runtime_config.parameters == {"corpus_uri": "s3://bucket/[[ScheduledTime.2006-01-02]]/"}
+    assert (made.mode, str(made.max_concurrency), made.no_catchup) == ("ENABLE", "1", True)
+
+
+def test_a_schedule_that_changed_takes_the_old_ones_place_and_stays_paused(
+    server: KfpApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert schedule(server) == 0
+    assert call(server, "schedule", "pause", "nightly") == 0
+    assert schedule(server, "num_epochs=2", cron="0 30 3 * * *") == 0
+    (made,) = server.recurring
+    assert (made.mode, made.trigger.cron_schedule.cron) == ("DISABLE", "0 30 3 * * *")
+    assert made.runtime_config.parameters["num_epochs"] == 2
+    capsys.readouterr()
+    assert call(server, "schedule", "list") == 0
+    assert "nightly  0 30 3 * * *  paused  s3://bucket/" in capsys.readouterr().out
+    assert call(server, "schedule", "resume", "nightly") == 0
+    assert server.recurring[0].mode == "ENABLE"
+    assert call(server, "schedule", "delete", "nightly") == 0
+    assert server.recurring == []
+
+
+def test_a_schedule_that_cannot_be_made_leaves_the_old_one(server: KfpApi) -> None:
+    assert schedule(server) == 0
+    server.intercept = lambda method, path: (
+        (500, {}) if (method, path.rpartition("/")[2]) == ("POST", "recurringruns") else None
+    )
+    assert schedule(server, "num_epochs=2") == 75
+    assert len(server.recurring) == 1
+
+
+@pytest.mark.parametrize("action", ["pause", "resume", "delete"])
+def test_a_schedule_that_is_not_there_is_wrong_input(server: KfpApi, action: str) -> None:
+    assert call(server, "schedule", action, "nightly") == 2
+
+
+@pytest.mark.parametrize("cron", ["daily", "* * *", "0 2 * * * * *", "0 2 * * $(x)"])
+def test_what_is_no_cron_expression_is_wrong_input(server: KfpApi, cron: str) -> None:
+    assert schedule(server, cron=cron) == 2
+    assert server.requests == []
