@@ -100,7 +100,7 @@ def test_in_a_pod_as_its_service_account_in_its_namespace(pod: Pod) -> None:
 
 def test_an_api_server_of_another_authority_is_not_believed(pod: Pod, tmp_path: Path) -> None:
     _self_signed(pod.certificate, tmp_path / "another.pem")
-    with pytest.raises(ActionNeeded, match="CERTIFICATE_VERIFY_FAILED.*certificate authority"):
+    with pytest.raises(ActionNeeded, match=r"CERTIFICATE_VERIFY_FAILED.*certificate authority"):
         connect("").list("Pod")
     assert pod.seen == []
 
