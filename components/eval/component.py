@@ -42,6 +42,9 @@ class EvalConfig(Settings):
         gt=0,
         le=1,
     )
+    min_gain_lower_bound: float | None = setting(
+        None, "Least lower end of the gain's 95 % confidence interval that passes the gate; null asks for none"
+    )
     max_slice_loss: float | None = setting(
         None, "Largest loss on any kind of query of at least `min_eval_queries` that passes; null allows all", ge=0
     )

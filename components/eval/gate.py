@@ -38,9 +38,9 @@ def decide(
     """Whether the fine-tuned model gains ``min_gain`` over the base model on enough test queries.
 
     ``golden`` are the scores on the golden set. A ``champion`` among ``scores`` must be beaten by
-    ``min_champion_gain`` as well. ``max_p_value``, ``max_slice_loss``, ``max_golden_loss`` and
-    ``fail_on_nim_metric_drift`` decide as well when they are set. The gate does not pass when either model was not
-    evaluated, for then there is nothing to decide on. The confidence interval is reported and does not decide.
+    ``min_champion_gain`` as well. ``max_p_value``, ``min_gain_lower_bound``, ``max_slice_loss``, ``max_golden_loss``
+    and ``fail_on_nim_metric_drift`` decide as well when they are set. The gate does not pass when either model was not
+    evaluated, for then there is nothing to decide on. The confidence interval is always reported.
     """
     metric = metric_name(config.gate_metric, config.gate_k)
     missing = [
@@ -55,35 +55,57 @@ def decide(
     gain = round(tuned - base, 5)
     differences = paired_differences(scores, metric)
     interval, p_value = bootstrap_interval(differences), randomisation_p_value(differences)
-    enough, gained = queries >= config.min_eval_queries, gain >= config.min_gain
-    certain = config.max_p_value is None or p_value <= config.max_p_value
-    losing = _losing_slices(config, slices) + _golden_loss(config, golden, metric) + _champion(config, scores, metric)
-    drifted = drift_reason(drift(config, scores))
-    reasons = [
+    gained = gain >= config.min_gain
+    headline = (
         f"{metric} is {base:.4f} with the base model and {tuned:.4f} with the fine-tuned one: a change of {gain:+.4f}, "
         f"{'at least' if gained else 'less than'} what the gate asks for (min_gain {config.min_gain:g})."
+    )
+    uncertain = _uncertain(config, queries, interval, p_value)
+    objections = _too_few(config, queries) + uncertain + _losing_slices(config, slices)
+    objections += _golden_loss(config, golden, metric) + _champion(config, scores, metric)
+    drifted = drift_reason(drift(config, scores))
+    notes = [] if uncertain else _notes(differences, queries, interval, p_value)
+    passed = gained and not objections and not (drifted and config.fail_on_nim_metric_drift)
+    reasons = (headline, *objections, *([drifted] if drifted else []), *notes)
+    return Gate(metric, passed, reasons, gain, interval, p_value)
+
+
+def _too_few(config: EvalConfig, queries: int) -> list[str]:
+    if queries >= config.min_eval_queries:
+        return []
+    return [
+        f"The test set has {queries} queries and min_eval_queries asks for {config.min_eval_queries}: "
+        f"so few decide nothing; make more test data, or lower the setting."
     ]
-    if not enough:
-        reasons.append(
-            f"The test set has {queries} queries and min_eval_queries asks for {config.min_eval_queries}: "
-            f"so few decide nothing; make more test data, or lower the setting."
-        )
-    if not certain:
+
+
+def _uncertain(config: EvalConfig, queries: int, interval: tuple[float, float], p_value: float) -> list[str]:
+    """Why the gain is not certain enough; nothing unless a setting asks for certainty."""
+    reasons = []
+    if config.max_p_value is not None and p_value > config.max_p_value:
         reasons.append(
             f"The paired randomisation test gives p = {p_value:.4f}, above max_p_value {config.max_p_value:g}: "
             f"on {queries} queries the difference may be chance."
         )
-    reasons += losing
-    if drifted:
-        reasons.append(drifted)
-    low, high = interval
-    if certain and low <= 0 <= high:
+    if config.min_gain_lower_bound is not None and interval[0] < config.min_gain_lower_bound:
         reasons.append(
+            f"The 95 % confidence interval of the gain begins at {interval[0]:+.4f}, below min_gain_lower_bound "
+            f"{config.min_gain_lower_bound:g}: on {queries} queries the true gain may be as small."
+        )
+    return reasons
+
+
+def _notes(differences: Mapping[str, float], queries: int, interval: tuple[float, float], p_value: float) -> list[str]:
+    """What a person should know whatever the gate decides."""
+    low, high = interval
+    if not any(differences.values()):
+        return ["Note: not one query's figure changed: training did too little, or the checkpoint is the base model."]
+    if low <= 0 <= high:
+        return [
             f"Note: the 95 % confidence interval of the gain, {low:+.4f} to {high:+.4f}, includes zero: "
             f"on {queries} queries a difference of this size may be chance (p = {p_value:.4f})."
-        )
-    passed = enough and gained and certain and not losing and not (drifted and config.fail_on_nim_metric_drift)
-    return Gate(metric, passed, tuple(reasons), gain, interval, p_value)
+        ]
+    return []
 
 
 def _losing_slices(config: EvalConfig, slices: Iterable[Slice]) -> list[str]:

@@ -113,6 +113,27 @@ def test_a_gain_that_may_be_chance_does_not_pass_when_certainty_is_asked_for(shi
     assert ("paired randomisation test" in " ".join(gate.reasons)) is not passed
 
 
+@pytest.mark.parametrize(
+    ("least", "passed"), [(None, True), (0.0, True), (0.1, False)], ids=["not asked for", "above zero", "too low"]
+)
+def test_the_lower_end_of_the_confidence_interval_can_decide(least: float | None, passed: bool) -> None:
+    noise = np.random.default_rng(1).normal(0, 0.3, 100)
+    noise += 0.12 - noise.mean()
+    base = Scores({"NDCG": {"NDCG@10": 0.5}}, {f"q{n}": {"NDCG@10": 0.5} for n in range(100)})
+    tuned = Scores({"NDCG": {"NDCG@10": 0.62}}, {f"q{n}": {"NDCG@10": 0.5 + x} for n, x in enumerate(noise)})
+    gate = decide(EvalConfig(min_gain_lower_bound=least), {"base": base, "finetuned": tuned}, 100)
+    low = bootstrap((noise,), np.mean, confidence_level=0.95, method="percentile", random_state=3)
+    assert gate.interval[0] == pytest.approx(low.confidence_interval.low, abs=0.01)
+    assert 0 < gate.interval[0] < 0.1
+    assert gate.passed is passed
+    assert ("min_gain_lower_bound" in " ".join(gate.reasons)) is not passed
+
+
+def test_a_model_that_ranks_as_the_base_model_is_named() -> None:
+    gate = decide(EvalConfig(), {"base": scores(0.5), "finetuned": scores(0.5)}, 100)
+    assert "not one query's figure changed" in gate.reasons[-1]
+
+
 def two_kinds(lost: float, of_second_kind: int) -> tuple[BeirData, dict[str, Scores]]:
     """100 queries; those of the second kind lose, the others gain as much as makes the mean better."""
     names = [f"q{n}" for n in range(100)]
