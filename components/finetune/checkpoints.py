@@ -28,8 +28,8 @@ from components.finetune.storage import Storage, short
 _log = logging.getLogger(__name__)
 FORMAT = "nemotron-embed-kubeflow.training-state/1"
 MANIFEST, STATE, RUN = "manifest.json", "state.json", "run.json"
-# Tensors of one file: little beside the memory of a node, and few enough files.
-_FILE_BYTES = 1024**3
+# Tensors of one file: little beside the memory of a node, and made in a moment; the training thread waits for it.
+_FILE_BYTES = 256 * 1024**2
 _NAME = re.compile(r"step-(\d{8,})-[0-9a-f]{8}")
 
 

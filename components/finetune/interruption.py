@@ -18,8 +18,8 @@ _log = logging.getLogger(__name__)
 TRY_AGAIN = 75
 
 
-class Interrupted(Exception):
-    """SIGTERM came."""
+class Interrupted(BaseException):
+    """SIGTERM came. No Exception: compilers and libraries that are interrupted would take it for a fault of theirs."""
 
 
 class Interruption:
@@ -48,6 +48,10 @@ class Interruption:
         self._may_raise = True
         try:
             yield
+        except Exception:
+            self._may_raise = False
+            self.check()  # what an interrupted library made of it counts no more
+            raise
         finally:
             self._may_raise = False
         self.check()

@@ -11,7 +11,7 @@ from typing import Protocol
 from components.core.errors import InputError
 
 _UNFINISHED = ".partial"
-# Bodies are up to a gigabyte; parts of this size fill the network with few requests.
+# Bodies have hundreds of megabytes; parts of this size fill the network with few requests.
 _PART_BYTES = 32 * 1024**2
 
 

@@ -257,6 +257,21 @@ def test_an_interruption_without_states_says_what_to_set(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_an_interruption_that_a_library_takes_for_a_fault_is_one_still(
+    tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrapped(*_: Any) -> Any:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+        except BaseException as error:
+            raise RuntimeError("the compiler failed") from error
+
+    monkeypatch.setattr(PaddedGradient, "add", wrapped)
+    with pytest.raises(Transient, match="interrupted after step 0"):
+        finetune(tmp_path, data, settings(tiny))
+
+
 @pytest.mark.parametrize("uri", [None, "states"])
 def test_what_diverges_is_never_saved(
     tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str | None
