@@ -30,6 +30,8 @@ FORMAT = "nemotron-embed-kubeflow.training-state/1"
 MANIFEST, STATE, RUN = "manifest.json", "state.json", "run.json"
 # Tensors of one file: little beside the memory of a node, and made in a moment; the training thread waits for it.
 _FILE_BYTES = 256 * 1024**2
+# Runs that are looked at for what tells them apart: a team's prefix may hold many.
+_COMPARED = 50
 _NAME = re.compile(r"step-(\d{8,})-[0-9a-f]{8}")
 
 
@@ -144,7 +146,7 @@ class Checkpoints:
         others: list[list[str]] = []
         for name in names:
             run, _, file = name.partition("/")
-            if file != RUN or run == self.run or not any(True for _ in _folders(names, run)):
+            if file != RUN or run == self.run or len(others) == _COMPARED or not any(_folders(names, run)):
                 continue
             try:
                 others.append(_differences(json.loads(self._storage.read(name)), self._identity))

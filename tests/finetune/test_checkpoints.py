@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
 import torch
 
@@ -85,6 +86,29 @@ def test_a_later_attempt_removes_what_earlier_ones_left(uri: str) -> None:
     assert_is(again.newest(), 6)
     save(again, 8)
     assert {name.split("/")[1].split("-")[1] for name in state_files(storage)} == {"00000008"}
+
+
+def test_two_attempts_at_once_leave_a_whole_state(uri: str) -> None:
+    """As when a node is cut off and its pod is started elsewhere before it is gone."""
+    storage = open_storage(uri)
+    one, other = checkpoints(storage), checkpoints(open_storage(uri), keep=1)
+    for step in range(1, 9):
+        save(one if step % 3 else other, step)
+        if step % 2:
+            save(other, step)
+        assert_is(checkpoints(storage).newest(), step)
+
+
+def test_large_objects_are_read_in_parts(bucket: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage("s3://bucket/states")
+    monkeypatch.setattr(storage, "_store", obstore.store.MemoryStore())
+    monkeypatch.setattr("components.finetune.storage._PART_BYTES", 1000)
+    body = random.Random(1).randbytes(7321)
+    storage.write("run/part", body)
+    assert storage.read("run/part") == body
+    assert storage.names("run/") == ["run/part"]
+    storage.delete(["run/part", "run/part"])
+    assert storage.names() == []
 
 
 def test_files_are_as_large_as_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
