@@ -11,6 +11,7 @@ import argparse
 import logging
 import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,10 +135,13 @@ def _row(name: str, work: Callable[[], Any], device: str, scores: int, before: f
     report.forget()
     if device == "cuda":
         work()
+    started = time.process_time()
     best, taken = report.seconds(work, REPEATS[device])
+    processor = (time.process_time() - started) / REPEATS[device]
     return {
         "contestant": name,
         "seconds": f"{best:.3f}",
+        "CPU seconds": f"{processor:.3f}",
         "scores/s": f"{scores / best:.2e}",
         "peak GB on the GPU" if device == "cuda" else "peak GiB of the process so far": report.peak_gb()
         or f"{_resident_gib():.2f} ({before:.2f} before)",
