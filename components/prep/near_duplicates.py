@@ -30,19 +30,19 @@ def folded(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def duplicate_clusters(texts: Iterable[str], threshold: float | None) -> dict[str, int]:
+def duplicate_clusters(texts: Iterable[str], threshold: float | None, what: str = "texts") -> dict[str, int]:
     """A number for each text, the same for duplicates and for what is linked through them.
 
     Duplicates are texts that are equal when ``folded``, or whose sets of three-word sequences have a Jaccard
     similarity of at least ``threshold`` (None: only equal ones). Neither order nor process changes who is in a
-    cluster.
+    cluster. ``what`` the texts are is shown with the progress.
     """
     by_fold: dict[str, list[str]] = {}
     for text in sorted(set(texts)):
         by_fold.setdefault(folded(text), []).append(text)
     clusters = _Clusters(len(by_fold))
     if threshold is not None and len(by_fold) > 1:
-        _join_similar(clusters, list(by_fold), threshold)
+        _join_similar(clusters, list(by_fold), threshold, what)
     return {text: clusters.root(number) for number, equal in enumerate(by_fold.values()) for text in equal}
 
 
@@ -63,10 +63,10 @@ class _Clusters:
         self._parent[high] = low
 
 
-def _join_similar(clusters: _Clusters, texts: Sequence[str], threshold: float) -> None:
+def _join_similar(clusters: _Clusters, texts: Sequence[str], threshold: float, what: str) -> None:
     """Join texts (folded, all different) whose similarity is at least ``threshold``."""
     shingles = _shingles(texts)
-    signatures = _signatures(shingles)
+    signatures = _signatures(shingles, what)
     for bucket in _buckets(signatures, threshold):
         for position, one in enumerate(bucket):
             for other in bucket[:position]:
@@ -94,13 +94,13 @@ def _shingles(texts: Sequence[str]) -> list[np.ndarray]:
     return found
 
 
-def _signatures(shingles: Sequence[np.ndarray]) -> np.ndarray:
+def _signatures(shingles: Sequence[np.ndarray], what: str) -> np.ndarray:
     """MinHash signatures: uint32 [texts, PERMUTATIONS]."""
     generator = np.random.default_rng(0)
     factors = generator.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     offsets = generator.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)
     signatures = np.empty((len(shingles), PERMUTATIONS), dtype=np.uint32)
-    with Progress("looking for near-duplicates", total=len(shingles), unit="texts") as progress:
+    with Progress("looking for near-duplicates", total=len(shingles), unit=what) as progress:
         for first, last in _chunks([len(one) for one in shingles]):
             hashes = np.concatenate(shingles[first:last])
             starts = np.cumsum([0, *(len(one) for one in shingles[first : last - 1])])

@@ -63,10 +63,9 @@ def split(
     without time when ``by_time``.
     """
     frozen = frozen or FrozenEval()
-    passage_clusters = duplicate_clusters([*records.passages, *sorted(frozen.passages)], near_duplicate_threshold)
-    query_clusters = duplicate_clusters(
-        [*sorted({example.query for example in records.examples}), *sorted(frozen.queries)], near_duplicate_threshold
-    )
+    threshold = near_duplicate_threshold
+    passage_clusters = duplicate_clusters([*records.passages, *frozen.passages], threshold, "passages")
+    query_clusters = duplicate_clusters([*(e.query for e in records.examples), *frozen.queries], threshold, "questions")
     groups = _groups(records, passage_clusters, frozen)
     held = _held_out(records, groups, passage_clusters, frozen)
     ratios = {"train": train_ratio, "val": val_ratio, "test": 0.0 if frozen.queries else 1 - train_ratio - val_ratio}

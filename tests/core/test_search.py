@@ -41,3 +41,33 @@ def test_excluded_passages_end_a_row_with_minus_infinity() -> None:
     found = np.isfinite(scores)
     assert found.sum() == np.minimum((~banned).sum(axis=1), 10).sum()
     assert not np.take_along_axis(banned, rows, axis=1)[found].any()
+
+
+@pytest.mark.parametrize("passages", [256, 1999, 6000])
+@pytest.mark.parametrize("k", [1, 3, 20])
+@pytest.mark.parametrize("share_banned", [0.0, 0.5, 0.9999])
+def test_groups_of_scores_give_the_exact_best(passages: int, k: int, share_banned: float) -> None:
+    """So many passages that whole groups are passed over; ties everywhere, and rows with next to nothing left."""
+    rng = np.random.default_rng(k)
+    queries, searched = (rng.integers(-2, 3, (n, 4)).astype(np.float32) for n in (7, passages))
+    banned = rng.random((7, passages)) < share_banned
+
+    def exclude(scores: torch.Tensor, first_query: int, first_passage: int) -> None:
+        part = banned[first_query : first_query + scores.shape[0], first_passage : first_passage + scores.shape[1]]
+        scores[torch.from_numpy(part)] = -torch.inf
+
+    scores, rows = top_k(queries, searched, k, exclude=exclude, query_block=3, passage_block=4096)
+    expected = np.where(banned, -np.inf, queries @ searched.T)
+    np.testing.assert_array_equal(scores, -np.sort(-expected, axis=1)[:, :k])
+    found = np.isfinite(scores)
+    np.testing.assert_array_equal(np.take_along_axis(expected, rows, axis=1)[found], scores[found])
+    assert all(len(set(row[ok])) == ok.sum() for row, ok in zip(rows, found, strict=True))
+
+
+def test_tensors_stay_where_they_are_and_bfloat16_is_summed_in_float32() -> None:
+    rng = np.random.default_rng(4)
+    queries, passages = (torch.from_numpy(rng.normal(size=(n, 32)).astype(np.float32)).bfloat16() for n in (5, 900))
+    scores, rows = top_k(queries, passages, 10)
+    every = queries.double() @ passages.double().T
+    np.testing.assert_allclose(scores, every.sort(dim=1, descending=True).values[:, :10].numpy(), rtol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(every.numpy(), rows, axis=1), scores, rtol=1e-5)
