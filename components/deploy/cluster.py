@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
-from kubernetes import client, config
+from kubernetes import client, config, dynamic
 from kubernetes.config import ConfigException
 
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
@@ -45,7 +45,9 @@ class Cluster:
     refuses an object, InputError for an API that it does not have, Transient when it stays unavailable."""
 
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
-        self._api, self.namespace = api, namespace
+        # Its paths are known: nothing is discovered. Of the client, `request` alone is the same from 30 to 37.
+        self._api = dynamic.DynamicClient(api, discoverer=lambda *_: None)
+        self.namespace = namespace
 
     def get(self, kind: str, name: str) -> Object | None:
         """The object; None when there is none."""
@@ -128,15 +130,14 @@ class Cluster:
             if attempt:
                 time.sleep(min(_FIRST_WAIT_SECONDS * 2 ** (attempt - 1), 10.0))
             try:
-                response = self._api.call_api(
-                    path,
+                response = self._api.request(
                     method,
-                    query_params=query or [],
-                    header_params={"Accept": "*/*", "Content-Type": _content_type(method)},
+                    path,
                     body=body,
-                    auth_settings=["BearerToken"],
-                    _preload_content=False,
-                    _return_http_data_only=True,
+                    query_params=query or [],
+                    header_params={"Accept": "*/*"},
+                    content_type=_content_type(method),
+                    serialize=False,
                     _request_timeout=_TIMEOUT_SECONDS,
                 )
                 return response.data.decode("utf-8", errors="replace")
