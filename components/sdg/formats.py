@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import logging
 import os
@@ -106,6 +107,8 @@ def _plain(content: bytes, config: SdgConfig) -> str:
 def _html(content: bytes, config: SdgConfig) -> str:
     from lxml import etree, html  # noqa: PLC0415 -- only users of the format need the package
 
+    if b"\0" in content and not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise Unreadable("binary")
     try:
         content.decode("utf-8")
         encoding = "utf-8"
