@@ -62,6 +62,12 @@ ARTIFACTS = _types(
     ArtifactType(
         "miner", "Model", "Checkpoint that mines negatives in the base model's place.", accepts=("checkpoint",)
     ),
+    ArtifactType(
+        "checker",
+        "Model",
+        "Second checkpoint: no passage that it takes for an answer is mined.",
+        accepts=("checkpoint",),
+    ),
     ArtifactType("eval_results", "Artifact", "`eval_results.json`: every metric of every model."),
     ArtifactType("report", "HTML", "The evaluation as one self-contained page.", is_file=True),
     ArtifactType("exported_model", "Model", "`onnx/`, tokenizer, probes, `model-manifest.json`."),

@@ -14,9 +14,10 @@ Vectors = np.ndarray | torch.Tensor
 # Sets scores to -inf where a passage may not be found: (scores [queries, passages], first query, first passage).
 Exclude = Callable[[torch.Tensor, int, int], None]
 
-_PASSAGE_BLOCK = {"cuda": 50_000, "cpu": 8_192}
-# top-k of group maxima, then of those groups alone, reads the scores once; sorting all of them reads them often.
+# top-k of group maxima, then of those groups alone, reads the scores once; sorting all of them reads them often. It
+# pays with so many groups for each of the k.
 _GROUP = 64
+_WORTH_GROUPING = {"cuda": 4, "cpu": 16}
 
 
 def top_k(
@@ -26,7 +27,7 @@ def top_k(
     *,
     exclude: Exclude | None = None,
     query_block: int = 1024,
-    passage_block: int | None = None,
+    passage_block: int = 50_000,
     what: str = "searching",
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ``k`` best passages of every query, best first.
@@ -37,18 +38,17 @@ def top_k(
     mean nothing. Beside both inputs and the result, memory holds one block of scores.
     """
     device = passages.device if isinstance(passages, torch.Tensor) else default_device()
-    asked, searched = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in (queries, passages))
+    asked, searched = as_tensor(queries), as_tensor(passages)
     k = min(k, len(searched))
-    size = passage_block or _PASSAGE_BLOCK[device.type]
     scores = torch.full((len(asked), k), -torch.inf, device=device)
     positions = torch.zeros((len(asked), k), dtype=torch.int64, device=device)
     with Progress(what, total=len(asked) * len(searched), unit="scores") as progress:
         # Passages outside: there are more of them, and each comes to the device once.
-        for first_passage in range(0, len(searched), size):
-            block = searched[first_passage : first_passage + size].to(device)
+        for first_passage in range(0, len(searched), passage_block):
+            block = searched[first_passage : first_passage + passage_block].to(device)
             for first_query in range(0, len(asked), query_block):
                 rows = slice(first_query, first_query + query_block)
-                found = _dot(asked[rows].to(device), block)
+                found = dot(asked[rows].to(device), block)
                 if exclude is not None:
                     exclude(found, first_query, first_passage)
                 best, places = _best(found, k)
@@ -59,8 +59,13 @@ def top_k(
     return scores.cpu().numpy(), positions.cpu().numpy()
 
 
-def _dot(queries: torch.Tensor, passages: torch.Tensor) -> torch.Tensor:
-    """Scores float32 [queries, passages]."""
+def as_tensor(vectors: Vectors) -> torch.Tensor:
+    """The same numbers, not copied."""
+    return torch.from_numpy(vectors) if isinstance(vectors, np.ndarray) else vectors
+
+
+def dot(queries: torch.Tensor, passages: torch.Tensor) -> torch.Tensor:
+    """Scores of vectors on one device: float32 [queries, passages]."""
     if queries.dtype == torch.float32:
         return queries @ passages.T
     if queries.is_cuda:
@@ -75,7 +80,7 @@ def _best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
     rows, columns = scores.shape
     groups = columns // _GROUP
-    if groups < 4 * k:
+    if groups < _WORTH_GROUPING[scores.device.type] * k:
         best = scores.topk(min(k, columns), dim=1)
         return best.values, best.indices
     grouped = scores[:, : groups * _GROUP].unflatten(1, (groups, _GROUP))

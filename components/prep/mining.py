@@ -12,7 +12,7 @@ import torch
 
 from components.core.encoder.model import Encoder
 from components.core.errors import InputError
-from components.core.search import Vectors, top_k
+from components.core.search import Vectors, as_tensor, dot, top_k
 from components.prep.records import Example
 from components.prep.split import Split
 
@@ -54,16 +54,24 @@ class Mined:
     above: int = 0
 
 
-def mine(encoder: Encoder, parts: Split, choice: Choice, *, query_block: int, batch_tokens: int) -> list[Mined]:
+def mine(
+    encoder: Encoder,
+    parts: Split,
+    choice: Choice,
+    *,
+    query_block: int,
+    batch_tokens: int,
+    checker: Encoder | None = None,
+) -> list[Mined]:
     """Up to ``choice.count`` hard negatives of each training example, among the training passages.
 
     Vectors are the encoder's, scores dot products. Answers to the same question, near-duplicates of them and
     near-duplicates of given negatives are never mined; given negatives come first, in their order, unless they are
-    an answer's near-duplicate. Raises InputError for an encoder whose vectors hold NaN or infinity.
+    an answer's near-duplicate. What ``checker`` scores above the margins is no negative either. Raises InputError for
+    an encoder whose vectors hold NaN or infinity.
     """
     passages = parts.training_passages
-    vectors = _finite(encoder.encode(passages, "passage", batch_tokens=batch_tokens))
-    queries = _finite(encoder.encode([e.query for e in parts.train], "query", batch_tokens=batch_tokens))
+    queries, vectors = _encoded(encoder, parts, batch_tokens)
     row = {text: number for number, text in enumerate(passages)}
     answers = _answer_clusters(parts)
     given = [_given(example, answers[parts.query_clusters[example.query]], parts) for example in parts.train]
@@ -74,6 +82,7 @@ def mine(encoder: Encoder, parts: Split, choice: Choice, *, query_block: int, ba
         excluded=_excluded(parts, answers, given),
         choice=choice,
         query_block=query_block,
+        check=_encoded(checker, parts, batch_tokens) if checker else None,
     )
     mined = []
     for query, example, own, candidates, over in zip(queries, parts.train, given, found, above, strict=True):
@@ -92,6 +101,7 @@ def hard_negatives(
     excluded: Sequence[Sequence[int]],
     choice: Choice,
     query_block: int = 1024,
+    check: tuple[Vectors, Vectors] | None = None,
 ) -> tuple[list[list[tuple[int, float, Origin]]], list[int]]:
     """Row, score and origin of each query's negatives among ``passages``, and how many the margins left out.
 
@@ -101,9 +111,11 @@ def hard_negatives(
     positives ("TopK-PercPos": NV-Retriever, arXiv 2407.15831), or that score itself where it is not positive and a
     share of it is no bound, and at least ``absolute_margin`` less than it. Of these candidates, best first, those
     from rank ``range_min`` (counted from 0) to ``range_max`` are eligible. Where they are too few, the ranks that were
-    passed over fill up, nearest first.
+    passed over fill up, nearest first. ``check`` are the vectors of the same queries and passages by a second model,
+    by which the margins must hold as well.
     """
     ceiling = torch.from_numpy(_ceilings(queries, passages, positives, choice))
+    limit = torch.from_numpy(_ceilings(*check, positives, choice)) if check else None
     above = torch.zeros(len(ceiling), dtype=torch.int64)
     banned = _Banned(excluded)
 
@@ -115,6 +127,10 @@ def hard_negatives(
         if len(numbers):
             scores[torch.from_numpy(numbers).to(scores.device), torch.from_numpy(rows).to(scores.device)] = -torch.inf
         over = scores > ceiling[block, None]
+        if check is not None and limit is not None:
+            columns = slice(first_passage, first_passage + scores.shape[1])
+            second = [as_tensor(v)[rows].to(scores.device) for v, rows in zip(check, (block, columns), strict=True)]
+            over |= (dot(*second) > limit[block, None].to(scores.device)) & scores.isfinite()
         above[block] += over.sum(dim=1)
         scores.masked_fill_(over, -torch.inf)
 
@@ -202,6 +218,12 @@ def _excluded(parts: Split, answers: Mapping[int, set[int]], given: Sequence[Seq
         clusters = answers[parts.query_clusters[example.query]] | {parts.passage_clusters[text] for text in own}
         excluded.append(sorted(number for cluster in clusters for number in rows[cluster]))
     return excluded
+
+
+def _encoded(encoder: Encoder, parts: Split, batch_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of the training questions and of the training passages."""
+    passages = _finite(encoder.encode(parts.training_passages, "passage", batch_tokens=batch_tokens))
+    return _finite(encoder.encode([e.query for e in parts.train], "query", batch_tokens=batch_tokens)), passages
 
 
 def _finite(vectors: np.ndarray) -> np.ndarray:

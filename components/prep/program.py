@@ -30,6 +30,7 @@ def run(
     qa_pairs: Path,
     frozen_eval: Path | None = None,
     miner: Path | None = None,
+    checker: Path | None = None,
     training_data: Path,
     eval_data: Path,
     data_report: Path,
@@ -37,7 +38,8 @@ def run(
     """Read ``qa_pairs``, split, mine, write ``training_data``, ``eval_data`` and ``data_report``; return counts.
 
     With ``frozen_eval`` the test set is that one, unchanged. Negatives are mined with ``miner`` when it is given, else
-    with the base model. Raises InputError when no question is left, or when the split leaves a side empty.
+    with the base model; what ``checker`` takes for an answer is no negative. Raises InputError when no question is
+    left, or when the split leaves a side empty.
     """
     rules = Rules(config.quality_threshold, config.max_pos_docs, config.split_group_field, config.split_time_field)
     frozen = read_frozen(frozen_eval) if frozen_eval else None
@@ -58,6 +60,7 @@ def run(
         _choice(config),
         query_block=config.mining_batch_size,
         batch_tokens=config.encode_batch_tokens,
+        checker=load_checkpoint(checker) if checker else None,
     )
     warnings += _shortage(config, mined)
     for warning in warnings:

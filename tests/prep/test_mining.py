@@ -31,30 +31,41 @@ CHOICES = st.builds(
     sampled=st.booleans(),
     query_block=st.integers(1, 9),
     tensors=st.booleans(),
+    checked=st.booleans(),
 )
 def test_equals_brute_force(
-    seed: int, sizes: tuple[int, int], choice: Choice, sampled: bool, query_block: int, tensors: bool
+    seed: int,
+    sizes: tuple[int, int],
+    choice: Choice,
+    sampled: bool,
+    query_block: int,
+    tensors: bool,
+    checked: bool,
 ) -> None:
     if sampled and choice.range_max is not None:
         choice = Choice(**{**vars(choice), "sampling": "random"})
     rng = np.random.default_rng(seed)
     # Products of quarters are exact, so that a tie or the bound itself does not depend on the order of summation.
     queries, passages = ((rng.integers(-8, 9, (n, 3)) / 4).astype(np.float32) for n in sizes)
+    second = tuple((rng.integers(-8, 9, (n, 2)) / 4).astype(np.float32) for n in sizes) if checked else None
     pick = [rng.permutation(sizes[1]) for _ in queries]
     positives = [order[: rng.integers(1, 3)].tolist() for order in pick]
     excluded = [order[: rng.integers(2, 5)].tolist() for order in pick]
     given_vectors = [torch.from_numpy(v) if tensors else v for v in (queries, passages)]
     found, above = hard_negatives(
-        *given_vectors, positives=positives, excluded=excluded, choice=choice, query_block=query_block
+        *given_vectors, positives=positives, excluded=excluded, choice=choice, query_block=query_block, check=second
     )
     every = queries @ passages.T
+    models = [every, *([second[0] @ second[1].T] if second else [])]
     for number, chosen in enumerate(found):
-        lowest = every[number, positives[number]].min()
-        share = np.float32(float(lowest) * choice.margin) if lowest > 0 else lowest
-        bound = min(share, np.float32(lowest - choice.absolute_margin))
+        low_enough = np.ones(len(passages), dtype=bool)
+        for scores in models:
+            lowest = scores[number, positives[number]].min()
+            share = np.float32(float(lowest) * choice.margin) if lowest > 0 else lowest
+            low_enough &= scores[number] <= min(share, np.float32(lowest - choice.absolute_margin))
         free = [row for row in range(len(passages)) if row not in excluded[number]]
-        assert above[number] == sum(every[number, row] > bound for row in free)
-        ranked = sorted((float(every[number, row]) for row in free if every[number, row] <= bound), reverse=True)
+        assert above[number] == sum(not low_enough[row] for row in free)
+        ranked = sorted((float(every[number, row]) for row in free if low_enough[row]), reverse=True)
         eligible = ranked[choice.range_min : choice.range_max]
         mined = [score for _, score, origin in chosen if origin == "mined"]
         filled = [score for _, score, origin in chosen if origin == "filled"]

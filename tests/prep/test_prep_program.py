@@ -164,6 +164,34 @@ def test_another_checkpoint_mines(tmp_path: Path, small_config: EncoderConfig) -
     assert read_encoder(folder).query_prefix == small_config.query_prefix
 
 
+def test_what_a_second_model_takes_for_an_answer_is_not_mined(tmp_path: Path, small_config: EncoderConfig) -> None:
+    """The second model is the first with other weights: by both the margin holds."""
+    second = load_base(small_config)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weights in second.backbone.encoder.parameters():
+            weights += 0.05 * torch.randn_like(weights)
+    save_checkpoint(second, tmp_path / "second")
+    mined = {}
+    for name, optional in (("alone", {}), ("checked", {"checker": tmp_path / "second"})):
+        prep(tmp_path / name, labelled(), optional=optional, hard_neg_margin=1.0, hard_negatives_to_mine=20)
+        folder, texts = tmp_path / name / "out" / "training_data", passages(tmp_path / name / "out")
+        rows = json.loads((folder / TRAINING_FILE).read_text(encoding="utf-8"))["data"]
+        mined[name] = {
+            (row["question"], texts[one["id"]]) for row in rows for one in row["neg_doc"] if one["origin"] == "mined"
+        }
+    answers = {one["query"]: np.atleast_1d(one["positive"]).tolist() for one in labelled()}
+
+    asked = sorted({query for query, _ in mined["alone"]})
+    known = sorted({text for own in answers.values() for text in own} | {text for _, text in mined["alone"]})
+    every = second.encode(asked, "query") @ second.encode(known, "passage").T
+    score = {(query, text): every[i, j] for i, query in enumerate(asked) for j, text in enumerate(known)}
+    lowest = {query: min(score[query, text] for text in answers[query]) for query in asked}
+    refused = {(query, text) for query, text in mined["alone"] if score[query, text] > lowest[query] + 1e-5}
+    assert len(refused) > 10
+    assert not refused & mined["checked"]
+
+
 def test_given_negatives_come_first_and_near_duplicates_of_the_answer_not_at_all(tmp_path: Path) -> None:
     records = labelled()
     long = "Before work starts, close the main valve, drain the pipe, and wait until the gauge shows zero."
