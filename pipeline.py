@@ -30,6 +30,7 @@ from typing import Any
 import kfp
 import yaml
 from kfp import compiler, dsl, kubernetes
+from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, ServiceAccountTokenVolumeCredentials
 
 from components import __version__
 from components.core.artifacts import ARTIFACTS
@@ -521,6 +522,8 @@ def _server(args: argparse.Namespace) -> Server:
             namespace=args.namespace or "kubeflow",
             existing_token=os.environ.get("KFP_TOKEN"),
             cookies=os.environ.get("KFP_COOKIES"),
+            # With --host the SDK does not look for a pod's token by itself.
+            credentials=ServiceAccountTokenVolumeCredentials() if KF_PIPELINES_SA_TOKEN_ENV in os.environ else None,
         )
     return Server(client, args.namespace)
 

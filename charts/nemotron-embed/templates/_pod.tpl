@@ -1,0 +1,123 @@
+{{- define "labels" -}}
+app.kubernetes.io/name: nemotron-embed
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- define "pullSecrets" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ quote . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* What the restricted pod standard asks of a pod, and more: a read-only root. */}}
+{{- define "podSecurity" -}}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  fsGroup: 10001
+  seccompProfile:
+    type: RuntimeDefault
+{{- end }}
+
+{{- define "containerSecurity" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  runAsNonRoot: true
+  capabilities:
+    drop: [ALL]
+{{- end }}
+
+{{- /* A Job that runs pipeline.py: dict "root" $ "name" NAME "args" LIST. */}}
+{{- define "pipelineJob" -}}
+{{- $values := .root.Values }}
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "labels" .root | nindent 4 }}
+  annotations:
+    # Argo CD takes these for its PostSync.
+    helm.sh/hook: post-install,post-upgrade
+    helm.sh/hook-delete-policy: before-hook-creation
+spec:
+  backoffLimit: 5
+  activeDeadlineSeconds: 900
+  # Wrong parameters and refused access do not get better by themselves.
+  podFailurePolicy:
+    rules:
+      - action: FailJob
+        onExitCodes: {operator: In, values: [2, 3]}
+  template:
+    metadata:
+      labels:
+        {{- include "labels" .root | nindent 8 }}
+      annotations:
+        sidecar.istio.io/inject: "false"
+    spec:
+      restartPolicy: Never
+      serviceAccountName: nemotron-embed-pipelines
+      automountServiceAccountToken: false
+      {{- with include "pullSecrets" .root }}
+      {{- trim . | nindent 6 }}
+      {{- end }}
+      {{- include "podSecurity" . | nindent 6 }}
+      containers:
+        - name: pipeline
+          image: {{ quote $values.images.cpu }}
+          command: [python, /opt/nemotron-embed/pipeline.py]
+          args:
+            {{- toYaml .args | nindent 12 }}
+          env:
+            {{- range $name, $image := $values.images }}
+            - name: {{ upper $name }}_IMAGE
+              value: {{ quote $image }}
+            {{- end }}
+            - name: KF_PIPELINES_SA_TOKEN_PATH
+              value: /var/run/secrets/kubeflow/pipelines/token
+          {{- include "containerSecurity" . | nindent 10 }}
+          resources:
+            requests: {cpu: 100m, memory: 512Mi}
+            limits: {cpu: "1", memory: 1Gi}
+          volumeMounts:
+            - {name: tmp, mountPath: /tmp}
+            - {name: token, mountPath: /var/run/secrets/kubeflow/pipelines, readOnly: true}
+      volumes:
+        - name: tmp
+          emptyDir: {sizeLimit: 256Mi}
+        - name: token
+          projected:
+            sources:
+              - serviceAccountToken:
+                  path: token
+                  expirationSeconds: 7200
+                  audience: pipelines.kubeflow.org
+{{- end }}
+
+{{- /* Arguments that upload and schedule have in common. */}}
+{{- define "pipelineArgs" -}}
+{{- $pipelines := .Values.pipelines }}
+{{- $args := list "--host" $pipelines.host "--profile" $pipelines.profile "--node-labels" $pipelines.nodeLabels }}
+{{- $args = concat $args (list "--version" ($pipelines.version | default .Chart.AppVersion)) }}
+{{- if $pipelines.multiUser }}
+{{- $args = concat $args (list "--namespace" .Release.Namespace) }}
+{{- end }}
+{{- range $name, $value := $pipelines.set }}
+{{- $args = concat $args (list "--set" (printf "%s=%s" $name (include "text" $value))) }}
+{{- end }}
+{{- toYaml $args }}
+{{- end }}
+
+{{- /* A value as pipeline.py reads it: texts as they are, all else as JSON. */}}
+{{- define "text" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else }}{{ toJson . }}{{ end -}}
+{{- end }}
