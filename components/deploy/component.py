@@ -85,6 +85,11 @@ class DeployConfig(Settings):
     ngc_secret_name: str = setting(
         "ngc-api", "Secret with the key NGC_API_KEY, which a NIM reads when it is there", pattern=rf"{_LABEL}|^$"
     )
+    strategy: Literal["bluegreen", "recreate"] = setting(
+        "bluegreen",
+        "`bluegreen` starts a release beside the old one; `recreate` stops the old one first, for clusters without a "
+        "spare GPU: until the new one is verified, or the old one runs again, nobody answers",
+    )
     rollout_timeout: float = setting(1800.0, "Seconds until a release must be ready in the cluster", gt=0)
     schedule_timeout: float = setting(600.0, "Seconds that a pod may wait for a node", ge=0)
     failure_patience: float = setting(120.0, "Seconds that an image may fail to be pulled, or a pod to be made", ge=0)

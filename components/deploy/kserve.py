@@ -8,12 +8,10 @@ import datetime
 import logging
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 from components.core.bundle import Bundle
-from components.core.endpoint import Endpoint
 from components.core.errors import ActionNeeded, StageError
 from components.deploy import permissions, rollout
 from components.deploy.backends import contract
@@ -23,13 +21,11 @@ from components.deploy.component import DeployConfig
 from components.deploy.deployed import Deployed
 from components.deploy.diagnosis import diagnose
 from components.deploy.gitops import about, model_uri
+from components.deploy.probation import Probation
 from components.deploy.releases import Live, Releases
 from components.deploy.render import Release, live_name, live_service, render, service_url
 from components.deploy.turn import Turn
-from components.deploy.verify import failures, verify
 
-# Names and routes of a Service reach every node some time after it was made or changed.
-_SETTLING_SECONDS = 60.0
 _log = logging.getLogger(__name__)
 
 
@@ -57,15 +53,20 @@ class _Deployment:
     def __init__(self, config: DeployConfig, bundle: Bundle, cluster: Cluster, release: Release, turn: Turn) -> None:
         self.config, self.bundle, self.cluster, self.release, self.turn = config, bundle, cluster, release, turn
         self.releases = Releases(cluster, config.service_name)
+        self.probation = Probation(config, bundle, release.name, turn.check)
 
     def run(self, uri: str) -> Deployed:
         old = self.releases.live()
         proven = self._remove_leftovers(old)
         try:
+            self._deliver(dry_run=True)
+            if self.config.strategy == "recreate":
+                self._stop_others(proven)
             checks = self._try_candidate()
             live = self._promote(old)
         except BaseException as error:
             self._give_up(proven, error)
+            self._start_again(old)
             raise
         self._keep_books(proven)
         return self._outcome(old, uri, checks, live)
@@ -84,79 +85,48 @@ class _Deployment:
                 self.releases.remove(name)
         return proven
 
+    def _stop_others(self, proven: list[str]) -> None:
+        self.turn.check_now()
+        for name in proven:
+            if name != self.release.name:
+                self.releases.stop(name)
+
+    def _start_again(self, old: Live | None) -> None:
+        """When the release that clients reach was stopped, here or by a deployment that was killed, start it again."""
+        try:
+            if old and self.releases.start(old.release):
+                _log.error("starting the previous release %s again", old.release)
+                rollout.wait(self.cluster, old.release, old.model_digest, self.config, self.turn.check)
+        except StageError as problem:
+            _log.error("NOBODY ANSWERS at %s: %s", live_name(self.release.service), problem)
+
+    def _deliver(self, *, dry_run: bool = False) -> None:
+        self.turn.check_now()
+        for item in self.release.objects:
+            self.cluster.apply(item, dry_run=dry_run)
+
     def _try_candidate(self) -> list[Check]:
         """Deliver and verify: the release runs and is the model that was exported, before any client reaches it."""
-        for dry_run in (True, False):
-            self.turn.check_now()
-            for item in self.release.objects:
-                self.cluster.apply(item, dry_run=dry_run)
-        rollout.wait(self.cluster, self.release, self.config, self.turn.check)
+        self._deliver()
+        rollout.wait(self.cluster, self.release.name, self.release.model_digest, self.config, self.turn.check)
         url = self.release.url(self.config.cluster_domain)
-        self._wait_until_it_answers(url)
-        return self._require(url)
+        self.probation.wait_until_it_answers(url)
+        return self.probation.require(url)
 
     def _promote(self, old: Live | None) -> list[Check]:
         """Switch clients to the release and watch it; when it fails, switch back."""
         url = service_url(live_name(self.release.service), self.release.namespace, self.config.cluster_domain)
         if old and old.release == self.release.name:
             _log.info("%s serves this release already", url)
-            return self._settled(url)
+            return self.probation.settled(url)
         self.releases.switch(self.release, self.turn)
         try:
-            checks = self._settled(url)
-            self._soak(url)
+            checks = self.probation.settled(url)
+            self.probation.soak(url)
             self.turn.check_now()
         except BaseException:
             self.releases.switch_back(old, self.turn)
             raise
-        return checks
-
-    def _settled(self, url: str) -> list[Check]:
-        """Brief checks of the live service; for a while it may be the old release that still answers."""
-        deadline = time.monotonic() + _SETTLING_SECONDS
-        while True:
-            try:
-                return self._require(url, brief=True)
-            except ActionNeeded:
-                if time.monotonic() > deadline:
-                    raise
-            self.turn.check()
-            time.sleep(self.config.health_check_interval)
-
-    def _soak(self, url: str) -> None:
-        """Raises ActionNeeded when the service fails twice in a row within ``soak_seconds``."""
-        deadline = time.monotonic() + self.config.soak_seconds
-        failed = 0
-        while time.monotonic() < deadline:
-            time.sleep(self.config.health_check_interval)
-            self.turn.check()
-            try:
-                self._require(url, brief=True, quiet=True)
-                failed = 0
-            except ActionNeeded:
-                failed += 1
-                if failed == 2:
-                    raise
-
-    def _wait_until_it_answers(self, url: str) -> None:
-        deadline = time.monotonic() + _SETTLING_SECONDS
-        with Endpoint(url, self.config.served_model_name, timeout=5.0) as endpoint:
-            while not endpoint.ready():
-                self.turn.check()
-                if time.monotonic() > deadline:
-                    raise ActionNeeded(
-                        f"{url} cannot be reached from here although its pods are ready: deploy runs inside of the "
-                        f"cluster; there, look for a NetworkPolicy, a mesh, or another cluster_domain"
-                    )
-                time.sleep(self.config.health_check_interval)
-
-    def _require(self, url: str, *, brief: bool = False, quiet: bool = False) -> list[Check]:
-        with Endpoint(url, self.config.served_model_name) as endpoint:
-            checks = verify(endpoint, self.bundle, brief=brief)
-        for check in checks:
-            _log.log(logging.DEBUG if quiet else logging.INFO, "%s", check)
-        if failed := failures(checks):
-            raise ActionNeeded(f"release {self.release.name} is not what was exported: {'; '.join(failed)}")
         return checks
 
     def _give_up(self, proven: list[str], error: BaseException) -> None:
@@ -193,7 +163,8 @@ class _Deployment:
     def _outcome(self, old: Live | None, uri: str, checks: list[Check], live: list[Check]) -> Deployed:
         domain, release = self.config.cluster_domain, self.release
         previous = ""
-        if old and old.release != release.name and old.release in self.releases.running():
+        beside = self.config.strategy == "bluegreen" and old and old.release != release.name
+        if old and beside and old.release in self.releases.running():
             previous = service_url(old.release, release.namespace, domain)
         return Deployed(
             service_url(live_name(release.service), release.namespace, domain),

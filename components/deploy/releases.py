@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +111,30 @@ class Releases:
         """Names of all releases that are in the cluster."""
         labels = f"app.kubernetes.io/instance={self._service},app.kubernetes.io/managed-by={MANAGED_BY}"
         return [found["metadata"]["name"] for found in self._cluster.list("InferenceService", labels=labels)]
+
+    def stop(self, name: str) -> None:
+        """End the pods of a release, and keep the release."""
+        self._scale(name, lambda _: 0)
+        _log.info("stopped %s", name)
+
+    def start(self, name: str) -> bool:
+        """Start the pods of a release that was stopped; False when it was not."""
+        # What it had is still its maximum.
+        return self._scale(name, lambda predictor: predictor["minReplicas"] or predictor["maxReplicas"])
+
+    def _scale(self, name: str, replicas: Callable[[Object], int]) -> bool:
+        """Apply the release with another number of pods; whether that was a change."""
+        found = self._cluster.get("InferenceService", name)
+        if found is None:
+            return False
+        kept = {key: found["metadata"].get(key, {}) for key in ("name", "namespace", "labels", "annotations")}
+        predictor = found["spec"]["predictor"]
+        wanted = replicas(predictor)
+        if wanted == predictor["minReplicas"]:
+            return False
+        spec = {**found["spec"], "predictor": {**predictor, "minReplicas": wanted}}
+        self._cluster.apply({"apiVersion": found["apiVersion"], "kind": found["kind"], "metadata": kept, "spec": spec})
+        return True
 
     def remove(self, name: str) -> None:
         """Remove a release from the cluster; never the live one."""

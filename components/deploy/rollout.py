@@ -11,7 +11,7 @@ from typing import Any
 from components.core.errors import ActionNeeded
 from components.deploy.cluster import Cluster
 from components.deploy.component import DeployConfig
-from components.deploy.render import MODEL_DIGEST, Object, Release, pod_selector
+from components.deploy.render import MODEL_DIGEST, Object, pod_selector
 
 _PULL_FAILURES = ("ImagePullBackOff", "ErrImagePull", "ErrImageNeverPull", "RegistryUnavailable")
 _HOPELESS = ("InvalidImageName",)
@@ -28,8 +28,10 @@ class Fault:
     patience: float = 0.0
 
 
-def wait(cluster: Cluster, release: Release, config: DeployConfig, check: Callable[[], None]) -> None:
-    """Return when every pod of ``release`` serves; ``check`` is called between two looks and may raise.
+def wait(cluster: Cluster, release: str, digest: str, config: DeployConfig, check: Callable[[], None]) -> None:
+    """Return when every pod of ``release`` serves the model of ``digest``.
+
+    ``check`` is called between two looks and may raise.
 
     Raises ActionNeeded as soon as a person must act, and after ``rollout_timeout`` seconds.
     """
@@ -38,36 +40,36 @@ def wait(cluster: Cluster, release: Release, config: DeployConfig, check: Callab
     shown = ""
     while True:
         check()
-        state, faults = look(cluster, release, config)
+        state, faults = look(cluster, release, digest, config)
         if not state:
-            _log.info("%s is ready after %.0f s", release.name, time.monotonic() - began)
+            _log.info("%s is ready after %.0f s", release, time.monotonic() - began)
             return
         now = time.monotonic()
         first_seen = {fault.what: first_seen.get(fault.what, now) for fault in faults}
         for fault in faults:
             if now - first_seen[fault.what] >= fault.patience:
-                raise ActionNeeded(f"release {release.name} does not start: {fault.what}")
+                raise ActionNeeded(f"release {release} does not start: {fault.what}")
         if now - began > config.rollout_timeout:
             raise ActionNeeded(
-                f"release {release.name} was not ready within {config.rollout_timeout:g} s ({state}): "
+                f"release {release} was not ready within {config.rollout_timeout:g} s ({state}): "
                 f"raise rollout_timeout, or see the diagnosis above"
             )
         if state != shown:
-            _log.info("%s: %s", release.name, shown := state)
+            _log.info("%s: %s", release, shown := state)
         time.sleep(config.health_check_interval)
 
 
-def look(cluster: Cluster, release: Release, config: DeployConfig) -> tuple[str, list[Fault]]:
+def look(cluster: Cluster, release: str, digest: str, config: DeployConfig) -> tuple[str, list[Fault]]:
     """What ``release`` waits for, empty when it serves, and what is wrong with it."""
-    service = cluster.get("InferenceService", release.name)
+    service = cluster.get("InferenceService", release)
     if service is None:
         return "deleted", [Fault("somebody deleted its InferenceService meanwhile: run deploy again")]
-    deployment = cluster.get("Deployment", f"{release.name}-predictor")
-    pods = cluster.list("Pod", labels=",".join(f"{k}={v}" for k, v in pod_selector(release.name).items()))
+    deployment = cluster.get("Deployment", f"{release}-predictor")
+    pods = cluster.list("Pod", labels=",".join(f"{k}={v}" for k, v in pod_selector(release).items()))
     faults = [*_deployment_faults(service, deployment, config)]
     for pod in pods:
         faults += _pod_faults(pod, config)
-    return _waiting_for(service, deployment, release.model_digest), faults
+    return _waiting_for(service, deployment, digest), faults
 
 
 def _waiting_for(service: Object, deployment: Object | None, digest: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from components.core.bundle import Bundle, read_bundle
 from components.deploy import cluster as cluster_module
-from components.deploy import kserve
+from components.deploy import kserve, probation
 from components.deploy.component import DeployConfig
 from components.deploy.deployed import Deployed
 from components.deploy.render import MODEL_DIGEST
@@ -74,7 +74,7 @@ def team(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     cluster = StandInCluster(serves)
     team = Team(cluster, bundles)
     monkeypatch.setattr(cluster_module, "_FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(kserve, "_SETTLING_SECONDS", 0.5)
+    monkeypatch.setattr(probation, "_SETTLING_SECONDS", 0.5)
     with running(cluster):
         write_kubeconfig(tmp_path / "kubeconfig", cluster)
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))

@@ -11,10 +11,13 @@ import pytest
 import yaml
 
 from components.core.artifacts import seal
+from components.core.endpoint import Endpoint
 from components.core.errors import ActionNeeded
 from components.core.kfp_io import run_from_executor_input
 from components.deploy import permissions
+from components.deploy.cluster import connect
 from components.deploy.component import STAGE
+from components.deploy.releases import Releases
 from components.deploy.verify import failures
 from tests.deploy.cluster.server import RBAC
 from tests.deploy.conftest import LIVE, Team
@@ -158,6 +161,39 @@ def test_a_nim_in_half_precision_is_held_to_its_own_limits(team: Team) -> None:
     image = "nvcr.io/nim/nvidia/nemotron-3-embed-1b:2.2.2"
     team.deploy("a", serving_image=image, model_uri="gs://models/checkpoint")
     assert team.live() == "a"
+
+
+def test_without_a_spare_gpu(team: Team) -> None:
+    """Beside each other there is no room; one after the other there is, and what fails gives way to what served."""
+    team.cluster.controller.gpus = 1
+    team.deploy("a")
+    with pytest.raises(ActionNeeded, match="no node takes its pod"):
+        team.deploy("b")
+    assert team.live() == "a"
+    deployed = team.deploy("b", strategy="recreate")
+    assert team.live() == "b"
+    assert deployed.previous_endpoint == ""
+    team.faults["c"] = lambda _, __, vectors: -vectors
+    with pytest.raises(ActionNeeded, match="is not what was exported"):
+        team.deploy("c", strategy="recreate")
+    assert team.live() == "b"
+    with Endpoint(URL, "team/embed") as endpoint:
+        served = endpoint.embed(["query 0 about valves"], "query")[0]
+    np.testing.assert_allclose(served, team.bundle("b").tuned[0], atol=1e-6)
+    team.deploy("a", strategy="recreate")
+    assert team.live() == "a"
+
+
+def test_a_service_that_was_left_stopped_is_started_again(team: Team) -> None:
+    """Its deployment was killed after it had stopped the old release; the next one fails too."""
+    team.deploy("a")
+    releases = Releases(connect(""), "embed")
+    releases.stop(team.releases()[0])
+    team.faults["b"] = lambda _, __, vectors: -vectors
+    with pytest.raises(ActionNeeded):
+        team.deploy("b")
+    with Endpoint(URL, "team/embed") as endpoint:
+        assert endpoint.ready()
 
 
 def test_the_role_is_exactly_what_is_asked_for_and_used(team: Team) -> None:

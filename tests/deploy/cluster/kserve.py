@@ -60,7 +60,10 @@ def _containers(state: Object, init: bool) -> Object:
 
 
 class Controller:
-    """Acts on the InferenceServices in ``store``. ``fates`` are by model digest; ``starts`` counts pods by release."""
+    """Acts on the InferenceServices in ``store``. ``fates`` are by model digest; ``starts`` counts pods by release.
+
+    ``gpus`` limits how many releases can have pods; those of ``holders`` do.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -68,6 +71,8 @@ class Controller:
         self.ages: Counter[str] = Counter()
         self.starts: Counter[str] = Counter()
         self.specs: dict[str, Object] = {}
+        self.gpus = 1_000
+        self.holders: set[str] = set()
 
     def fate(self, service: Object) -> Fate:
         annotations = service["spec"]["predictor"].get("annotations", {})
@@ -89,8 +94,15 @@ class Controller:
         else:
             self._store.set_status("inferenceservices", name, fate.service)
 
+    def applied(self, name: str) -> None:
+        """A release without replicas gives its GPU back."""
+        service = self._store.objects[("inferenceservices", name)]
+        if not service["spec"]["predictor"]["minReplicas"]:
+            self.deleted(name)
+
     def deleted(self, name: str) -> None:
         """Garbage collection."""
+        self.holders.discard(name)
         for plural, suffix in (("deployments", "-predictor"), ("pods", "-predictor-0"), ("events", "-event")):
             self._store.objects.pop((plural, name + suffix), None)
         self.ages.pop(name, None)
@@ -98,7 +110,7 @@ class Controller:
 
     def is_ready(self, name: str) -> bool:
         service = self._store.objects.get(("inferenceservices", name))
-        return service is not None and self.ages[name] >= self.fate(service).ready_after
+        return name in self.holders and service is not None and self.ages[name] >= self.fate(service).ready_after
 
     def _run(self, name: str, service: Object, fate: Fate) -> None:
         # What a pod template depends on: the spec, and labels and annotations, which KServe copies to pods.
@@ -106,9 +118,12 @@ class Controller:
         if self.specs.get(name) != wanted:
             self.specs[name] = wanted
             self.starts[name] += 1
-        ready = self.ages[name] >= fate.ready_after
-        annotations = {} if fate.stale else service["spec"]["predictor"]["annotations"]
         replicas = service["spec"]["predictor"]["minReplicas"]
+        if replicas and len(self.holders) < self.gpus:
+            self.holders.add(name)
+        ready = self.is_ready(name)
+        pending = fate.pod if name in self.holders else unschedulable("0/1 nodes are available: Insufficient gpu")
+        annotations = {} if fate.stale else service["spec"]["predictor"]["annotations"]
         counts = dict.fromkeys(("replicas", "updatedReplicas"), replicas)
         counts |= {"availableReplicas": replicas} if ready or fate.stale else {}
         self._put("deployments", {
@@ -117,7 +132,7 @@ class Controller:
             "spec": {"replicas": replicas, "template": {"metadata": {"annotations": annotations}}},
             "status": {"observedGeneration": 1, "conditions": [] if ready else fate.conditions, **counts},
         })  # fmt: skip
-        status = RUNNING if ready else {"phase": "Pending", **fate.pod}
+        status = RUNNING if ready else {"phase": "Pending", **pending}
         labels = {"app": f"isvc.{name}-predictor"}
         self._put("pods", {"kind": "Pod", "metadata": {"name": f"{name}-predictor-0", "labels": labels},
                            "status": status})  # fmt: skip

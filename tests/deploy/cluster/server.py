@@ -103,7 +103,10 @@ class StandInCluster:
         how = {"manager": query["fieldManager"], "force": query.get("force") == "true"}
         if (plural, name) not in self.store.objects:
             self._authorise("create", found, resource)
-        return 200, self.store.apply(plural, name, body, dry_run=query.get("dryRun") == "All", **how)
+        found = self.store.apply(plural, name, body, dry_run=query.get("dryRun") == "All", **how)
+        if plural == "inferenceservices" and name in {stored for kind, stored in self.store.objects if kind == plural}:
+            self.controller.applied(name)
+        return 200, found
 
     def _authorise(self, verb: str, found: Any, resource: str) -> None:
         group = found["group"] or ""
