@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from components.core.errors import InputError
 
 # A record and where it stands: "file:line", "file[number]".
 Found = tuple[str, dict[str, Any]]
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
@@ -52,8 +54,9 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
         number = 0
         for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
             for record in batch.to_pylist():
-                # A table has every column in every row: what is null here is absent elsewhere.
-                yield f"{path.name}[{number}]", {name: value for name, value in record.items() if value is not None}
+                # A table has every column in every row: what is null or NaN here is absent elsewhere.
+                present = {name: value for name, value in record.items() if value is not None and value == value}
+                yield f"{path.name}[{number}]", present
                 number += 1
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())
@@ -68,7 +71,20 @@ def _decoded(content: bytes, path: Path) -> str:
 
 
 def _parsed(text: str, where: str) -> Any:
+    """What JSON says; NaN and infinity, which Python writes and JSON does not know, are null."""
     try:
-        return json.loads(text)
+        value = json.loads(text, parse_constant=lambda _: None)
+        return _whole_characters(value) if _SURROGATE.search(text) else value
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON ({error}): write it again") from None
+
+
+def _whole_characters(value: Any) -> Any:
+    """``value`` with U+FFFD for every half of a character, which could not be written again."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_whole_characters(one) for one in value]
+    if isinstance(value, dict):
+        return {_whole_characters(name): _whole_characters(one) for name, one in value.items()}
+    return value

@@ -64,7 +64,7 @@ def _add_question(
         records.add_passage(text, document)
     records.place(document, record, where, rules)
     score = record.get("score")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
+    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 10):
         raise InputError(f"{where}: expected a number from 0 to 10 under 'score', found {score!r}")
     metadata = record.get("metadata") if isinstance(record.get("metadata"), dict) else {}
     metadata = {name: value for name, value in record.items() if name not in _KNOWN} | metadata

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,4 +112,16 @@ def _write_json(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records)
+        for record in records:
+            out.write(json.dumps(_plain(record), ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: a user's metadata may have dates, and numbers that are none."""
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int)) else str(value)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from components.core.errors import InputError
 from components.prep.read import read_records
 from components.prep.records import Records, Rules
+from components.prep.split import split
+from components.prep.write import write_eval_data
 
 QUESTIONS = [("why?", ["because"], "d1"), ("how?", ["so", "like this"], "d2")]
 PASSAGES = [("p1", "because", "d1"), ("p2", "so", "d2"), ("p3", "like this", "d2"), ("p4", "unasked", "d3")]
@@ -91,9 +96,9 @@ def write_beir(folder: Path) -> None:
     for name, rows in (("corpus", corpus), ("queries", queries)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     judged = [["q0\tp1\t1", "q0\tp2\t0"], ["q1\tp2\t1", "q1\tp3\t2"]]
-    for split, lines in zip(("train", "test"), judged, strict=True):
+    for name, lines in zip(("train", "test"), judged, strict=True):
         text = "\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n"
-        (folder / "qrels" / f"{split}.tsv").write_text(text, encoding="utf-8")
+        (folder / "qrels" / f"{name}.tsv").write_text(text, encoding="utf-8")
 
 
 def asked(records: Records) -> set[tuple[str, frozenset[str]]]:
@@ -201,3 +206,62 @@ def test_a_beir_folder_that_judges_documents_is_refused(tmp_path: Path) -> None:
     (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td1\t1\n", encoding="utf-8")
     with pytest.raises(InputError, match="judges documents: training needs the passages that answer"):
         read_records(tmp_path, Rules())
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 12)
+    | st.floats()
+    | st.text(max_size=3)
+    | st.sampled_from(["1", "half \ud800"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = (
+    "query", "positive", "positive_id", "negatives", "negative_ids", "document", "metadata", "score", "id", "text",
+    "source_id", "file_name", "chunks", "deduplicated_qa_pairs", "qa_evaluations", "bundle_members", "corpus", "data",
+)  # fmt: skip
+EVALUATIONS = st.fixed_dictionaries({"evaluations": st.lists(st.fixed_dictionaries({"overall": JSON}) | JSON)}) | JSON
+CHUNKS = st.lists(st.fixed_dictionaries({"chunk_id": st.integers(0, 3) | JSON, "text": st.text(max_size=3) | JSON}))
+PAIRS = st.lists(st.fixed_dictionaries({"question": st.text(max_size=3) | JSON, "segment_ids": JSON}) | JSON)
+HOSTILE = st.one_of(
+    st.dictionaries(st.sampled_from(NAMES), JSON),
+    st.fixed_dictionaries(
+        {"source_id": st.just("d"), "chunks": CHUNKS, "deduplicated_qa_pairs": PAIRS, "qa_evaluations": EVALUATIONS}
+    ),
+    JSON,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(found=st.lists(HOSTILE, min_size=1, max_size=3), as_list=st.booleans())
+def test_no_content_makes_a_traceback(tmp_path: Path, found: list[Any], as_list: bool) -> None:
+    """Whatever is read without an error can be split and written, too."""
+    shutil.rmtree(tmp_path)
+    (tmp_path / "in").mkdir(parents=True)
+    lines = json.dumps(found) if as_list else "\n".join(map(json.dumps, found))
+    (tmp_path / "in" / f"a.{'json' if as_list else 'jsonl'}").write_text(lines, encoding="utf-8")
+    try:
+        records = read_records(tmp_path / "in", Rules())
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    parts = split(records, train_ratio=0.5, val_ratio=0, seed=1, near_duplicate_threshold=0.8)
+    write_eval_data(tmp_path / "eval", [*parts.train, *parts.test], records.passages)
+    for line in (tmp_path / "eval" / "queries.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
+        json.loads(line, parse_constant=lambda name: pytest.fail(name))
+
+
+def test_a_table_with_dates_and_gaps(tmp_path: Path) -> None:
+    rows = [
+        {"query": "a?", "positive": "a", "score": 8.0, "written": datetime(2026, 1, 31, tzinfo=UTC)},
+        {"query": "b?", "positive": "b", "score": float("nan"), "written": datetime(2026, 2, 1, tzinfo=UTC)},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "own.parquet")
+    records = read_records(tmp_path, Rules(time_field="written"))
+    assert records.scores == [8.0]
+    assert records.times["a"] + 86400 == records.times["b"]
+    write_eval_data(tmp_path / "eval", records.examples, records.passages)
+    written = [json.loads(line) for line in (tmp_path / "eval" / "queries.jsonl").read_text().splitlines()]
+    assert [one["metadata"]["written"][:10] for one in written] == ["2026-01-31", "2026-02-01"]
