@@ -78,17 +78,18 @@ def chunk(
 
 def parts(chunks: Sequence[dict[str, Any]], max_words: int) -> list[list[dict[str, Any]]]:
     """``chunks`` in order, in parts of about the same length and at most ``max_words`` words (or one passage)."""
-    total = sum(chunk["word_count"] for chunk in chunks)
-    goal = total / max(1, math.ceil(total / max_words))
-    found: list[list[dict[str, Any]]] = [[]]
-    words = 0
-    for one in chunks:
-        if found[-1] and (words + one["word_count"] > max_words or words >= goal):
-            found.append([])
-            words = 0
-        found[-1].append(one)
-        words += one["word_count"]
-    return found
+    total = sum(one["word_count"] for one in chunks)
+    count = max(1, math.ceil(total / max_words))
+    while True:
+        found: list[list[dict[str, Any]]] = [[] for _ in range(count)]
+        words = 0
+        for one in chunks:
+            found[min(count - 1, int((words + one["word_count"] / 2) * count / total))].append(one)
+            words += one["word_count"]
+        found = [part for part in found if part]
+        if all(len(part) == 1 or sum(one["word_count"] for one in part) <= max_words for part in found):
+            return found
+        count += 1
 
 
 def split_sentences(text: str) -> list[str]:
