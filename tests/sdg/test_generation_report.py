@@ -46,8 +46,8 @@ def report(server: LlmServer, tmp_path: Path, *settings: str) -> str:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for number in range(12):
-        text = " ".join(f"Sentence {part} of {number} about valve{number}x{part}." for part in range(12))
-        (corpus / f"{number:02}<b>.txt").write_text(HOSTILE + text, encoding="utf-8")
+        text = " ".join(f"{HOSTILE}Sentence {part} of {number} about valve{number}x{part}." for part in range(12))
+        (corpus / f"{number:02}<b>.txt").write_text(text, encoding="utf-8")
     (corpus / "empty.txt").write_text("")
     arguments = ["sdg", "--work", str(tmp_path), "--corpus", str(corpus), f"llm_base_url={server.url}", *settings]
     assert main(arguments) == 0
