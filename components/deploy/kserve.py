@@ -23,7 +23,7 @@ from components.deploy.diagnosis import diagnose
 from components.deploy.gitops import about, model_uri
 from components.deploy.probation import Probation
 from components.deploy.releases import Live, Releases
-from components.deploy.render import Release, live_name, live_service, render, service_url
+from components.deploy.render import Release, direct_name, live_name, live_service, render, service_url
 from components.deploy.turn import Turn
 
 _log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class _Deployment:
         previous = ""
         beside = self.config.strategy == "bluegreen" and old and old.release != release.name
         if old and beside and old.release in self.releases.running():
-            previous = service_url(old.release, release.namespace, domain)
+            previous = service_url(direct_name(old.release), release.namespace, domain)
         return Deployed(
             service_url(live_name(release.service), release.namespace, domain),
             release.model_digest,

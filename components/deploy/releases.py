@@ -18,6 +18,7 @@ from components.deploy.render import (
     RELEASE,
     Object,
     Release,
+    direct_name,
     live_annotations,
     live_name,
     live_service,
@@ -141,7 +142,7 @@ class Releases:
         if (live := self.live()) and live.release == name:
             return
         for kind in _PARTS:
-            self._cluster.delete(kind, name)
+            self._cluster.delete(kind, direct_name(name) if kind == "Service" else name)
         _log.info("removed %s", name)
 
     def _alias_object(self) -> Object | None:

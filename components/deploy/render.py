@@ -37,12 +37,17 @@ class Release:
 
     def url(self, domain: str) -> str:
         """Where this release is reached, whether it is live or not."""
-        return service_url(self.name, self.namespace, domain)
+        return service_url(direct_name(self.name), self.namespace, domain)
 
 
 def service_url(name: str, namespace: str, domain: str) -> str:
     """The address of a Service inside of the cluster."""
     return f"http://{name}.{namespace}.svc.{domain}"
+
+
+def direct_name(release: str) -> str:
+    """Name of the Service of one release. Not the release's own: KServe makes Services of that name in some modes."""
+    return f"{release}-direct"
 
 
 def live_name(service: str) -> str:
@@ -113,7 +118,7 @@ def _objects(
     return [
         _runtime(name, config, bundle, contract, labels, namespace),
         _inference_service(name, config, bundle, contract, labels, namespace, model_uri),
-        _service(name, name, labels, namespace),
+        _service(direct_name(name), name, labels, namespace),
         _disruption_budget(name, labels, namespace),
     ]
 

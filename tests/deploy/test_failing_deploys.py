@@ -237,7 +237,9 @@ def test_the_old_release_serves_on(team: Team, case: tuple[Arrange, type[StageEr
     team.cluster.fault = lambda *_: None
     assert team.releases() == before
     assert {name for plural, name in team.cluster.store.objects if name.startswith("embed-r-")} == {
-        name for release in before for name in (release, f"{release}-predictor", f"{release}-predictor-0")
+        name
+        for release in before
+        for name in (release, f"{release}-direct", f"{release}-predictor", f"{release}-predictor-0")
     }
     assert team.cluster.store.objects["leases", "embed-deploy"]["spec"]["holderIdentity"] == ""
 
