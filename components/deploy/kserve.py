@@ -107,6 +107,7 @@ class _Deployment:
 
     def _try_candidate(self) -> list[Check]:
         """Deliver and verify: the release runs and is the model that was exported, before any client reaches it."""
+        rollout.wait_until_gone(self.cluster, self.release.name, self.config, self.turn.check)
         self._deliver()
         rollout.wait(self.cluster, self.release.name, self.release.model_digest, self.config, self.turn.check)
         url = self.release.url(self.config.cluster_domain)

@@ -24,6 +24,7 @@ from components.deploy.render import (
     live_service,
     pod_selector,
 )
+from components.deploy.rollout import is_ending
 from components.deploy.turn import TICKET, Superseded, Turn
 
 _LEDGER_ENTRIES = 10
@@ -111,7 +112,8 @@ class Releases:
     def running(self) -> list[str]:
         """Names of all releases that are in the cluster."""
         labels = f"app.kubernetes.io/instance={self._service},app.kubernetes.io/managed-by={MANAGED_BY}"
-        return [found["metadata"]["name"] for found in self._cluster.list("InferenceService", labels=labels)]
+        found = self._cluster.list("InferenceService", labels=labels)
+        return [service["metadata"]["name"] for service in found if not is_ending(service)]
 
     def stop(self, name: str) -> None:
         """End the pods of a release, and keep the release."""

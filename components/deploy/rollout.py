@@ -22,8 +22,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is wrong now. It ends the deployment when it has lasted for ``patience`` seconds."""
+    """Something that is wrong now. It ends the deployment when its ``kind`` has lasted for ``patience`` seconds.
 
+    ``what`` is for people; it may change from look to look, as names of pods do.
+    """
+
+    kind: str
     what: str
     patience: float = 0.0
 
@@ -31,9 +35,8 @@ class Fault:
 def wait(cluster: Cluster, release: str, digest: str, config: DeployConfig, check: Callable[[], None]) -> None:
     """Return when every pod of ``release`` serves the model of ``digest``.
 
-    ``check`` is called between two looks and may raise.
-
-    Raises ActionNeeded as soon as a person must act, and after ``rollout_timeout`` seconds.
+    ``check`` is called between two looks and may raise. Raises ActionNeeded as soon as a person must act, and after
+    ``rollout_timeout`` seconds.
     """
     began = time.monotonic()
     first_seen: dict[str, float] = {}
@@ -45,9 +48,9 @@ def wait(cluster: Cluster, release: str, digest: str, config: DeployConfig, chec
             _log.info("%s is ready after %.0f s", release, time.monotonic() - began)
             return
         now = time.monotonic()
-        first_seen = {fault.what: first_seen.get(fault.what, now) for fault in faults}
+        first_seen = {fault.kind: first_seen.get(fault.kind, now) for fault in faults}
         for fault in faults:
-            if now - first_seen[fault.what] >= fault.patience:
+            if now - first_seen[fault.kind] >= fault.patience:
                 raise ActionNeeded(f"release {release} does not start: {fault.what}")
         if now - began > config.rollout_timeout:
             raise ActionNeeded(
@@ -59,17 +62,35 @@ def wait(cluster: Cluster, release: str, digest: str, config: DeployConfig, chec
         time.sleep(config.health_check_interval)
 
 
+def wait_until_gone(cluster: Cluster, release: str, config: DeployConfig, check: Callable[[], None]) -> None:
+    """Return when no removal of ``release`` by an earlier deployment is under way.
+
+    Raises ActionNeeded after ``rollout_timeout`` seconds.
+    """
+    deadline = time.monotonic() + config.rollout_timeout
+    while (found := cluster.get("InferenceService", release)) and is_ending(found):
+        check()
+        if time.monotonic() > deadline:
+            raise ActionNeeded(f"release {release} was deleted and does not go: look whether KServe's controller runs")
+        time.sleep(config.health_check_interval)
+
+
 def look(cluster: Cluster, release: str, digest: str, config: DeployConfig) -> tuple[str, list[Fault]]:
     """What ``release`` waits for, empty when it serves, and what is wrong with it."""
     service = cluster.get("InferenceService", release)
-    if service is None:
-        return "deleted", [Fault("somebody deleted its InferenceService meanwhile: run deploy again")]
+    if service is None or is_ending(service):
+        return "deleted", [Fault("deleted", "somebody deleted its InferenceService meanwhile: run deploy again")]
     deployment = cluster.get("Deployment", f"{release}-predictor")
     pods = cluster.list("Pod", labels=",".join(f"{k}={v}" for k, v in pod_selector(release).items()))
     faults = [*_deployment_faults(service, deployment, config)]
     for pod in pods:
         faults += _pod_faults(pod, config)
     return _waiting_for(service, deployment, digest), faults
+
+
+def is_ending(thing: Object) -> bool:
+    """Whether it was deleted, and only waits for its finalizers."""
+    return "deletionTimestamp" in thing["metadata"]
 
 
 def _waiting_for(service: Object, deployment: Object | None, digest: str) -> str:
@@ -107,11 +128,11 @@ def _deployment_faults(service: Object, deployment: Object | None, config: Deplo
         failure = service.get("status", {}).get("modelStatus", {}).get("lastFailureInfo")
         said = f" ({failure.get('reason', '')} {failure.get('message', '')})" if failure else ""
         advice = "look whether its controller runs, and whether kserve_mode fits"
-        yield Fault(f"KServe has made no Deployment for it{said}: {advice}", config.failure_patience)
+        yield Fault("no Deployment", f"KServe has made no Deployment for it{said}: {advice}", config.failure_patience)
         return
     for condition in _conditions(deployment):
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-            yield Fault(f"its pods are refused: {condition.get('message', '')}", config.failure_patience)
+            yield Fault("refused", f"its pods are refused: {condition.get('message', '')}", config.failure_patience)
 
 
 def _pod_faults(pod: Object, config: DeployConfig) -> Iterator[Fault]:
@@ -119,7 +140,8 @@ def _pod_faults(pod: Object, config: DeployConfig) -> Iterator[Fault]:
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
             advice = "change serving_node_selector, or free or add a node"
-            yield Fault(f"no node takes its pod ({condition.get('message', '')}): {advice}", config.schedule_timeout)
+            what = f"no node takes its pod ({condition.get('message', '')}): {advice}"
+            yield Fault("unschedulable", what, config.schedule_timeout)
     for container in status.get("initContainerStatuses", []):
         yield from _container_faults(container, config, _DOWNLOAD_CRASHES, "check the model's storage and its rights")
     for container in status.get("containerStatuses", []):
@@ -130,20 +152,19 @@ def _container_faults(container: Object, config: DeployConfig, crashes: int, adv
     name, waiting, ended = container["name"], _part(container, "state", "waiting"), _ended(container)
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in _HOPELESS:
-        yield Fault(f"{name}: {reason} {message}".rstrip() + ": correct serving_image")
+        yield Fault(reason, f"{name}: {reason} {message}".rstrip() + ": correct serving_image")
     elif reason in _PULL_FAILURES:
-        # The two reasons alternate: one text for both.
-        where = container.get("image", "its image")
-        yield Fault(
-            f"{name}: {where} cannot be pulled ({_PULL_FAILURES[0]}): check serving_image and image_pull_secret_name",
-            config.failure_patience,
-        )
+        # Reasons alternate: all are one kind.
+        advice = "check serving_image and image_pull_secret_name"
+        what = f"{name}: {container.get('image', 'its image')} cannot be pulled ({reason} {message}): {advice}"
+        yield Fault("pull", what, config.failure_patience)
     elif reason == "CreateContainerConfigError":
-        yield Fault(f"{name}: {reason} {message}: make what it names", config.failure_patience)
+        yield Fault(reason, f"{name}: {reason} {message}: make what it names", config.failure_patience)
     if ended.get("reason") == "OOMKilled":
-        yield Fault(f"{name}: out of memory (OOMKilled): raise serving_memory")
+        yield Fault("memory", f"{name}: out of memory (OOMKilled): raise serving_memory")
     elif ended.get("exitCode") and container.get("restartCount", 0) >= crashes:
-        yield Fault(f"{name} ended {container['restartCount']} times, last with code {ended['exitCode']}: {advice}")
+        what = f"{name} ended {container['restartCount']} times, last with code {ended['exitCode']}: {advice}"
+        yield Fault("crash", what)
 
 
 def _ended(container: Object) -> dict[str, Any]:

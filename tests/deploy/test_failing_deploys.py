@@ -136,8 +136,9 @@ def unreachable(team: Team) -> None:
     )
 
 
-QUOTA = 'pods "embed-0" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1'
-POD_SECURITY = 'pods "embed-0" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true'
+# Each attempt has a name of its own.
+QUOTA = 'pods "embed-{age}" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1'
+POD_SECURITY = 'pods "embed-{age}" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true'
 WEBHOOK = 'admission webhook "inferenceservice.kserve-webhook-server.validator" denied the request: no such runtime'
 
 
@@ -149,7 +150,7 @@ CASES: dict[str, tuple[Arrange, type[StageError], str]] = {
     "image cannot be pulled": (
         fate(pod=waiting("ImagePullBackOff", "unauthorized")),
         ActionNeeded,
-        "cannot be pulled .*: check serving_image and image_pull_secret_name",
+        "cannot be pulled .*unauthorized.*: check serving_image and image_pull_secret_name",
     ),
     "image name is none": (fate(pod=waiting("InvalidImageName", "bad")), ActionNeeded, "InvalidImageName bad"),
     "crash loop": (fate(pod=crashed(1, 3)), ActionNeeded, "kserve-container ended 3 times, last with code 1"),
@@ -249,6 +250,19 @@ def test_after_a_failure_the_repaired_release_is_deployed(team: Team) -> None:
     base_model(team)
     with pytest.raises(ActionNeeded):
         team.deploy("b")
+    team.faults.clear()
+    team.deploy("b")
+    assert team.live() == "b"
+
+
+def test_a_release_whose_removal_takes_time_can_be_deployed_again(team: Team) -> None:
+    """KServe's finalizer keeps a deleted InferenceService for a while."""
+    team.deploy("a")
+    base_model(team)
+    team.cluster.controller.finalizing = 5
+    with pytest.raises(ActionNeeded):
+        team.deploy("b")
+    assert len(team.releases()) == 2
     team.faults.clear()
     team.deploy("b")
     assert team.live() == "b"

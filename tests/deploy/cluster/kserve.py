@@ -62,7 +62,8 @@ def _containers(state: Object, init: bool) -> Object:
 class Controller:
     """Acts on the InferenceServices in ``store``. ``fates`` are by model digest; ``starts`` counts pods by release.
 
-    ``gpus`` limits how many releases can have pods; those of ``holders`` do.
+    ``gpus`` limits how many releases can have pods; those of ``holders`` do. ``finalizing`` is how often a deleted
+    InferenceService is seen before its finalizers are done.
     """
 
     def __init__(self, store: Store) -> None:
@@ -72,6 +73,7 @@ class Controller:
         self.starts: Counter[str] = Counter()
         self.specs: dict[str, Object] = {}
         self.gpus = 1_000
+        self.finalizing = 0
         self.holders: set[str] = set()
 
     def fate(self, service: Object) -> Fate:
@@ -84,6 +86,10 @@ class Controller:
         if service is None:
             return
         self.ages[name] += 1
+        if "deletionTimestamp" in service["metadata"]:
+            if self.ages[name] > self.finalizing:
+                self._store.delete("inferenceservices", name)
+            return
         fate = self.fate(service)
         if fate.vanishes and self.ages[name] > 2:
             self._store.delete("inferenceservices", name)
@@ -99,6 +105,14 @@ class Controller:
         service = self._store.objects[("inferenceservices", name)]
         if not service["spec"]["predictor"]["minReplicas"]:
             self.deleted(name)
+
+    def delete(self, name: str) -> None:
+        """What DELETE does."""
+        self.deleted(name)
+        if self.finalizing:
+            self._store.objects["inferenceservices", name]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        else:
+            self._store.delete("inferenceservices", name)
 
     def deleted(self, name: str) -> None:
         """Garbage collection."""
@@ -126,11 +140,12 @@ class Controller:
         annotations = {} if fate.stale else service["spec"]["predictor"]["annotations"]
         counts = dict.fromkeys(("replicas", "updatedReplicas"), replicas)
         counts |= {"availableReplicas": replicas} if ready or fate.stale else {}
+        conditions = [{**c, "message": c["message"].replace("{age}", str(self.ages[name]))} for c in fate.conditions]
         self._put("deployments", {
             "kind": "Deployment",
             "metadata": {"name": f"{name}-predictor", "generation": 1},
             "spec": {"replicas": replicas, "template": {"metadata": {"annotations": annotations}}},
-            "status": {"observedGeneration": 1, "conditions": [] if ready else fate.conditions, **counts},
+            "status": {"observedGeneration": 1, "conditions": [] if ready else conditions, **counts},
         })  # fmt: skip
         status = RUNNING if ready else {"phase": "Pending", **pending}
         labels = {"app": f"isvc.{name}-predictor"}

@@ -92,9 +92,8 @@ class StandInCluster:
         if verb == "update":
             return 200, self.store.replace(plural, name, body)
         if verb == "delete":
-            self.store.delete(plural, name)
-            if plural == "inferenceservices":
-                self.controller.deleted(name)
+            self.store.get(plural, name)
+            self.controller.delete(name) if plural == "inferenceservices" else self.store.delete(plural, name)
             return 200, {"kind": "Status", "status": "Success"}
         if content_type != "application/apply-patch+yaml":
             raise Refusal(415, "UnsupportedMediaType", "the body of the request was in an unknown format")
