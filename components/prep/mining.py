@@ -131,7 +131,8 @@ def hard_negatives(
             columns = slice(first_passage, first_passage + scores.shape[1])
             second = [as_tensor(v)[rows].to(scores.device) for v, rows in zip(check, (block, columns), strict=True)]
             over |= (dot(*second) > limit[block, None].to(scores.device)) & scores.isfinite()
-        above[block] += over.sum(dim=1)
+        # As bytes: a CPU counts truth values several times slower.
+        above[block] += over.view(torch.uint8).sum(dim=1, dtype=torch.int32)
         scores.masked_fill_(over, -torch.inf)
 
     depth = choice.range_max or choice.range_min + choice.count
