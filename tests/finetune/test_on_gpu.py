@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from components.core.encoder.bidirectional import LlamaBidirectionalConfig, LlamaBidirectionalModel
-from components.core.encoder.checkpoint import load_base, load_checkpoint, save_checkpoint
+from components.core.encoder.checkpoint import load_checkpoint, save_checkpoint
 from components.core.encoder.config import EncoderConfig
 from components.core.encoder.model import Encoder
 from tests.finetune.test_resume import Stopped, stop_at_step
@@ -27,10 +29,17 @@ EXAMPLES = 48
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, small_config: EncoderConfig) -> Path:
-    """A bidirectional Llama of 4 layers with heads of 64, as flash attention takes them."""
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bidirectional Llama of 4 layers with heads of 64, as flash attention takes them; it needs no package's weights.
+
+    Machines with GPUs are often cut off from hubs and indexes.
+    """
     torch.manual_seed(0)
-    tokenizer = load_base(small_config).tokenizer
+    words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=2000, special_tokens=["[PAD]", "[UNK]"], show_progress=False)
+    words.train_from_iterator([*texts(EXAMPLES).values(), *(r["question"] for r in records(EXAMPLES))], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
     architecture = LlamaBidirectionalConfig(
         vocab_size=len(tokenizer), num_key_value_heads=2, initializer_range=0.05, **sizes
