@@ -41,7 +41,7 @@ def _types(*types: ArtifactType) -> dict[str, ArtifactType]:
 
 
 ARTIFACTS = _types(
-    ArtifactType("corpus", "Dataset", "Text files, read recursively."),
+    ArtifactType("corpus", "Dataset", "Text files, read recursively.", accepts=("qa_pairs",)),
     ArtifactType("qa_pairs", "Dataset", "Questions with the passages that answer them: `qa_pairs.jsonl`."),
     ArtifactType("generation_report", "HTML", "The generated questions as one self-contained page.", is_file=True),
     ArtifactType("training_data", "Dataset", "Training examples with mined negatives, and their passages."),

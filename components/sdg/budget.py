@@ -11,7 +11,14 @@ from typing import Any
 from components.core.errors import ActionNeeded, InputError
 from components.sdg.chunking import parts
 from components.sdg.component import SdgConfig
-from components.sdg.prompts import ARTIFACT_KINDS, Messages, ask_for_artifacts, ask_for_pairs, ask_for_scores
+from components.sdg.prompts import (
+    ARTIFACT_KINDS,
+    Messages,
+    ask_for_answers,
+    ask_for_artifacts,
+    ask_for_pairs,
+    ask_for_scores,
+)
 
 # Rules of thumb, for estimates only; what counts is what the endpoint reports.
 _BYTES_PER_TOKEN = 4
@@ -120,19 +127,39 @@ def estimate(records: Sequence[dict[str, Any]], config: SdgConfig) -> Estimate:
         tokens.prompt += prompt
         tokens.completion += completion
 
+    for record in records:
+        for role, messages in _requests(record, config):
+            add(role, prompt_tokens(messages), completion_tokens(role, config))
+        embedded = {"answer": 0, "judge": 0}.get(config.task, len(parts(record["chunks"], config.max_prompt_words)))
+        for _ in range(embedded):
+            add("embed", config.num_pairs * _TOKENS_PER_QUESTION, 0)
+    return found
+
+
+def _requests(record: dict[str, Any], config: SdgConfig) -> Iterator[tuple[str, Messages]]:
+    """The chats about ``record``, with made-up answers where one needs another's."""
     item = {"text": "x" * 30, "description": "x" * 90}
     artifacts = {kind: [item] * config.max_artifacts_per_type for kind in ARTIFACT_KINDS}
     pair = {"question": "x" * 120, "answer": "x" * 240, "segment_ids": [1]}
-    for record in records:
+    existing = record["qa_generation"]["pairs"]
+    if config.task == "judge":
+        yield "quality_judge", ask_for_scores(existing, cited(record, config), config)
+    elif config.task == "answer":
         for part in parts(record["chunks"], config.max_prompt_words):
-            for role, messages in (
-                ("artifact_extraction", ask_for_artifacts(text_of(record, part), config)),
-                ("qa_generation", ask_for_pairs(artifacts, part, config)),
-                ("quality_judge", ask_for_scores([pair] * config.num_pairs, part, config)),
-            ):
-                add(role, prompt_tokens(messages), completion_tokens(role, config))
-            add("embed", config.num_pairs * _TOKENS_PER_QUESTION, 0)
-    return found
+            yield "qa_generation", ask_for_answers([one["question"] for one in existing], part, config)
+    elif config.task != "deduplicate":
+        for part in parts(record["chunks"], config.max_prompt_words):
+            yield "artifact_extraction", ask_for_artifacts(text_of(record, part), config)
+            yield "qa_generation", ask_for_pairs(artifacts, part, config)
+            yield "quality_judge", ask_for_scores([pair] * config.num_pairs, part, config)
+
+
+def cited(record: dict[str, Any], config: SdgConfig) -> list[dict[str, Any]]:
+    """The passages to judge existing pairs by: all, or those that the pairs name where all are too many."""
+    if sum(one["word_count"] for one in record["chunks"]) <= config.max_prompt_words:
+        return record["chunks"]
+    named = {segment for pair in record["qa_generation"]["pairs"] for segment in pair["segment_ids"]}
+    return [one for one in record["chunks"] if one["chunk_id"] in named]
 
 
 def text_of(record: dict[str, Any], part: Sequence[dict[str, Any]]) -> str:

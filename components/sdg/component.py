@@ -59,6 +59,9 @@ class SdgConfig(EncoderConfig):
     generator: Literal["llm", "offline"] = setting(
         "llm", "Who writes the questions: a hosted `llm`, or `offline` heuristics for trials without one", form=True
     )
+    task: Literal["generate", "generate_from_chunks", "answer", "judge", "deduplicate"] = setting(
+        "generate", "What to do: all of it from documents, or a part of it with the records of `*.jsonl` in the corpus"
+    )
     file_extensions: str = setting(
         ".txt,.md,.text,", "Files to read, comma separated; an empty entry means files without extension", form=True
     )
@@ -161,6 +164,12 @@ class SdgConfig(EncoderConfig):
     def _hops_are_ordered(self) -> SdgConfig:
         if self.min_hops > self.max_hops:
             raise ValueError(f"min_hops = {self.min_hops} is greater than max_hops = {self.max_hops}")
+        return self
+
+    @model_validator(mode="after")
+    def _task_has_an_llm(self) -> SdgConfig:
+        if self.generator == "offline" and self.task != "generate":
+            raise ValueError(f"task = {self.task} needs an LLM: set generator=llm")
         return self
 
     @model_validator(mode="after")

@@ -47,7 +47,7 @@ def read_corpus(root: Path, config: SdgConfig) -> Corpus:
     documents: list[Document] = []
     seen: set[str] = set()
     near = NearDuplicates(config.near_duplicate_threshold)
-    for path in _regular_files(root, skipped):
+    for path in regular_files(root, skipped):
         suffix = _suffix(path.name)
         suffixes[suffix or "(none)"] += 1
         if suffix not in config.extensions:
@@ -76,7 +76,7 @@ def read_corpus(root: Path, config: SdgConfig) -> Corpus:
     return Corpus(documents, dict(sorted(skipped.items())))
 
 
-def _regular_files(root: Path, skipped: Counter[str]) -> Iterator[Path]:
+def regular_files(root: Path, skipped: Counter[str]) -> Iterator[Path]:
     """Regular, visible files below ``root`` in order of their paths; everything else is counted."""
     found = []
     for folder, folders, files in os.walk(root):

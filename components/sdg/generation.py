@@ -15,17 +15,19 @@ import numpy as np
 
 from components.core.errors import ActionNeeded, StageError, Transient
 from components.core.progress import Progress
-from components.sdg.budget import Budget, Tokens, describe, estimate, text_of
+from components.sdg.budget import Budget, Tokens, cited, describe, estimate, text_of
 from components.sdg.chunking import parts
 from components.sdg.component import SdgConfig
 from components.sdg.endpoint import GivenUp
 from components.sdg.ledger import Ledger, open_ledger
 from components.sdg.llm import Llm
 from components.sdg.prompts import (
+    AnsweredQuestions,
     DocumentArtifacts,
     Evaluations,
     PairEvaluation,
     Pairs,
+    ask_for_answers,
     ask_for_artifacts,
     ask_for_pairs,
     ask_for_scores,
@@ -113,7 +115,7 @@ async def _one(llm: Llm, record: dict[str, Any], config: SdgConfig, state: _Stat
     """One document, with what happened to it noted in ``state``."""
     bill: Counter[str] = Counter()
     try:
-        rejected = await _document(llm, record, config, bill)
+        rejected = await _TASKS[config.task](llm, record, config, bill)
         state.rejected += rejected
         state.done += 1
         state.reused += not bill["paid"]
@@ -127,6 +129,47 @@ async def _one(llm: Llm, record: dict[str, Any], config: SdgConfig, state: _Stat
         llm.stop(error)
     finally:
         state.bill.update(bill)
+
+
+async def _answer(llm: Llm, record: dict[str, Any], config: SdgConfig, bill: Counter[str]) -> Counter[str]:
+    """Answer the record's questions; a part of a long document gets those that no earlier part answers."""
+    pairs = record["qa_generation"]["pairs"]
+    answers: dict[int, dict[str, Any]] = {}
+    for chunks in parts(record["chunks"], config.max_prompt_words):
+        known = {one["chunk_id"] for one in chunks}
+        open_ = [number for number in range(len(pairs)) if number not in answers]
+        if not open_:
+            break
+        ask = ask_for_answers([pairs[number]["question"] for number in open_], chunks, config)
+        for one in (await llm.ask("qa_generation", ask, AnsweredQuestions, bill)).answers:
+            if 1 <= one.question_id <= len(open_) and set(one.segment_ids) <= known:
+                answers[open_[one.question_id - 1]] = one.model_dump(exclude={"question_id"})
+    if not answers:
+        raise GivenUp("no question has an answer in the passages")
+    record["deduplicated_qa_pairs"] = [pairs[number] | answer for number, answer in sorted(answers.items())]
+    return Counter({"not answered by the passages": len(pairs) - len(answers)})
+
+
+async def _judge(llm: Llm, record: dict[str, Any], config: SdgConfig, bill: Counter[str]) -> Counter[str]:
+    """Score the record's pairs."""
+    pairs = record["qa_generation"]["pairs"]
+    ask = ask_for_scores(pairs, cited(record, config), config)
+    judged = await llm.ask("quality_judge", ask, Evaluations, bill)
+    scores = {evaluation.pair_id: evaluation.model_dump(exclude={"pair_id"}) for evaluation in judged.evaluations}
+    scored = [(pair, scores[number]) for number, pair in enumerate(pairs, 1) if number in scores]
+    if not scored:
+        raise GivenUp("the judge scored none of the pairs")
+    record["deduplicated_qa_pairs"] = [pair for pair, _ in scored]
+    record["qa_evaluations"] = {"evaluations": [score for _, score in scored]}
+    return Counter({"not scored by the judge": len(pairs) - len(scored)})
+
+
+async def _deduplicate(llm: Llm, record: dict[str, Any], config: SdgConfig, bill: Counter[str]) -> Counter[str]:
+    """Keep the first of questions that are alike."""
+    pairs = record["qa_generation"]["pairs"]
+    cosines = await llm.similarities([pair["question"] for pair in pairs], bill)
+    record["deduplicated_qa_pairs"] = _distinct(pairs, cosines, config.similarity_threshold)
+    return Counter({"repeats a question": len(pairs) - len(record["deduplicated_qa_pairs"])})
 
 
 async def _document(llm: Llm, record: dict[str, Any], config: SdgConfig, bill: Counter[str]) -> Counter[str]:
@@ -184,6 +227,15 @@ async def _part(
         }
     )
     return _Part(artifacts, pairs, scored, rejected)
+
+
+_TASKS = {
+    "generate": _document,
+    "generate_from_chunks": _document,
+    "answer": _answer,
+    "judge": _judge,
+    "deduplicate": _deduplicate,
+}
 
 
 def _distinct(pairs: list[dict[str, Any]], cosines: np.ndarray, threshold: float) -> list[dict[str, Any]]:

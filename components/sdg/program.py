@@ -15,6 +15,7 @@ from components.sdg.budget import Budget, describe, estimate
 from components.sdg.bundles import bundle, to_record
 from components.sdg.component import SdgConfig
 from components.sdg.corpus import Corpus, read_corpus
+from components.sdg.existing import read_existing
 from components.sdg.generation import Generated, generate
 from components.sdg.offline import OfflineGenerator
 from components.sdg.report import build_report
@@ -75,6 +76,8 @@ def preview(config: SdgConfig, *, corpus: Path) -> str:
 
 
 def _prepare(config: SdgConfig, corpus: Path) -> tuple[Corpus, list[dict[str, Any]]]:
+    if config.task != "generate":
+        return read_existing(corpus, config)
     read = read_corpus(corpus, config)
     fits = _fits_passage(config) if config.chunk_by_tokens else None
     return read, [to_record(documents, config, fits) for documents in bundle(read.documents, corpus, config)]

@@ -85,6 +85,20 @@ class Pairs(_Answer):
     pairs: list[Pair] = Field(min_length=1)
 
 
+class Answered(_Answer):
+    """The answer to the question ``question_id`` and the segments that hold it."""
+
+    question_id: int
+    answer: str = Field(min_length=1)
+    segment_ids: list[int] = Field(min_length=1)
+
+
+class AnsweredQuestions(_Answer):
+    """Answer to ``ask_for_answers``."""
+
+    answers: list[Answered]
+
+
 class Score(_Answer):
     """A score from 1 to 10 with its reason."""
 
@@ -160,6 +174,19 @@ def ask_for_pairs(artifacts: dict[str, Any], chunks: Sequence[dict[str, Any]], c
     task = _task("qa_generation", _PAIRS, config)
     known = f"The document is about: {'; '.join(about) or 'not known'}."
     return _messages(f"{task}\n{known}\n{_PAIRS_FORM}", _sections(chunks, config))
+
+
+def ask_for_answers(questions: Sequence[str], chunks: Sequence[dict[str, Any]], config: SdgConfig) -> Messages:
+    """Messages that ask for the answers of questions, which are numbered from 1."""
+    listed = [{"question_id": number, "question": question} for number, question in enumerate(questions, 1)]
+    language = config.language or "the language of the document"
+    task = (
+        f"Answer each question in {language}, from the segments alone; segment_ids names every segment that is needed "
+        "for the answer. Leave out questions that the segments do not answer.\n"
+        'Form: {"answers": [{"question_id", "answer", "segment_ids"}]}\n'
+        f"Questions: {json.dumps(listed, ensure_ascii=False)}"
+    )
+    return _messages(task, "\n".join(map(_segment, chunks)))
 
 
 def ask_for_scores(pairs: Sequence[dict[str, Any]], chunks: Sequence[dict[str, Any]], config: SdgConfig) -> Messages:

@@ -160,8 +160,11 @@ def _sample(record: dict[str, Any], number: int) -> Markup:
     pair = record["deduplicated_qa_pairs"][number]
     evaluations = (record["qa_evaluations"] or {}).get("evaluations")
     texts = {chunk["chunk_id"]: chunk["text"] for chunk in record["chunks"]}
-    items: list[tuple[str, object]] = [("answer", quoted(pair["answer"], TEXT_CHARACTERS))]
-    items += [(f"passage {n}", quoted(texts[n], TEXT_CHARACTERS)) for n in dict.fromkeys(pair["segment_ids"])]
+    items: list[tuple[str, object]] = []
+    if "answer" in pair:
+        items.append(("answer", quoted(pair["answer"], TEXT_CHARACTERS)))
+    named = dict.fromkeys(pair.get("segment_ids", ()))
+    items += [(f"passage {n}", quoted(texts[n], TEXT_CHARACTERS)) for n in named if n in texts]
     items.append(("document", quoted(", ".join(record["file_name"]), TEXT_CHARACTERS)))
     if evaluations:
         verdict = evaluations[number]["overall"]

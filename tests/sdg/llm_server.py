@@ -128,6 +128,14 @@ def _content(prompt: str) -> tuple[str, str]:
             for pair in listed
         ]
         return "judge", json.dumps({"evaluations": evaluations})
+    if "question_id" in prompt:
+        listed = json.loads(re.search(r"Questions: (\[.*\])", prompt).group(1))
+        answers = [
+            {"question_id": one["question_id"], "answer": f"It is {one['question']}", "segment_ids": segments[-1:]}
+            for one in listed
+            if "nobody knows" not in one["question"]
+        ]
+        return "answers", json.dumps({"answers": answers})
     if segments:
         document = prompt.split("<<<DOCUMENT")[-1]
         counts = Counter(re.findall(r"\w{5,}", document))
