@@ -1,0 +1,280 @@
+"""What the chart installs: valid, secure, closed, the same bytes each time, and in step with the stages."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import helm_python
+import pytest
+import yaml
+from fastapi.testclient import TestClient
+
+import pipeline
+from components import __version__
+from components.core.bundle import read_bundle
+from components.deploy.backends import PORT, contract
+from components.deploy.component import DeployConfig
+from components.deploy.render import live_name, render
+from components.deploy.verify import main
+from components.profiles import PROFILES
+from components.server.app import build_app
+from components.stages import NAMES, STAGES
+from tests.chart.rendering import CHART, NAMESPACE, insecure, objects, one, problems, rendered
+from tests.chart.values_table import README, table
+from tests.deploy.bundles import write_bundle
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+SCHEDULE = {"name": "nightly", "cron": "0 2 * * *", "parameters": {"corpus_uri": "s3://bucket/documents"}}
+EVERYTHING: dict[str, Any] = {
+    "imagePullSecrets": ["registry", "123"],
+    "runner": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::111122223333:role/x"}},
+    "serving": {"annotations": {"iam.gke.io/gcp-service-account": "x@y.iam"}, "secrets": ["models-s3"]},
+    "deploy": {"subjects": [{"name": "nemotron-embed-runner"}, {"name": "pipeline-runner", "namespace": "kubeflow"}]},
+    "secrets": {
+        "create": {
+            "models-s3": {
+                "annotations": {"serving.kserve.io/s3-endpoint": "minio:9000"},
+                "data": {"AWS_ACCESS_KEY_ID": "canary-id", "AWS_SECRET_ACCESS_KEY": "canary-secret"},
+            },
+            "nvidia-api-key": {"data": {"NVIDIA_API_KEY": "canary-nvidia"}},
+        },
+        "external": {
+            "store": {"name": "vault", "kind": "ClusterSecretStore"},
+            "secrets": {
+                "huggingface-token": {"data": {"HF_TOKEN": {"key": "team-a", "property": "hf"}}},
+                "ngc-pull": {"data": {"NGC_API_KEY": {"key": "ngc"}}},
+            },
+        },
+    },
+    "kfpLauncher": {"create": True, "defaultPipelineRoot": "s3://b/kfp", "providers": {"s3": {"default": {}}}},
+    "networkPolicy": {
+        "enabled": True,
+        "ingressFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "search"}}}],
+        "restrictEgress": True,
+        "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 443, "protocol": "TCP"}]}],
+    },
+    "monitoring": {"enabled": True, "labels": {"release": "prometheus"}, "alerts": {"queuedTexts": 10}},
+    "pipelines": {
+        "upload": ["sdg", "prep"],
+        "set": {"num_epochs": 2},
+        "schedules": [SCHEDULE | {"with": ["champion"], "experiment": "docs", "pipelineRoot": "s3://b/root"}],
+    },
+    "verify": {"model": "nemotron-embed", "claim": "bundles", "path": "v1/deploy_bundle"},
+}
+CASES = {
+    "defaults": {},
+    "everything": EVERYTHING,
+    **{path.stem: yaml.safe_load(path.read_text()) for path in sorted(CHART.glob("values-*.yaml"))},
+}
+
+
+@pytest.mark.parametrize("values", CASES.values(), ids=CASES)
+def test_every_object_is_one_that_kubernetes_takes(values: dict[str, Any]) -> None:
+    found = objects(values)
+    for item in found:
+        assert list(problems(item)) == []
+        assert list(insecure(item)) == []
+        assert item["metadata"]["namespace"] == NAMESPACE
+    names = [(item["kind"], item["metadata"]["name"]) for item in found]
+    assert len(names) == len(set(names))
+
+
+def test_the_checks_find_what_is_wrong() -> None:
+    job = one(objects(EVERYTHING), "Job", "nemotron-embed-upload-sdg")
+    job["spec"]["template"]["spec"]["containers"][0]["securityContext"]["readOnlyRootFilesystem"] = False
+    assert list(insecure(job)) == ["pipeline: security context"]
+    job["spec"]["backofLimit"] = 3
+    assert all("backofLimit" in problem for problem in problems(job))
+    assert len(list(problems(job))) == 2
+
+
+def test_helm_has_nothing_to_say_against_it() -> None:
+    for values in CASES.values():
+        result = helm_python.lint(str(CHART), values, strict=True, namespace=NAMESPACE)
+        assert result["errors"] == []
+        assert [message["error"] for message in result["messages"]] == ["icon is recommended"]
+
+
+def test_everything_is_rendered_in_a_dry_run_of_an_install_and_from_a_package(tmp_path: Path) -> None:
+    package = helm_python.package(str(CHART), destination=str(tmp_path))
+    assert rendered(EVERYTHING, Path(package)) == rendered(EVERYTHING) == rendered(EVERYTHING)
+    config = helm_python.Config(kube_apiserver="https://127.0.0.1:1", namespace=NAMESPACE)
+    release = config.install(str(CHART), "demo", EVERYTHING, namespace=NAMESPACE, dry_run="client")
+    text = json.dumps(release)
+    assert "nemotron-embed-runner" in text
+    assert "canary" not in rendered(EVERYTHING)["templates/NOTES.txt"]
+
+
+def test_defaults_install_no_secret_no_job_and_nothing_of_operators() -> None:
+    kinds = sorted(item["kind"] for item in objects())
+    assert kinds == ["Role", "Role", "RoleBinding", "RoleBinding", "ServiceAccount", "ServiceAccount"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        pytest.param({"runer": {}}, "runer", id="unknown"),
+        pytest.param({"monitoring": {"enable": True}}, "enable", id="unknown, deeper"),
+        pytest.param({"monitoring": {"enabled": "yes"}}, "boolean", id="text for a switch"),
+        pytest.param({"images": {"cpu": "registry/cpu:latest"}}, "/images/cpu", id="latest"),
+        pytest.param({"images": {"cpu": "registry/cpu"}}, "/images/cpu", id="no tag"),
+        pytest.param({"images": {"cpu": "registry:5000/cpu"}}, "/images/cpu", id="a port is no tag"),
+        pytest.param({"secrets": {"create": {"my-key": {"data": {}}}}}, "my-key", id="a Secret that no stage reads"),
+        pytest.param({"secrets": {"create": {"models-s3": {"data": {"KEY": "x"}}}}}, "KEY", id="a key nobody reads"),
+        pytest.param(
+            {"secrets": {"create": {"nvidia-api-key": {"data": {"NVIDIA_API_KEY": ""}}}}}, "minLength", id="empty"
+        ),
+        pytest.param({"pipelines": {"upload": ["train"]}}, "/pipelines/upload", id="unknown stage"),
+        pytest.param({"pipelines": {"schedules": [SCHEDULE | {"cron": "daily"}]}}, "cron", id="no cron"),
+        pytest.param({"pipelines": {"schedules": [{"name": "x"}]}}, "cron", id="schedule without cron"),
+        pytest.param({"pipelines": {"host": "https://user:password@kfp"}}, "host", id="password in the address"),
+        pytest.param({"monitoring": {"alerts": {"errorRatio": 5}}}, "errorRatio", id="five times all requests"),
+        pytest.param({"kfpLauncher": {"defaultPipelineRoot": "bucket"}}, "defaultPipelineRoot", id="no URI"),
+        pytest.param({"verify": {"model": "x"}}, "verify.claim: name the PersistentVolumeClaim", id="no bundle"),
+        pytest.param(
+            {"secrets": {"external": {"secrets": {"nim-api-key": {"data": {"NIM_API_KEY": {"key": "x"}}}}}}},
+            "external.store.name: name the store",
+            id="no store",
+        ),
+        pytest.param(
+            {
+                "secrets": {
+                    "create": {"ngc-api": {"data": {"NGC_API_KEY": "x"}}},
+                    "external": {
+                        "store": {"name": "v"},
+                        "secrets": {"ngc-api": {"data": {"NGC_API_KEY": {"key": "x"}}}},
+                    },
+                }
+            },
+            "both make ngc-api",
+            id="a Secret with two makers",
+        ),
+    ],
+)
+def test_wrong_values_are_refused_by_name(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(helm_python.HelmError) as refused:
+        rendered(values)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "image", ["registry:5000/a/cpu:1.0", f"cpu@sha256:{'0' * 64}", f"ghcr.io/a/cpu:1@sha256:{'0' * 64}", "cpu:latest-1"]
+)
+def test_images_with_a_fixed_tag_or_digest_are_taken(image: str) -> None:
+    assert rendered({"images": {"cpu": image}})
+
+
+def test_the_schema_is_closed_everywhere() -> None:
+    named = [part for part in _objects_of(SCHEMA) if "properties" in part]
+    assert len(named) > 20
+    assert [part for part in named if part.get("additionalProperties") is not False] == []
+    assert set(SCHEMA["properties"]) == set(VALUES) | {"global"}
+
+
+def _objects_of(part: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(part, dict):
+        if part.get("type") == "object":
+            yield part
+        for value in part.values():
+            yield from _objects_of(value)
+
+
+def test_values_keep_in_step_with_the_stages() -> None:
+    keys = {"ngc-api": {"NGC_API_KEY"}, "ngc-pull": {"NGC_API_KEY"}}
+    for secret in (secret for stage in STAGES for secret in stage.secrets):
+        keys.setdefault(secret.name, set()).add(secret.key)
+    made = SCHEMA["properties"]["secrets"]["properties"]
+    for known in (made["create"], made["external"]["properties"]["secrets"]):
+        secrets = known["properties"].items()
+        assert {name: set(part["properties"]["data"]["properties"]) for name, part in secrets} == keys
+    settings = SCHEMA["properties"]["pipelines"]["properties"]
+    assert settings["profile"]["enum"] == sorted(PROFILES)
+    assert settings["nodeLabels"]["enum"] == [*pipeline.NODE_LABELS, pipeline.NO_GPU]
+    assert SCHEMA["definitions"]["start"]["enum"] == list(NAMES)
+    assert VALUES["images"] == pipeline.images()
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == chart["version"] == __version__
+
+
+def test_what_is_verified_is_the_service_that_deploy_keeps() -> None:
+    (container,) = one(objects(EVERYTHING), "Pod")["spec"]["containers"]
+    given = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+    assert given == {
+        "--url": f"http://{live_name(DeployConfig().service_name)}",
+        "--model": DeployConfig().served_model_name,
+        "--bundle": "/bundle/v1/deploy_bundle",
+    }
+    assert main([*container["args"][:-1], "/nowhere"]) == 2, "its options are those of verify"
+
+
+def test_the_readme_has_every_value() -> None:
+    assert table() in README.read_text(), "python -m tests.chart.values_table writes it"
+
+
+def test_the_runner_may_do_what_deploy_needs_and_little_else() -> None:
+    found = objects()
+    rules = one(found, "Role", "nemotron-embed-deploy")["rules"]
+    shipped = yaml.safe_load_all((ROOT / "manifests" / "rbac" / "deploy.yaml").read_text())
+    assert rules == next(item for item in shipped if item["kind"] == "Role")["rules"]
+    own = one(found, "Role", "nemotron-embed-runner")["rules"]
+    for rule in (*rules, *own):
+        assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
+        assert "pods/exec" not in rule["resources"]
+        if "secrets" in rule["resources"]:
+            assert (rule["verbs"], rule["resourceNames"]) == (["get"], ["mlpipeline-minio-artifact"])
+    none = one(objects({"runner": {"artifactStoreSecret": ""}}), "Role", "nemotron-embed-runner")["rules"]
+    assert not any("secrets" in rule["resources"] for rule in none)
+
+
+def test_secrets_hold_what_was_given_and_nothing_else_does() -> None:
+    found = objects(EVERYTHING)
+    secret = one(found, "Secret", "models-s3")
+    assert base64.b64decode(secret["data"]["AWS_SECRET_ACCESS_KEY"]) == b"canary-secret"
+    others = json.dumps([item for item in found if item["kind"] != "Secret"])
+    assert "canary" not in others
+    assert base64.b64encode(b"canary-secret").decode() not in others
+    values = {"secrets": {"create": {"ngc-pull": {"data": {"NGC_API_KEY": "key"}}}}}
+    pull = one(objects(values), "Secret", "ngc-pull")
+    auth = json.loads(base64.b64decode(pull["data"][".dockerconfigjson"]))["auths"]["nvcr.io"]["auth"]
+    assert (pull["type"], base64.b64decode(auth)) == ("kubernetes.io/dockerconfigjson", b"$oauthtoken:key")
+    template = one(found, "ExternalSecret", "ngc-pull")["spec"]["target"]["template"]
+    assert '{{ printf "$oauthtoken:%s" .NGC_API_KEY | b64enc }}' in template["data"][".dockerconfigjson"]
+
+
+def test_policy_and_monitor_select_the_pods_that_deploy_starts(tmp_path: Path) -> None:
+    config = DeployConfig()
+    bundle = read_bundle(write_bundle(tmp_path / "b", 1))
+    release = render(config, bundle, contract(config), model_uri="s3://models/x", namespace=NAMESPACE)
+    served = {item["kind"]: item for item in release.objects}
+    found = objects(EVERYTHING)
+    policy, monitor = one(found, "NetworkPolicy")["spec"], one(found, "PodMonitor")["spec"]
+    # KServe copies labels of the InferenceService to its pods.
+    labels = served["InferenceService"]["metadata"]["labels"]
+    for selector in (policy["podSelector"], monitor["selector"]):
+        assert selector["matchLabels"].items() <= labels.items()
+    runtime = served["ServingRuntime"]["spec"]
+    (port,) = runtime["containers"][0]["ports"]
+    path = runtime["annotations"]["prometheus.kserve.io/path"]
+    assert monitor["podMetricsEndpoints"] == [{"port": port["name"], "path": path}]
+    assert policy["ingress"][0]["ports"] == [{"protocol": "TCP", "port": PORT}]
+
+
+def test_alerts_ask_for_metrics_that_the_server_has() -> None:
+    app = build_app(SimpleNamespace(limits=SimpleNamespace(dimension=8)), "x")  # type: ignore[arg-type]
+    metrics = TestClient(app).get("/v1/metrics").text
+    known = set(re.findall(r"# TYPE (\S+)", metrics))
+    rules = one(objects(EVERYTHING), "PrometheusRule")["spec"]["groups"][0]["rules"]
+    asked = {name for rule in rules for name in re.findall(r"nemotron_embed_\w+", rule["expr"])}
+    assert len(asked) == 3
+    assert {name.removesuffix("_bucket") for name in asked} <= known
+    assert "> 10" in rules[-1]["expr"]
+    assert "/nemotron-embed-serving" in rules[0]["expr"]
+    assert one(objects(EVERYTHING), "PodMonitor")["metadata"]["name"] == "nemotron-embed-serving"
