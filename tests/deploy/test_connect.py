@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from kubernetes.config import incluster_config
 
+from components.__main__ import main
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.deploy import cluster as cluster_module
 from components.deploy.cluster import connect
@@ -120,3 +121,18 @@ def test_an_api_server_that_is_away_is_waited_for_and_then_given_up(pod: Pod, mo
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "1")
     with pytest.raises(Transient, match="did not answer 6 times"):
         connect("").list("Pod")
+
+
+def test_a_whole_run_on_one_machine_is_refused_before_its_first_stage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("a text")
+    command = ["run", "--corpus", str(tmp_path / "corpus"), "--work", str(tmp_path / "work")]
+    assert main(command) == 2
+    assert "set release_prefix, or deploy.target=local" in capsys.readouterr().err
+    assert main([*command, "deploy.release_prefix=s3://models"]) == 2
+    assert "needs a cluster" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
