@@ -26,7 +26,8 @@ def run(
     bundle = read_bundle(deploy_bundle)
     deployed = _target(config.target).deploy(config, bundle, exported_model_uri)
     deployed.write(config, deployment)
-    _log.info("%s is served at %s", config.served_model_name, deployed.endpoint)
+    if deployed.checks:
+        _log.info("%s is served at %s", config.served_model_name, deployed.endpoint)
     if deployed.service and not config.detach:
         local.serve_in_foreground(config, deployed.service)
     return deployed.figures()
