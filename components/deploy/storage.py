@@ -6,12 +6,13 @@ import asyncio
 import hashlib
 import logging
 import os
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from components.core.bundle import BUNDLE_FILES
+from components.core.bundle import BUNDLE_FILES, Bundle, read_bundle
 from components.core.errors import ActionNeeded, InputError
 from components.core.model_manifest import MODEL_MANIFEST, ModelManifest, ServedFile
 
@@ -41,6 +42,31 @@ def local_directory(uri: str) -> Path | None:
     if not path.is_dir():
         raise InputError(f"exported_model: there is no directory {path}: give the one that export made")
     return path
+
+
+def bundle_at(where: str) -> Bundle:
+    """The deploy bundle in a directory, or at the URI of one, or of a model that ``publish`` copied.
+
+    Raises InputError when there is none, ActionNeeded when the place cannot be read.
+    """
+    if "://" not in where:
+        return read_bundle(Path(where))
+    if urlsplit(where).scheme not in ("s3", "gs", "minio", "file"):
+        raise InputError(f"{where} is no place of a deploy bundle: expected a directory, s3:// or gs://")
+    import obstore  # noqa: PLC0415
+    from obstore.exceptions import BaseError  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            store = _store(where)
+            for name in BUNDLE_FILES:
+                (Path(directory) / name).write_bytes(bytes(obstore.get(store, name).bytes()))
+        except FileNotFoundError as error:
+            raise InputError(f"{where} is no deploy bundle ({str(error).splitlines()[0]})") from None
+        except (BaseError, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ActionNeeded(f"{where} cannot be read ({reason}): check address, rights and credentials") from None
+        return read_bundle(Path(directory))
 
 
 def publish(source: str, manifest: ModelManifest, prefix: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
-from components.core.bundle import Bundle, read_bundle
+from components.core.bundle import Bundle
 from components.core.endpoint import Endpoint
 from components.core.errors import StageError
 from components.deploy.checks import (
@@ -23,6 +22,7 @@ from components.deploy.checks import (
     nearness,
     norm,
 )
+from components.deploy.storage import bundle_at
 
 NOT_VERIFIED = 3
 
@@ -61,11 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m components.deploy.verify", description=__doc__)
     parser.add_argument("--url", required=True, help="address of the service, without /v1")
     parser.add_argument("--model", required=True, help="name that the service answers to")
-    parser.add_argument("--bundle", type=Path, required=True, help="deploy_bundle that export made")
+    parser.add_argument(
+        "--bundle", required=True, help="deploy_bundle that export made: directory or URI (s3://, gs://)"
+    )
     parser.add_argument("--api-key-env", default="NIM_API_KEY", help="environment variable with the key, if one is set")
     args = parser.parse_args(argv)
     try:
-        bundle = read_bundle(args.bundle)
+        bundle = bundle_at(args.bundle)
         with Endpoint(args.url, args.model, api_key=os.environ.get(args.api_key_env)) as endpoint:
             checks = verify(endpoint, bundle)
     except StageError as error:

@@ -67,7 +67,7 @@ EVERYTHING: dict[str, Any] = {
         "set": {"num_epochs": 2},
         "schedules": [SCHEDULE | {"with": ["champion"], "experiment": "docs", "pipelineRoot": "s3://b/root"}],
     },
-    "verify": {"model": "nemotron-embed", "claim": "bundles", "path": "v1/deploy_bundle"},
+    "verify": {"model": "nemotron-embed", "bundle": "s3://bucket/run/deploy_bundle"},
 }
 CASES = {
     "defaults": {},
@@ -138,7 +138,7 @@ def test_defaults_install_no_secret_no_job_and_nothing_of_operators() -> None:
         pytest.param({"pipelines": {"host": "https://user:password@kfp"}}, "host", id="password in the address"),
         pytest.param({"monitoring": {"alerts": {"errorRatio": 5}}}, "errorRatio", id="five times all requests"),
         pytest.param({"kfpLauncher": {"defaultPipelineRoot": "bucket"}}, "defaultPipelineRoot", id="no URI"),
-        pytest.param({"verify": {"model": "x"}}, "verify.claim: name the PersistentVolumeClaim", id="no bundle"),
+        pytest.param({"verify": {"model": "x"}}, "verify.bundle: give the URI", id="no bundle"),
         pytest.param(
             {"secrets": {"external": {"secrets": {"nim-api-key": {"data": {"NIM_API_KEY": {"key": "x"}}}}}}},
             "external.store.name: name the store",
@@ -210,7 +210,7 @@ def test_what_is_verified_is_the_service_that_deploy_keeps() -> None:
     assert given == {
         "--url": f"http://{live_name(DeployConfig().service_name)}",
         "--model": DeployConfig().served_model_name,
-        "--bundle": "/bundle/v1/deploy_bundle",
+        "--bundle": "s3://bucket/run/deploy_bundle",
     }
     assert main([*container["args"][:-1], "/nowhere"]) == 2, "its options are those of verify"
 
