@@ -11,9 +11,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import resource
+import subprocess
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Requests per second of sdg's LLM client.")
     parser.add_argument("--documents", type=int, default=3000, help="documents of the run (default: 3000)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the best counts (default: 3)")
+    parser.add_argument("--peer", type=Path, metavar="PYTHON", help="a Python with data-designer, to compare with")
     parser.add_argument("--tiny", action="store_true", help="few documents, to see that everything runs; no figures")
     parser.add_argument("--json", type=Path, help="write all results to this file")
     args = parser.parse_args()
@@ -47,7 +51,8 @@ def main() -> None:
     log.configure("benchmark")
     documents = 100 if args.tiny else args.documents
     rows = []
-    for contestant in (throughput, bare_loop):
+    contestants = [throughput, bare_loop] + ([partial(peer, args.peer)] if args.peer else [])
+    for contestant in contestants:
         runs = [contestant(documents) for _ in range(1 if args.tiny else args.repeats)]
         best = max(runs, key=lambda row: row["requests/s"])
         rows.append(best | {"all runs": ", ".join(row["of the ideal"] for row in runs)})
@@ -81,6 +86,16 @@ def bare_loop(documents: int) -> dict[str, Any]:
         used = time.process_time()
         asyncio.run(_post_only(url, 3 * documents))
         return _row("aiohttp alone, for comparison", counts(url), time.process_time() - used)
+
+
+def peer(python: Path, documents: int) -> dict[str, Any]:
+    """Data Designer, one question for each document; its answers are not kept as they come."""
+    with server(delay=DELAY, constant=True, core=SERVER_CORE) as url:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        script = Path(__file__).with_name("generation_peer.py")
+        subprocess.run([python, script, url, str(documents)], check=True, stderr=subprocess.DEVNULL)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+        return _row("data-designer", counts(url), used)
 
 
 async def _post_only(url: str, requests: int) -> None:

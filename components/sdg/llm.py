@@ -177,8 +177,9 @@ class Llm:
 
 
 @cache
-def _schema(model: type[BaseModel]) -> dict[str, Any]:
-    return model.model_json_schema()
+def _schema(model: type[BaseModel]) -> str:
+    """A hash of the model's schema: it is the same for every request."""
+    return key_of(schema=model.model_json_schema())
 
 
 def _read(answer: Any) -> Reply:

@@ -45,7 +45,8 @@ class LlmServer:
     def usual(self, number: int, path: str, body: dict[str, Any]) -> tuple[int, dict[str, str], str]:
         if path.endswith("/embeddings"):
             return 200, {}, json.dumps({"data": [_vector(i, text) for i, text in enumerate(body["input"])]})
-        step, content = _content(body["messages"][1]["content"])
+        asked = body["messages"][:2][-1]["content"]
+        step, content = _content(asked if isinstance(asked, str) else asked[0]["text"])
         message = {"role": "assistant", "content": self.edit(step, content)}
         usage = {"prompt_tokens": 100, "completion_tokens": 10}
         return (
