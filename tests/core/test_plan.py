@@ -62,6 +62,7 @@ def test_impossible_plans_are_refused(start: str, end: str, extra: list[str], me
 def test_a_name_alone_is_meant_for_every_stage_that_has_it() -> None:
     configs = resolve(STAGES, profile_name="llama", given={"query_prefix": "q: "})
     assert {name: c.query_prefix for name, c in configs.items() if hasattr(c, "query_prefix")} == {
+        "sdg": "q: ",
         "prep": "q: ",
         "finetune": "q: ",
     }
