@@ -264,6 +264,9 @@ def test_policy_and_monitor_select_the_pods_that_deploy_starts(tmp_path: Path) -
     (port,) = runtime["containers"][0]["ports"]
     path = runtime["annotations"]["prometheus.kserve.io/path"]
     assert monitor["podMetricsEndpoints"] == [{"port": port["name"], "path": path}]
+    assert {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}} in (
+        policy["ingress"][0]["from"]
+    ), "Prometheus would find the pods down"
     assert policy["ingress"][0]["ports"] == [{"protocol": "TCP", "port": PORT}]
 
 
