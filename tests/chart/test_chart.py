@@ -270,10 +270,15 @@ def test_policy_and_monitor_select_the_pods_that_deploy_starts(tmp_path: Path) -
     assert policy["ingress"][0]["ports"] == [{"protocol": "TCP", "port": PORT}]
 
 
-def test_alerts_ask_for_metrics_that_the_server_has() -> None:
+def test_alerts_and_dashboard_ask_for_metrics_that_the_server_has() -> None:
     app = build_app(SimpleNamespace(limits=SimpleNamespace(dimension=8)), "x")  # type: ignore[arg-type]
     metrics = TestClient(app).get("/v1/metrics").text
     known = set(re.findall(r"# TYPE (\S+)", metrics))
+    (dashboard,) = one(objects(EVERYTHING), "ConfigMap", "nemotron-embed-dashboard")["data"].values()
+    drawn = set(re.findall(r"nemotron_embed_[a-z_]+", dashboard))
+    assert {re.sub("_(bucket|sum|count)$", "", name) for name in drawn} == {
+        name for name in known if not name.endswith("_created")
+    }
     rules = one(objects(EVERYTHING), "PrometheusRule")["spec"]["groups"][0]["rules"]
     asked = {name for rule in rules for name in re.findall(r"nemotron_embed_\w+", rule["expr"])}
     assert len(asked) == 3
