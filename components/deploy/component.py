@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from components.core.errors import InputError
 from components.core.settings import Settings, setting
-from components.core.stage import Node, Secret, Stage
+from components.core.stage import Node, Stage, s3_secrets
 
 STATE_DIR = "~/.local/state/nemotron-embed"
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?)?$"
@@ -140,11 +140,7 @@ STAGE = Stage(
     image="cpu",
     node=Node(cpu="2", memory="4Gi"),
     # Only for copying a release to release_prefix; workload identity needs neither.
-    secrets=(
-        Secret(env="AWS_ACCESS_KEY_ID", name="models-s3", key="AWS_ACCESS_KEY_ID"),
-        Secret(env="AWS_SECRET_ACCESS_KEY", name="models-s3", key="AWS_SECRET_ACCESS_KEY"),
-        Secret(env="AWS_ENDPOINT_URL", name="models-s3", key="AWS_ENDPOINT_URL"),
-    ),
+    secrets=s3_secrets("models-s3"),
     cache=False,
     retries=0,
     check_on_this_machine=check_on_this_machine,

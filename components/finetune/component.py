@@ -8,10 +8,9 @@ from pydantic import Field
 
 from components.core.encoder.config import EncoderConfig
 from components.core.settings import setting
-from components.core.stage import Node, Secret, Stage
+from components.core.stage import Node, Secret, Stage, s3_secrets
 
 # What obstore reads; AWS_ALLOW_HTTP=true is for a store inside the cluster without TLS.
-_S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ALLOW_HTTP")
 
 
 class FinetuneConfig(EncoderConfig):
@@ -91,6 +90,6 @@ STAGE = Stage(
     # Of checkpoint_uri only; workload identity needs none of the latter.
     secrets=(
         Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"),
-        *(Secret(env=name, name="checkpoints-s3", key=name) for name in _S3_VARIABLES),
+        *s3_secrets("checkpoints-s3"),
     ),
 )

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from components.core.encoder.config import EncoderConfig
 from components.core.settings import Settings, setting
-from components.core.stage import Node, Secret, Stage
+from components.core.stage import Node, Secret, Stage, s3_secrets
 
 QueryType = Literal["multi_hop", "structural", "contextual"]
 ReasoningType = Literal["factual", "relational", "inferential", "temporal", "procedural", "causal", "visual"]
@@ -244,6 +244,7 @@ STAGE = Stage(
     secrets=(
         Secret(env="NVIDIA_API_KEY", name="nvidia-api-key", key="NVIDIA_API_KEY"),
         Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"),
+        *s3_secrets("ledger-s3"),
     ),
     previews=True,
 )
