@@ -5,13 +5,17 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORK ?= work/demo
 PORT ?= 8000
+DOCKER ?= docker
+REGISTRY ?= registry.example.com/nemotron-embed
+IMAGES := cpu gpu export server
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' components/__init__.py)
 # With a key or an endpoint of one's own the demo asks the LLM; without, it works offline.
 LLM := $(if $(NVIDIA_API_KEY)$(LLM_BASE_URL),sdg.generator=llm sdg.num_pairs=7) \
        $(if $(LLM_BASE_URL),sdg.llm_base_url=$(LLM_BASE_URL)) \
        $(if $(LLM_MODEL),$(foreach role,artifact_extraction qa_generation quality_judge,sdg.$(role)_model=$(LLM_MODEL)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop test lint format compile docs check clean
+.PHONY: help demo demo-stop test lint format compile docs check images push clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -46,6 +50,12 @@ docs: $(VENV)/.test ## Write the generated tables of the components' READMEs
 check: lint ## Check style, and that compiled pipelines and generated tables are fresh
 	$(RUN) pipeline.py compile --check
 	$(RUN) -m components docs --check
+
+images: ## Build the images (REGISTRY=, DOCKER=docker, podman or buildah)
+	@for image in $(IMAGES); do $(DOCKER) build -f images/$$image/Dockerfile -t $(REGISTRY)/$$image:$(VERSION) . || exit; done
+
+push: ## Push the images (REGISTRY=)
+	@for image in $(IMAGES); do $(DOCKER) push $(REGISTRY)/$$image:$(VERSION) || exit; done
 
 clean: ## Remove the virtual environment and the demo's artifacts
 	rm -rf $(VENV) work build *.egg-info
