@@ -31,7 +31,7 @@ demo-stop: ## Stop the demo's service
 	@$(RUN) -m components.deploy.local stop --name nemotron-embed-demo
 
 test: $(VENV)/.test ## Run every test
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest
 
 lint: $(VENV)/.test ## Check style
 	$(RUN) -m ruff check .
