@@ -50,7 +50,7 @@ def times(work: Path) -> dict[str, int]:
 @pytest.mark.slow
 def test_the_whole_chain_twice(corpus: Path, service: list[str], tmp_path: Path) -> None:
     work = tmp_path / "work"
-    done = run(work, "--corpus", corpus, "eval.min_eval_queries=1", "eval.min_gain=-1", *service)
+    done = run(work, "--corpus", corpus, "eval.min_eval_queries=1", "eval.min_gain=-1", "num_probes=8", *service)
     assert (done.code, done.said) == (0, [])
     for metric in ("nDCG@10", "Recall@10"):
         assert re.search(

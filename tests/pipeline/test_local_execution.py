@@ -23,6 +23,10 @@ NAME = "test-pipeline"
 CORPUS = ["assert", "booleans", "break", "continue", "del", "for", "global", "if", "lambda", "return", "while", "yield"]
 
 
+# A dozen pages have few questions and need few probes.
+FEW = {"eval_overrides": {"min_eval_queries": 1}, "export_overrides": {"num_probes": 8}}
+
+
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pipelines")
@@ -61,7 +65,7 @@ def test_documents_become_a_service(
     pipelines: Path, corpus: Path, kfp: Host, service: dict[str, Any], tmp_path: Path
 ) -> None:
     run = load_component_from_file(str(pipelines / "nemotron-embed.yaml"))
-    run(corpus_uri=str(corpus), min_gain=-1.0, eval_overrides={"min_eval_queries": 1}, **service)
+    run(corpus_uri=str(corpus), min_gain=-1.0, **FEW, **service)
     assert [(task.stage, task.code) for task in kfp.tasks] == [
         (name, 0) for name in ("sdg", "prep", "finetune", "eval", "export", "deploy")
     ]
