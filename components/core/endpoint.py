@@ -1,4 +1,4 @@
-"""Client of an embedding endpoint that speaks NIM's (OpenAI's) API; it believes no answer unchecked."""
+"""Client of an embedding endpoint, of NIM's API or vLLM's; it believes no answer unchecked."""
 
 from __future__ import annotations
 
@@ -6,34 +6,42 @@ import base64
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import numpy as np
 
 from components.core.encoder.config import Kind
+from components.core.endpoint_api import APIS, ApiName, EmbedRequest, Encoding, Truncate
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
 
 _log = logging.getLogger(__name__)
 _TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _LONGEST_WAIT_SECONDS = 30.0
-Truncate = Literal["NONE", "START", "END"]
 
 
 class Endpoint:
     """An embedding service at ``url`` that answers to the name ``model``. Use it as a context manager.
 
-    The service puts its own prefixes before texts: this client sends them as they are. ``retries`` counts requests
+    ``api`` is what it speaks. The service puts its own prefixes before texts: this client sends them as they are.
+    ``retries`` counts requests
     that had to be repeated.
     """
 
     def __init__(
-        self, url: str, model: str, *, timeout: float = 60.0, api_key: str | None = None, attempts: int = 6
+        self,
+        url: str,
+        model: str,
+        *,
+        timeout: float = 60.0,
+        api_key: str | None = None,
+        attempts: int = 6,
+        api: ApiName = "nim",
     ) -> None:
         self.url = url.rstrip("/")
         self.model = model
         self.retries = 0
-        self._attempts = attempts
+        self._attempts, self._api = attempts, APIS[api]
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=False)
 
@@ -46,7 +54,7 @@ class Endpoint:
     def ready(self) -> bool:
         """Whether the service says that it can answer now."""
         try:
-            return self._client.get(f"{self.url}/v1/health/ready").status_code == httpx.codes.OK
+            return self._client.get(f"{self.url}{self._api.ready_path}").status_code == httpx.codes.OK
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise self._no_url(error) from None
         except httpx.HTTPError:
@@ -70,26 +78,22 @@ class Endpoint:
         *,
         batch_size: int = 32,
         truncate: Truncate = "END",
-        encoding_format: Literal["float", "base64"] = "float",
+        encoding_format: Encoding = "float",
         dimension: int | None = None,
+        shortened_to: int | None = None,
     ) -> np.ndarray:
         """Vectors of ``texts``: float32 [len(texts), d], in their order.
 
-        ``dimension``, when given, is what d must be. Raises ActionNeeded for refused credentials and for answers that
-        are no vectors, InputError for a refused request, Transient when the service stays unavailable.
+        ``dimension``, when given, is what d must be; ``shortened_to`` asks for shorter vectors.
+        Raises ActionNeeded for refused credentials and for answers that are no vectors, InputError for a refused
+        request, Transient when the service stays unavailable.
         """
         found: list[np.ndarray] = []
         for start in range(0, len(texts), batch_size):
             batch = list(texts[start : start + batch_size])
-            body = {
-                "model": self.model,
-                "input": batch,
-                "input_type": kind,
-                "truncate": truncate,
-                "encoding_format": encoding_format,
-            }
-            answer = self._json(self._send("POST", "/v1/embeddings", body))
-            found.append(self._vectors(answer, len(batch), dimension))
+            request = EmbedRequest(self.model, batch, kind, truncate, encoding_format, shortened_to)
+            answer = self._json(self._send("POST", self._api.embed_path, self._api.body(request)))
+            found.append(self._vectors(answer, request, shortened_to or dimension))
         if not found:
             return np.empty((0, dimension or 0), dtype=np.float32)
         if len({vectors.shape[1] for vectors in found}) > 1:
@@ -131,14 +135,15 @@ class Endpoint:
         except ValueError:
             raise ActionNeeded(f"{self.url} does not answer with JSON: something else stands before it") from None
 
-    def _vectors(self, answer: Any, count: int, dimension: int | None) -> np.ndarray:
+    def _vectors(self, answer: Any, request: EmbedRequest, dimension: int | None) -> np.ndarray:
         """The vectors of one answer, checked: count, order, numbers, length."""
+        count = len(request.texts)
         try:
-            rows = answer["data"]
-            order = [row["index"] for row in rows]
-            values = [_decode(row["embedding"]) for row in rows]
+            rows = self._api.rows(answer, request)
+            order = [position for position, _ in rows]
+            values = [_decode(embedding) for _, embedding in rows]
         except (KeyError, TypeError, ValueError):
-            raise ActionNeeded(f"{self.url}: the answer has no vectors (data[].index, data[].embedding)") from None
+            raise ActionNeeded(f"{self.url}{self._api.embed_path}: the answer has no vectors: check the URL") from None
         if sorted(order) != list(range(count)):
             raise ActionNeeded(f"{self.url} answered {count} texts with vectors for positions {sorted(order)[:5]}...")
         if len({len(value) for value in values}) > 1:

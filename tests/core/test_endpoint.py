@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -178,3 +179,34 @@ def test_the_key_goes_with_the_request_and_into_no_message(caplog: pytest.LogCap
     ):
         endpoint.embed(["a"], "query")
     assert "canary" not in f"{caught.value}{caplog.text}"
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_vllm_is_asked_in_its_own_words(encoding: Any) -> None:
+    """vLLM's CohereEmbedRequest and CohereEmbedResponse: a passage is a document, and rows have no positions."""
+    seen: list[dict[str, Any]] = []
+
+    def script(_: int, body: dict[str, Any]) -> Reply:
+        seen.append(body)
+        assert set(body) <= {"model", "input_type", "texts", "output_dimension", "embedding_types", "truncate"}
+        rows = [vector_of(text)[: body.get("output_dimension")] for text in body["texts"]]
+        sent = [base64.b64encode(np.array(row, dtype="<f4").tobytes()).decode() for row in rows]
+        embeddings = {"float": rows} if encoding == "float" else {"base64": sent}
+        return 200, {}, json.dumps({"id": "embd-1", "embeddings": embeddings, "texts": None}).encode()
+
+    with serving(script) as url, Endpoint(url, "m", api="vllm") as endpoint:
+        found = endpoint.embed(["a", "bc"], "passage", truncate="NONE", encoding_format=encoding)
+        assert endpoint.embed(["a"], "query", encoding_format=encoding, shortened_to=2).shape == (1, 2)
+        with pytest.raises(ActionNeeded, match="no vectors"), serving(lambda *_: answer([])) as other:
+            Endpoint(other, "m", api="vllm").embed(["a"], "query")
+    np.testing.assert_array_equal(found, [[1.0, 1.0, -0.5], [2.0, 1.0, -0.5]])
+    first, second = seen
+    assert first == {
+        "model": "m", "texts": ["a", "bc"], "input_type": "document", "truncate": "NONE", "embedding_types": [encoding],
+    }  # fmt: skip
+    assert (second["input_type"], second["output_dimension"]) == ("query", 2)
+
+
+def test_shorter_vectors_are_what_was_asked_for() -> None:
+    with serving(lambda _, request: answer(right(request))) as url, pytest.raises(ActionNeeded, match="3 dimensions"):
+        embed(url, ["abc"], shortened_to=2)

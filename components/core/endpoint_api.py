@@ -1,0 +1,77 @@
+"""The two HTTP APIs that embedding servers speak: NIM's, which is OpenAI's with two fields more, and Cohere's of vLLM.
+
+vLLM's ``/v1/embeddings`` cannot be told a query from a passage; its ``/v2/embed`` can, and puts the checkpoint's own
+prompts before texts. Sources: NVIDIA's API reference of the text embedding NIM 1.13 and 2.2; vLLM 0.24's
+``CohereEmbedRequest`` and ``CohereEmbedResponse``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from components.core.encoder.config import Kind
+
+Truncate = Literal["NONE", "START", "END"]
+Encoding = Literal["float", "base64"]
+ApiName = Literal["nim", "vllm"]
+
+
+@dataclass(frozen=True)
+class EmbedRequest:
+    """``texts`` of one ``kind``; ``dimensions``, when given, asks for shorter vectors."""
+
+    model: str
+    texts: Sequence[str]
+    kind: Kind
+    truncate: Truncate
+    encoding: Encoding
+    dimensions: int | None = None
+
+
+class NimApi:
+    """NIM 1.x and 2.x, this project's ONNX server, and OpenAI's API as far as it goes."""
+
+    ready_path = "/v1/health/ready"
+    embed_path = "/v1/embeddings"
+
+    def body(self, request: EmbedRequest) -> dict[str, Any]:
+        """The request as JSON."""
+        body: dict[str, Any] = {
+            "model": request.model,
+            "input": list(request.texts),
+            "input_type": request.kind,
+            "truncate": request.truncate,
+            "encoding_format": request.encoding,
+        }
+        return body if request.dimensions is None else body | {"dimensions": request.dimensions}
+
+    def rows(self, answer: Any, _: EmbedRequest) -> list[tuple[int, Any]]:
+        """Position and vector of each row. Raises KeyError or TypeError for another form."""
+        return [(row["index"], row["embedding"]) for row in answer["data"]]
+
+
+class VllmApi:
+    """vLLM's Cohere API. Its word for a passage is ``document``."""
+
+    ready_path = "/health"
+    embed_path = "/v2/embed"
+
+    def body(self, request: EmbedRequest) -> dict[str, Any]:
+        """The request as JSON."""
+        body: dict[str, Any] = {
+            "model": request.model,
+            "texts": list(request.texts),
+            "input_type": "query" if request.kind == "query" else "document",
+            "truncate": request.truncate,
+            "embedding_types": [request.encoding],
+        }
+        return body if request.dimensions is None else body | {"output_dimension": request.dimensions}
+
+    def rows(self, answer: Any, request: EmbedRequest) -> list[tuple[int, Any]]:
+        """Position and vector of each row. Raises KeyError or TypeError for another form."""
+        return list(enumerate(answer["embeddings"][request.encoding]))
+
+
+APIS: dict[ApiName, NimApi | VllmApi] = {"nim": NimApi(), "vllm": VllmApi()}
