@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+TIME = "%H:%M:%S"
+
 
 def configure(stage: str, *, verbose: bool = False) -> logging.Logger:
     """The logger of ``stage``, written to stderr with the time and the stage's name before each line."""
@@ -12,7 +14,7 @@ def configure(stage: str, *, verbose: bool = False) -> logging.Logger:
         stream=sys.stderr,
         level=logging.DEBUG if verbose else logging.WARNING,
         format=f"%(asctime)s {stage}: %(message)s",
-        datefmt="%H:%M:%S",
+        datefmt=TIME,
         force=True,
     )
     logger = logging.getLogger("components")

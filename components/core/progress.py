@@ -26,7 +26,9 @@ class Progress:
         self.what, self.total, self.unit = what, total, unit
         self.done = 0
         self._started = self._last_line = time.monotonic()
-        self._bar = tqdm(total=total, desc=what, unit=f" {unit}", leave=False) if sys.stderr.isatty() else None
+        # Of several ranks, the one that logs shows it.
+        shown = sys.stderr.isatty() and _log.isEnabledFor(logging.INFO)
+        self._bar = tqdm(total=total, desc=what, unit=f" {unit}", leave=False) if shown else None
 
     def __enter__(self) -> Progress:
         return self
