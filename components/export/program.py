@@ -1,10 +1,11 @@
-"""The checkpoint as ONNX; published only when its vectors are the checkpoint's."""
+"""The checkpoint in the form that is served; published only when its vectors are the checkpoint's."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,21 +16,21 @@ from components.core.bundle import BUNDLE_FILES, Probe, write_probes
 from components.core.encoder.checkpoint import default_device, load_base, load_checkpoint
 from components.core.encoder.config import ENCODER_FILE
 from components.core.encoder.model import Encoder
-from components.core.model_manifest import ModelManifest, digest_of, hash_files
+from components.core.model_manifest import CHECKPOINT_FOLDER, ONNX_FOLDER, ModelManifest, digest_of, hash_files
 from components.export.component import ExportConfig
 from components.export.onnx_graph import write_onnx
 from components.export.parity import latency, measure, open_session
 from components.export.probes import choose_probes
 
-ONNX_FOLDER = "onnx"
 TOKENIZER_FOLDER = "tokenizer"
 _log = logging.getLogger(__name__)
+Figures = dict[str, float | int | bool | str]
 
 
 def run(
     config: ExportConfig, *, checkpoint: Path, eval_data: Path | None, exported_model: Path, deploy_bundle: Path
-) -> dict[str, float | int | bool | str]:
-    """Write the ONNX model with its proofs, and the bundle that travels without weights.
+) -> Figures:
+    """Write the model with its proofs, and the bundle that travels without weights.
 
     Raises InputError when the checkpoint or its base model cannot be loaded, and when the exported model does not
     give the checkpoint's vectors.
@@ -40,29 +41,56 @@ def run(
     base = _vectors(
         load_base(encoder.config, device=default_device(), dtype=torch.float32), probes, config.encode_batch_tokens
     )
+    exported_model.mkdir(parents=True)
+    if config.enabled:
+        facts, figures = _as_onnx(config, encoder, probes, tuned, exported_model)
+    else:
+        facts, figures = _as_checkpoint(checkpoint, exported_model)
+    encoder.config.write(exported_model)
+    write_probes(exported_model, probes, tuned, base)
+    manifest = _manifest(encoder, checkpoint, exported_model, facts)
+    manifest.write(exported_model)
+    deploy_bundle.mkdir(parents=True)
+    for name in BUNDLE_FILES:
+        shutil.copyfile(exported_model / name, deploy_bundle / name)
+    _log.info("exported %s, digest %s", manifest.model_format, manifest.digest[:12])
+    return {**figures, "probes": len(probes), "digest": manifest.digest}
+
+
+def _as_onnx(
+    config: ExportConfig, encoder: Encoder, probes: list[Probe], tuned: np.ndarray, exported_model: Path
+) -> tuple[dict[str, Any], Figures]:
+    """The ONNX graph, proven: what the manifest says of it, and figures."""
     folder = exported_model / ONNX_FOLDER
-    folder.mkdir(parents=True)
+    folder.mkdir()
     model = write_onnx(encoder.cpu(), folder, opset=config.opset, precision=config.export_dtype)
     session = open_session(model)
     parity = measure(session, encoder, probes, tuned, config)
     parity.require()
     encoder.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
-    encoder.config.write(exported_model)
-    write_probes(exported_model, probes, tuned, base)
-    manifest = _manifest(config, encoder, checkpoint, exported_model, parity.figures())
-    manifest.write(exported_model)
-    deploy_bundle.mkdir(parents=True)
-    for name in BUNDLE_FILES:
-        shutil.copyfile(exported_model / name, deploy_bundle / name)
-    _log.info("exported %s, digest %s", config.export_dtype, manifest.digest[:12])
-    return {
+    facts = {
+        "model_format": "onnx",
+        "precision": config.export_dtype,
+        "opset": config.opset,
+        "onnxruntime": onnxruntime.__version__,
+        "parity": parity.figures(),
+    }
+    return facts, {
         "parity_mean_cosine": parity.closeness.mean,
         "parity_min_cosine": parity.closeness.minimum,
         "onnx_megabytes": round(sum(path.stat().st_size for path in folder.glob("model.onnx*")) / 1e6, 1),
         **latency(session, encoder),
-        "probes": len(probes),
-        "digest": manifest.digest,
     }
+
+
+def _as_checkpoint(checkpoint: Path, exported_model: Path) -> tuple[dict[str, Any], Figures]:
+    """A copy of the checkpoint, for a server that takes one and computes in half precision."""
+    _log.info("enabled=false: no ONNX is written, the checkpoint itself is served")
+    folder = exported_model / CHECKPOINT_FOLDER
+    shutil.copytree(checkpoint, folder, ignore=lambda where, _: [MANIFEST] if Path(where) == checkpoint else [])
+    facts = {"model_format": "checkpoint", "precision": "bf16", "opset": None, "onnxruntime": None, "parity": {}}
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return facts, {"checkpoint_megabytes": round(size / 1e6, 1)}
 
 
 def _vectors(encoder: Encoder, probes: list[Probe], batch_tokens: int) -> np.ndarray:
@@ -76,27 +104,23 @@ def _vectors(encoder: Encoder, probes: list[Probe], batch_tokens: int) -> np.nda
     return vectors
 
 
-def _manifest(
-    config: ExportConfig, encoder: Encoder, checkpoint: Path, exported_model: Path, parity: dict[str, float]
-) -> ModelManifest:
-    files = hash_files(exported_model, [ENCODER_FILE, *_names(exported_model, ONNX_FOLDER)])
+def _manifest(encoder: Encoder, checkpoint: Path, exported_model: Path, facts: dict[str, Any]) -> ModelManifest:
+    files = hash_files(exported_model, _names(exported_model))
     # Without the manifest, in which the run's settings stand: equal weights have equal digests.
     trained = hash_files(checkpoint, [name for name in _names(checkpoint) if name != MANIFEST])
     agreed = {name: value for name, value in encoder.config if name in ModelManifest.model_fields}
     return ModelManifest(
         files=files,
         digest=digest_of(files),
-        precision=config.export_dtype,
-        opset=config.opset,
         dimension=encoder.dimension,
         checkpoint_digest=digest_of(trained),
-        parity=parity,
-        onnxruntime=onnxruntime.__version__,
         torch=torch.__version__,
+        **facts,
         **agreed,
     )
 
 
-def _names(directory: Path, below: str = "") -> list[str]:
-    """Files of ``directory``, below its folder ``below``, by their relative paths."""
-    return [path.relative_to(directory).as_posix() for path in (directory / below).rglob("*") if path.is_file()]
+def _names(directory: Path) -> list[str]:
+    """Files of ``directory`` by their relative paths; proofs of an exported model are not served."""
+    names = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
+    return [name for name in names if name == ENCODER_FILE or name not in BUNDLE_FILES]

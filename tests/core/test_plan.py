@@ -100,5 +100,5 @@ def test_settings_without_a_chosen_owner_are_refused(given: dict[str, int], mess
 
 
 def test_unknown_profile_is_refused() -> None:
-    with pytest.raises(InputError, match="there is no profile 'big': choose one of llama, small"):
+    with pytest.raises(InputError, match="there is no profile 'big': choose one of llama, nemotron3, small"):
         resolve(STAGES, profile_name="big", given={})

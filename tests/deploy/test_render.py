@@ -255,3 +255,28 @@ def test_gitops_refuses(tmp_path: Path, changes: dict[str, Any], uri: str, messa
             deployment=tmp_path / "out",
         )
     assert not (tmp_path / "out").exists()
+
+
+def checkpoint_bundle(directory: Path) -> Path:
+    """As export writes it with enabled=false."""
+    where = write_bundle(directory, 1)
+    manifest = json.loads((where / "model-manifest.json").read_text())
+    described = manifest | {"model_format": "checkpoint", "precision": "bf16", "opset": None, "onnxruntime": None}
+    (where / "model-manifest.json").write_text(json.dumps(described))
+    return where
+
+
+def test_a_checkpoint_of_export_is_served_from_its_folder(tmp_path: Path) -> None:
+    config = DeployConfig(target="gitops", serving_namespace="a", serving_image=NIM_2)
+    where, out = checkpoint_bundle(tmp_path / "bundle"), tmp_path / "out"
+    run(config, deploy_bundle=where, exported_model_uri="s3://b/m", deployment=out)
+    objects = [yaml.safe_load(path.read_bytes()) for path in (out / "manifests").iterdir()]
+    (service,) = [item for item in objects if item["kind"] == "InferenceService"]
+    assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://b/m/checkpoint"
+    with pytest.raises(InputError, match=r"export\.enabled"):
+        run(
+            config.model_copy(update={"serving_image": NIM_1}),
+            deploy_bundle=where,
+            exported_model_uri="s3://b/m",
+            deployment=tmp_path / "none",
+        )

@@ -19,7 +19,9 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from transformers import AutoModel
 
+from components.core.bundle import read_bundle
 from components.core.errors import InputError
+from components.core.model_manifest import check_files
 from components.core.runner import Source, execute
 from components.export import program
 from components.export.component import ExportConfig
@@ -182,3 +184,27 @@ def test_refuses_a_damaged_checkpoint(llama: Exported, tmp_path: Path, damage: A
 
 def _edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_without_onnx_the_checkpoint_itself_is_published_with_its_proofs(minilm: Exported, tmp_path: Path) -> None:
+    stage = by_name("export")
+    outputs = {name: tmp_path / name for name in stage.outputs}
+    config = ExportConfig(enabled=False, num_probes=8)
+    execute(
+        stage,
+        config,
+        inputs={"checkpoint": Source(minilm.checkpoint)},
+        outputs=outputs,
+        uris=dict.fromkeys(outputs, "s3://b/x"),
+    )
+    served = SentenceTransformer(str(outputs["exported_model"] / "checkpoint"), device="cpu").encode(TEXTS[:2])
+    np.testing.assert_allclose(served, SentenceTransformer(str(minilm.checkpoint), device="cpu").encode(TEXTS[:2]))
+    bundle = read_bundle(outputs["deploy_bundle"])
+    check_files(outputs["exported_model"], bundle.manifest)
+    trained = {f"checkpoint/{path.relative_to(minilm.checkpoint)}" for path in minilm.checkpoint.rglob("*.*")}
+    assert set(bundle.manifest.files) == {"encoder.json", *trained}
+    assert (bundle.manifest.model_format, bundle.manifest.checkpoint_digest) == (
+        "checkpoint",
+        read_bundle(minilm.bundle).manifest.checkpoint_digest,
+    )
+    assert not (outputs["exported_model"] / "onnx").exists()
