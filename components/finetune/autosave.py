@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from components.core.store.errors import short
 from components.finetune.checkpoints import Checkpoints, Saved
-from components.finetune.storage import short
 
 _log = logging.getLogger(__name__)
 # Tensors in the host's memory, and the rest as JSON values.

@@ -22,8 +22,9 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from components.core.errors import ActionNeeded
-from components.finetune.storage import Storage, short
+from components.core.errors import StageError
+from components.core.store import Store
+from components.core.store.errors import short, store_failure
 
 _log = logging.getLogger(__name__)
 FORMAT = "nemotron-embed-kubeflow.training-state/1"
@@ -51,10 +52,10 @@ class Damaged(Exception):
 class Checkpoints:
     """The states of one run. ``identity`` is everything that its result depends on, as JSON values.
 
-    Raises ActionNeeded when ``storage`` cannot be read and written.
+    Raises StageError when ``storage`` cannot be read and written: see ``store_failure``.
     """
 
-    def __init__(self, storage: Storage, identity: Mapping[str, Any], *, keep: int, where: str) -> None:
+    def __init__(self, storage: Store, identity: Mapping[str, Any], *, keep: int, where: str) -> None:
         self._storage, self._keep, self._where = storage, keep, where
         self._identity = json.loads(json.dumps(dict(identity)))
         self.run = _digest(self._identity)[:16]
@@ -161,11 +162,8 @@ class Checkpoints:
         else:
             _log.info("%s holds no state to continue from: training starts from the base model", self._where)
 
-    def _unusable(self, error: Exception) -> ActionNeeded:
-        return ActionNeeded(
-            f"checkpoint_uri = {self._where} cannot be read and written ({short(error)}): check the address, "
-            f"credentials and rights, or set it to null to train without"
-        )
+    def _unusable(self, error: Exception) -> StageError:
+        return store_failure(error, f"checkpoint_uri = {self._where}")
 
 
 def _folders(names: list[str], run: str) -> Iterator[str]:

@@ -13,13 +13,13 @@ import torch
 from components.core.encoder.checkpoint import default_device, load_base, save_checkpoint
 from components.core.encoder.model import Encoder
 from components.core.errors import InputError
+from components.core.store import open_store
 from components.finetune.checkpoints import Checkpoints
 from components.finetune.component import FinetuneConfig
 from components.finetune.data import TrainingData, read_training_data
 from components.finetune.identity import identity
 from components.finetune.lora import add_lora, merge_lora
 from components.finetune.report import build_report
-from components.finetune.storage import open_storage
 from components.finetune.tokenized import TokenizedData
 from components.finetune.trainer import Trainer
 from components.finetune.validation import Selection, Validation, read_validation
@@ -36,7 +36,7 @@ def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path, traini
     training diverges or ``checkpoint_uri`` cannot be written, Transient when interrupted. Nothing is published then.
     """
     _check_alone()
-    storage = open_storage(config.checkpoint_uri) if config.checkpoint_uri else None
+    storage = open_store(config.checkpoint_uri, setting="checkpoint_uri") if config.checkpoint_uri else None
     data = read_training_data(training_data, config.encoder())
     device = default_device()
     dtype = _dtype(config, device)

@@ -19,7 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from components.core.errors import ActionNeeded, InputError, StageError, Transient
+from components.core.errors import StageError, Transient
+from components.core.store import Store, open_store
+from components.core.store.errors import short, store_failure
 
 _log = logging.getLogger(__name__)
 _HEADER = b'{"format": "nemotron-embed-kubeflow.ledger/1"}\n'
@@ -82,7 +84,7 @@ class Ledger:
             try:
                 await asyncio.to_thread(storage.append, lines)
             except Exception as error:
-                failure = Transient(f"{self._where}: answers cannot be kept ({_short(error)}): run again when they can")
+                failure = Transient(f"{self._where}: answers cannot be kept ({short(error)}): run again when they can")
             for key, answer, done in batch:
                 if failure is None:
                     self._answers[key] = answer
@@ -105,9 +107,7 @@ class Ledger:
                         torn += 1
             storage.append(_HEADER)
         except Exception as error:
-            raise ActionNeeded(
-                f"{self._where} cannot be read and written ({_short(error)}): check the address, credentials and rights"
-            ) from None
+            raise store_failure(error, self._where) from None
         if torn:
             _log.warning("%s: %d lines that a killed run left unfinished are ignored", self._where, torn)
         _log.info("%s holds %d answers", self._where, len(self._answers))
@@ -116,23 +116,14 @@ class Ledger:
 def open_ledger(uri: str | None) -> Ledger:
     """The ledger at ``uri``: a directory, ``s3://bucket/prefix`` or ``gs://bucket/prefix``; None keeps nothing.
 
-    Buckets need the extra ``sdg`` and find their credentials in the environment, as the clouds' own tools do. Raises
-    InputError for another scheme, ActionNeeded for what cannot be read and written.
+    Raises InputError for another scheme, and what ``store_failure`` says of one that cannot be read and written.
     """
     if not uri:
         return Ledger()
-    scheme, separator, _ = uri.partition("://")
     where = f"ledger_uri = {uri}"
-    if not separator:
+    if "://" not in uri:
         return Ledger(Folder(Path(uri)), where=where)
-    if scheme not in ("s3", "gs"):
-        raise InputError(f"{where}: expected a directory, s3://bucket/prefix or gs://bucket/prefix")
-    try:
-        return Ledger(Bucket(uri), where=where)
-    except StageError:
-        raise
-    except Exception as error:
-        raise InputError(f"{where} is no address of a bucket ({_short(error)})") from None
+    return Ledger(Segments(open_store(uri, setting="ledger_uri")), where=where)
 
 
 def key_of(**parts: Any) -> str:
@@ -164,28 +155,26 @@ class Folder:
         os.fsync(self._file)
 
 
-class Bucket:
-    """A prefix of a bucket; each write is an object of its own, created and never changed by another process."""
+class Segments:
+    """A bucket; each write is an object of its own, created and never changed by another process."""
 
-    def __init__(self, uri: str) -> None:
-        from obstore.store import from_url  # noqa: PLC0415 -- only users of buckets need the package
-
-        self._store = from_url(uri)
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._name, self._written = _segment_name(), 0
 
     def read(self) -> Iterator[bytes]:
-        names = sorted(entry["path"] for batch in self._store.list() for entry in batch if _is_segment(entry["path"]))
+        names = [name for name in self._store.names() if _is_segment(name)]
         with ThreadPoolExecutor(_READERS) as pool:
-            segments = list(pool.map(lambda name: bytes(self._store.get(name).bytes()), names))
+            segments = list(pool.map(self._store.read, names))
         if len(names) >= _SEGMENTS_TO_MERGE:
             # The merged segment takes the first one's place before the others go: a kill in between leaves copies.
-            self._store.put(names[0], b"".join(segment.rstrip(b"\n") + b"\n" for segment in segments))
+            self._store.write(names[0], b"".join(segment.rstrip(b"\n") + b"\n" for segment in segments))
             self._store.delete(names[1:])
         yield from segments
 
     def append(self, lines: bytes) -> None:
         self._written += 1
-        self._store.put(f"{self._name}-{self._written:08}.jsonl", lines, mode="create")
+        self._store.create(f"{self._name}-{self._written:08}.jsonl", lines)
 
 
 def _is_segment(name: str) -> bool:
@@ -203,7 +192,3 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -92,7 +92,7 @@ def test_another_model_is_refused(model: Path, bucket: Bucket, tmp_path: Path) -
 
 def test_a_bucket_that_refuses_is_named(model: Path, bucket: Bucket) -> None:
     bucket.refuse = 403
-    with pytest.raises(ActionNeeded, match=r"cannot be copied from .* to s3://models/embed/sha256-.*models-s3"):
+    with pytest.raises(ActionNeeded, match=r"copy of .* to s3://models/embed/sha256-.*models-s3.*access is refused"):
         publish(str(model), read_model_manifest(model), PREFIX)
 
 

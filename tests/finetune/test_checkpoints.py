@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from components.core.errors import ActionNeeded, InputError
+from components.core.store import Store, open_store
 from components.finetune.autosave import Autosave
 from components.finetune.checkpoints import Checkpoints, Saved
-from components.finetune.storage import Storage, open_storage
 from tests.sdg.s3_server import S3Server, s3_server
 
 IDENTITY = {"settings": {"learning_rate": 1e-5, "seed": 1}, "training_data": "a" * 64}
@@ -37,7 +37,7 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return "s3://bucket/team/states"
 
 
-def checkpoints(storage: Storage, keep: int = 2, **changed: Any) -> Checkpoints:
+def checkpoints(storage: Store, keep: int = 2, **changed: Any) -> Checkpoints:
     return Checkpoints(storage, {**IDENTITY, **changed}, keep=keep, where="states")
 
 
@@ -64,21 +64,21 @@ def assert_is(saved: Saved | None, step: int) -> None:
     assert all(torch.equal(saved.tensors[name], expected[name]) for name in expected)
 
 
-def state_files(storage: Storage) -> list[str]:
+def state_files(storage: Store) -> list[str]:
     return [name for name in storage.names() if name.count("/") == 2]
 
 
 def test_the_newest_state_comes_back_as_it_was_and_the_last_two_are_kept(uri: str) -> None:
-    storage = open_storage(uri)
+    storage = open_store(uri, setting="checkpoint_uri")
     first = checkpoints(storage)
     assert first.newest() is None
     save(first, 3, 9, 12, 100)
-    assert_is(checkpoints(open_storage(uri)).newest(), 100)
+    assert_is(checkpoints(open_store(uri, setting="checkpoint_uri")).newest(), 100)
     assert sorted({int(name.split("/")[1].split("-")[1]) for name in state_files(storage)}) == [12, 100]
 
 
 def test_a_later_attempt_removes_what_earlier_ones_left(uri: str) -> None:
-    storage = open_storage(uri)
+    storage = open_store(uri, setting="checkpoint_uri")
     save(checkpoints(storage), 5, 6)
     run = checkpoints(storage).run
     storage.write(f"{run}/step-00000007-0000abcd/tensors-00000.safetensors", b"never finished")
@@ -90,8 +90,8 @@ def test_a_later_attempt_removes_what_earlier_ones_left(uri: str) -> None:
 
 def test_two_attempts_at_once_leave_a_whole_state(uri: str) -> None:
     """As when a node is cut off and its pod is started elsewhere before it is gone."""
-    storage = open_storage(uri)
-    one, other = checkpoints(storage), checkpoints(open_storage(uri), keep=1)
+    storage = open_store(uri, setting="checkpoint_uri")
+    one, other = checkpoints(storage), checkpoints(open_store(uri, setting="checkpoint_uri"), keep=1)
     for step in range(1, 9):
         save(one if step % 3 else other, step)
         if step % 2:
@@ -100,9 +100,9 @@ def test_two_attempts_at_once_leave_a_whole_state(uri: str) -> None:
 
 
 def test_large_objects_are_read_in_parts(bucket: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = open_storage("s3://bucket/states")
+    storage = open_store("s3://bucket/states", setting="checkpoint_uri")
     monkeypatch.setattr(storage, "_store", obstore.store.MemoryStore())
-    monkeypatch.setattr("components.finetune.storage._PART_BYTES", 1000)
+    monkeypatch.setattr("components.core.store.bucket._PART_BYTES", 1000)
     body = random.Random(1).randbytes(7321)
     storage.write("run/part", body)
     assert storage.read("run/part") == body
@@ -113,7 +113,7 @@ def test_large_objects_are_read_in_parts(bucket: S3Server, monkeypatch: pytest.M
 
 def test_files_are_as_large_as_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("components.finetune.checkpoints._FILE_BYTES", 40)
-    storage = open_storage(str(tmp_path))
+    storage = open_store(str(tmp_path), setting="checkpoint_uri")
     save(checkpoints(storage), 4)
     assert len([name for name in state_files(storage) if name.endswith(".safetensors")]) == 2
     assert_is(checkpoints(storage).newest(), 4)
@@ -121,7 +121,7 @@ def test_files_are_as_large_as_wanted(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_flipped_bit_anywhere_in_a_state_is_found(tmp_path: Path) -> None:
     """Whitespace of the manifest is the only thing that may change without a difference."""
-    storage = open_storage(str(tmp_path))
+    storage = open_store(str(tmp_path), setting="checkpoint_uri")
     mine = checkpoints(storage)
     save(mine, 4, 7)
     draw = random.Random(0)
@@ -148,7 +148,7 @@ def test_a_flipped_bit_anywhere_in_a_state_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", ["manifest.json", "state.json", "tensors-00000.safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_a_state_cut_short_is_passed_over(uri: str, kept: str, share: float) -> None:
-    storage = open_storage(uri)
+    storage = open_store(uri, setting="checkpoint_uri")
     save(checkpoints(storage), 4, 7)
     name = next(name for name in state_files(storage) if "step-00000007" in name and name.endswith(kept))
     body = storage.read(name)
@@ -158,7 +158,7 @@ def test_a_state_cut_short_is_passed_over(uri: str, kept: str, share: float) -> 
 
 @pytest.mark.parametrize("missing", ["manifest.json", "state.json", "tensors-00000.safetensors"])
 def test_a_state_that_lacks_a_file_is_passed_over(uri: str, missing: str, caplog: pytest.LogCaptureFixture) -> None:
-    storage = open_storage(uri)
+    storage = open_store(uri, setting="checkpoint_uri")
     save(checkpoints(storage), 4, 7)
     storage.delete([name for name in state_files(storage) if "step-00000007" in name and name.endswith(missing)])
     assert_is(checkpoints(storage).newest(), 4)
@@ -166,7 +166,7 @@ def test_a_state_that_lacks_a_file_is_passed_over(uri: str, missing: str, caplog
 
 
 def test_a_whole_state_under_another_name_or_run_is_no_state_of_this_run(tmp_path: Path) -> None:
-    storage = open_storage(str(tmp_path))
+    storage = open_store(str(tmp_path), setting="checkpoint_uri")
     other = checkpoints(storage, training_data="b" * 64)
     save(other, 9)
     mine = checkpoints(storage)
@@ -177,7 +177,7 @@ def test_a_whole_state_under_another_name_or_run_is_no_state_of_this_run(tmp_pat
 
 def test_the_log_says_what_tells_another_run_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "components")
-    storage = open_storage(str(tmp_path))
+    storage = open_store(str(tmp_path), setting="checkpoint_uri")
     save(checkpoints(storage, settings={"learning_rate": 2e-5, "seed": 1}), 9)
     save(checkpoints(storage, settings={"learning_rate": 2e-5, "seed": 2}, training_data="b" * 64), 9)
     assert checkpoints(storage).newest() is None
@@ -190,18 +190,18 @@ def test_a_storage_that_cannot_be_written_is_refused_before_training(
     bucket: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.put_status = 403
-    with pytest.raises(ActionNeeded, match="checkpoint_uri = states cannot be read and written"):
-        checkpoints(open_storage("s3://bucket/states"))
+    with pytest.raises(ActionNeeded, match="checkpoint_uri = states: access is refused"):
+        checkpoints(open_store("s3://bucket/states", setting="checkpoint_uri"))
     (tmp_path / "file").write_text("no directory")
-    with pytest.raises(ActionNeeded, match="cannot be read and written"):
-        checkpoints(open_storage(str(tmp_path / "file")))
+    with pytest.raises(ActionNeeded, match=r"checkpoint_uri = states: .*check that the directory"):
+        checkpoints(open_store(str(tmp_path / "file"), setting="checkpoint_uri"))
     for uri in ("ftp://host/states", "s3://", "https://bucket"):
         with pytest.raises(InputError, match="checkpoint_uri = "):
-            open_storage(uri)
+            open_store(uri, setting="checkpoint_uri")
 
 
 def test_a_save_that_fails_leaves_the_earlier_state(bucket: S3Server, caplog: pytest.LogCaptureFixture) -> None:
-    storage = open_storage("s3://bucket/states")
+    storage = open_store("s3://bucket/states", setting="checkpoint_uri")
     autosave = Autosave(mine := checkpoints(storage), seconds=None, steps=1)
     autosave.save(3, lambda: (tensors(3), {"done": [0, 1, 2], "rate": 0.1}))
     assert autosave.wait()
@@ -217,7 +217,7 @@ def test_a_save_that_fails_leaves_the_earlier_state(bucket: S3Server, caplog: py
 
 
 def test_states_are_due_by_time_and_by_steps(tmp_path: Path) -> None:
-    mine = checkpoints(open_storage(str(tmp_path)))
+    mine = checkpoints(open_store(str(tmp_path), setting="checkpoint_uri"))
     every = Autosave(mine, seconds=None, steps=3)
     assert [step for step in range(1, 10) if every.due(step)] == [3, 6, 9]
     timed = Autosave(mine, seconds=0.2, steps=None)

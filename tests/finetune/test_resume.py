@@ -20,6 +20,7 @@ from benchmarks.resume import Run, compare_exactly, kill_at_random, kill_in_save
 from components.core.encoder.checkpoint import load_base
 from components.core.encoder.model import Encoder
 from components.core.errors import ActionNeeded, InputError, Transient
+from components.core.store import open_store
 from components.finetune import trainer as trainer_module
 from components.finetune.checkpoints import Checkpoints
 from components.finetune.component import FinetuneConfig
@@ -27,7 +28,6 @@ from components.finetune.data import read_training_data
 from components.finetune.gradient import Batch, PaddedGradient
 from components.finetune.identity import WITHOUT_EFFECT, identity
 from components.finetune.interruption import Watchdog
-from components.finetune.storage import open_storage
 from components.finetune.tokenized import TokenizedData
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
 from tests.sdg.s3_server import s3_server
@@ -146,7 +146,7 @@ MUTATIONS = 100
 
 
 def test_no_change_of_data_or_settings_continues_another_run(tiny: Path, tmp_path: Path) -> None:
-    storage = open_storage(str(tmp_path / "states"))
+    storage = open_store(str(tmp_path / "states"), setting="checkpoint_uri")
     config = settings(tiny)
     encoder = load_base(config.encoder(), dtype=torch.float32)
     run = _checkpoints(storage, config, records(EXAMPLES), texts(EXAMPLES), encoder, tmp_path / "original")

@@ -1,0 +1,71 @@
+"""Files on durable storage: a directory that outlives the pod, or a prefix of a bucket.
+
+Buckets are ``s3://`` (AWS, and what speaks like it: Ceph, SeaweedFS, MinIO), ``minio://`` (KFP's name for the same) and
+``gs://``. Credentials come from the environment, as the clouds' own tools take them: keys, IRSA, EKS pod identity,
+workload identity. Every object carries the sha256 of its content and is checked by it when it is read. An object is
+there whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from components.core.errors import InputError
+from components.core.store.bucket import SCHEMES, Bucket
+from components.core.store.errors import short
+from components.core.store.folder import Folder
+
+
+class Store(Protocol):
+    """Whole files by name ("a/b/c"). All methods raise OSError or obstore's errors: see ``store_failure``."""
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of all files that start with ``prefix``, sorted."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The content of a file. Raises FileNotFoundError, or CorruptObject when it is not what was written."""
+        ...
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The content of a large file, part by part; each part is fetched again by itself when it fails."""
+        ...
+
+    def write(self, name: str, body: bytes) -> None:
+        """Return when ``body`` is durable. A kill leaves the file as it was before."""
+        ...
+
+    def write_chunks(self, name: str, chunks: Callable[[], Iterable[bytes]], *, size: int, sha256: str) -> None:
+        """As ``write``, for a large file of that size and hash; nothing is written when ``chunks`` raises."""
+        ...
+
+    def create(self, name: str, body: bytes) -> None:
+        """As ``write``; raises FileExistsError when there is such a file with another content."""
+        ...
+
+    def holds(self, name: str, *, size: int, sha256: str) -> bool:
+        """Whether the file with that content is there; it is read when its writer left no hash."""
+        ...
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove files one after the other; those that are gone already are no error."""
+        ...
+
+
+def open_store(uri: str, *, setting: str) -> Store:
+    """The storage at ``uri``: a directory, ``file://``, ``s3://``, ``minio://`` or ``gs://`` with bucket and prefix.
+
+    Raises InputError, naming ``setting``, for another scheme or a malformed address.
+    """
+    parts = urlsplit(uri)
+    if not parts.scheme or parts.scheme == "file":
+        return Folder(Path(unquote(parts.path) if parts.scheme else uri))
+    if parts.scheme not in SCHEMES:
+        raise InputError(f"{setting} = {uri}: expected a directory, s3://bucket/prefix or gs://bucket/prefix")
+    try:
+        return Bucket(uri)
+    except Exception as error:
+        raise InputError(f"{setting} = {uri} is no address of a bucket ({short(error)})") from None
