@@ -195,5 +195,5 @@ def completion_tokens(role: str, config: SdgConfig) -> int:
     """Tokens of the answer of ``role``, roughly."""
     items = config.num_pairs if role != "artifact_extraction" else len(ARTIFACT_KINDS) * config.max_artifacts_per_type
     expected = items * _TOKENS_PER_ITEM[role]
-    limit = config.parameters(role).max_tokens
+    limit = config.parameters[role].max_tokens
     return min(expected, limit) if limit else expected

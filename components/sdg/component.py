@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal, get_args
 
 from pydantic import Field, model_validator
@@ -210,7 +211,7 @@ class SdgConfig(EncoderConfig):
             raise ValueError("providers.nvidia: set llm_base_url and api_key_env instead")
         return self
 
-    @property
+    @cached_property
     def models(self) -> dict[str, str]:
         """The model of each role."""
         return {role: getattr(self, f"{role}_model") for role in get_args(Role)}
@@ -221,10 +222,12 @@ class SdgConfig(EncoderConfig):
         built_in = Provider(base_url=self.llm_base_url, api_key_env=self.api_key_env)
         return name, built_in if name == "nvidia" else self.providers[name]
 
-    def parameters(self, role: str) -> RoleParameters:
-        """How ``role`` samples: its own values, and the general ones where it has none."""
-        own = self.role_parameters.get(role, RoleParameters()).model_dump(exclude_none=True)
-        return RoleParameters(**{name: getattr(self, name) for name in RoleParameters.model_fields} | own)
+    @cached_property
+    def parameters(self) -> dict[str, RoleParameters]:
+        """How each role samples: its own values, and the general ones where it has none."""
+        general = {name: getattr(self, name) for name in RoleParameters.model_fields}
+        own = {role: self.role_parameters.get(role, RoleParameters()) for role in get_args(Role)}
+        return {role: RoleParameters(**general | values.model_dump(exclude_none=True)) for role, values in own.items()}
 
     @property
     def extensions(self) -> frozenset[str]:

@@ -14,8 +14,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from yarl import URL
 
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
 from components.sdg.component import Provider, SdgConfig
@@ -70,7 +72,8 @@ class Endpoint:
             raise InputError(
                 f"{provider.api_key_env} is not set: export {provider.api_key_env}=... (or sdg.generator=offline)"
             )
-        headers = {**provider.headers, **({"Authorization": f"Bearer {key.strip()}"} if key else {})}
+        headers = {"Content-Type": "application/json", **provider.headers}
+        headers |= ({"Authorization": f"Bearer {key.strip()}"} if key else {})
         for header, value in headers.items():
             if not (header + value).isascii() or not (header + value).isprintable():
                 what = provider.api_key_env if header == "Authorization" else f"providers.{name}.headers.{header}"
@@ -82,15 +85,17 @@ class Endpoint:
         if self._session is not None:
             await self._session.close()
 
-    async def post(self, path: str, body: dict[str, Any], *, timeout: float, read: Callable[[Any], Read]) -> Read:
+    async def post(self, path: str, body: str, *, model: str, timeout: float, read: Callable[[Any], Read]) -> Read:
         """What ``read`` makes of the JSON answer; asked again after faults that pass and when ``read`` is Unusable.
+
+        ``body`` is JSON; ``model``, which it asks for, is named in errors.
 
         Raises GivenUp, ActionNeeded when a person must act, Transient when the endpoint asks to wait too long.
         """
-        problem, tries, push_backs, reached = "", 0, 0, False
+        problem, tries, push_backs, reached, content = "", 0, 0, False, body.encode()
         while tries < self._config.max_attempts and push_backs < _PUSH_BACKS_PER_TRY * self._config.max_attempts:
             try:
-                response = await self._send(path, body, timeout)
+                response = await self._send(path, content, timeout)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 if isinstance(error, aiohttp.ClientConnectorCertificateError):
                     raise ActionNeeded(f"{self.url}: its certificate is not trusted ({error})") from None
@@ -110,7 +115,7 @@ class Endpoint:
                 self._answered = True
                 self._throttle.succeeded()
                 return answer
-            problem = self._refusal(response, path, body)
+            problem = self._refusal(response, path, model)
             wait = self._wait(response)
             if response.status == 429:
                 push_backs += 1
@@ -122,19 +127,22 @@ class Endpoint:
             raise ActionNeeded(f"{self.url} cannot be reached ({problem}): check the address and the network")
         raise GivenUp(f"{self.url}{path} did not answer {tries + push_backs} times (last: {problem})", transient=True)
 
-    async def _send(self, path: str, body: dict[str, Any], timeout: float) -> _Response:
+    async def _send(self, path: str, body: bytes, timeout: float) -> _Response:
         async with self._throttle:
             if self.stopped is not None:
                 raise self.stopped
             self._counts["requests"] += 1
             if self._session is None:
-                # The throttle bounds the connections. trust_env: proxies of the environment are used.
+                # The throttle bounds the connections. trust_env would read proxies and .netrc anew for each request.
                 unlimited = aiohttp.TCPConnector(limit=0)
-                self._session = aiohttp.ClientSession(connector=unlimited, headers=self._headers, trust_env=True)
+                proxy, credentials = _proxy(self.url)
+                self._session = aiohttp.ClientSession(
+                    connector=unlimited, headers=self._headers, proxy=proxy, proxy_auth=credentials
+                )
             async with (
                 asyncio.timeout(timeout),
                 self._session.post(
-                    self.url + path, json=body, allow_redirects=False, timeout=_NO_OTHER_TIMEOUT
+                    self.url + path, data=body, allow_redirects=False, timeout=_NO_OTHER_TIMEOUT
                 ) as response,
             ):
                 content = bytearray()
@@ -144,7 +152,7 @@ class Endpoint:
                         raise aiohttp.ClientPayloadError(f"more than {_MAX_ANSWER_BYTES} bytes")
                 return _Response(response.status, response.headers.get("retry-after", ""), bytes(content))
 
-    def _refusal(self, response: _Response, path: str, body: dict[str, Any]) -> str:
+    def _refusal(self, response: _Response, path: str, model: str) -> str:
         """What a status that may pass means. Raises for one that will not."""
         status = response.status
         reason = _NEEDS_A_PERSON.get(status)
@@ -154,7 +162,7 @@ class Endpoint:
             reason = "it wants to send the request elsewhere"
         if reason:
             raise ActionNeeded(
-                f"{self.url}{path} answers {status} for {body['model']} ({reason}): "
+                f"{self.url}{path} answers {status} for {model} ({reason}): "
                 f"check {self._key_name or 'the address'}, the quota and the model's name"
             )
         if status not in _TRY_AGAIN:
@@ -181,6 +189,17 @@ class Endpoint:
 
 def _back_off(tries: int) -> float:
     return min(2.0 ** (tries - 1) * random.uniform(0.5, 1.0), _LONGEST_BACK_OFF_SECONDS)
+
+
+def _proxy(url: str) -> tuple[URL | None, aiohttp.BasicAuth | None]:
+    """The proxy that the environment names for ``url``, and its credentials."""
+    parts = urlsplit(url)
+    found = getproxies().get(parts.scheme)
+    if not found or proxy_bypass(parts.netloc):
+        return None, None
+    proxy = URL(found if "://" in found else f"http://{found}")
+    credentials = aiohttp.BasicAuth(proxy.user, proxy.password or "") if proxy.user else None
+    return proxy.with_user(None), credentials
 
 
 def _checked(url: str, setting: str) -> str:

@@ -126,10 +126,15 @@ def open_ledger(uri: str | None) -> Ledger:
     return Ledger(Segments(open_store(uri, setting="ledger_uri")), where=where)
 
 
-def key_of(**parts: Any) -> str:
-    """A hash of everything that an answer depends on, as JSON values."""
-    canonical = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+def canonical(value: Any) -> str:
+    """``value`` as JSON, the same text for equal values."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+
+
+def key_of(**parts: str) -> str:
+    """A hash of everything that an answer depends on; each part is ``canonical`` JSON."""
+    listed = ",".join(f'"{name}":{part}' for name, part in sorted(parts.items()))
+    return hashlib.sha256(f"{{{listed}}}".encode()).hexdigest()
 
 
 class Folder:

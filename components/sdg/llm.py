@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -19,7 +19,7 @@ from components.core.errors import StageError
 from components.sdg.budget import Budget, completion_tokens, prompt_tokens
 from components.sdg.component import SdgConfig
 from components.sdg.endpoint import Endpoint, GivenUp, Unusable
-from components.sdg.ledger import Ledger, key_of
+from components.sdg.ledger import Ledger, canonical, key_of
 from components.sdg.prompts import Messages
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -44,7 +44,7 @@ class _Call:
 
     role: str
     path: str
-    body: dict[str, Any]
+    body: str
     key: str
     tokens: tuple[int, int]
     read: Callable[[Any], dict[str, Any]]
@@ -87,7 +87,7 @@ class Llm:
         Raises GivenUp when no try yields one, and what Endpoint.post raises.
         """
         conversation, problem, cuts = list(messages), "", 0
-        max_tokens = self._config.parameters(role).max_tokens
+        max_tokens = self._config.parameters[role].max_tokens
         for attempt in range(self._config.max_attempts):
             reply = await self._reply(role, conversation, schema, attempt, max_tokens, bill)
             if reply.cut_off:
@@ -115,7 +115,8 @@ class Llm:
             return {"cosines": _cosines(answer, len(texts)), "usage": _usage(answer)}
 
         sent = sum(len(text.encode()) for text in texts) // 4
-        call = _Call("embed", "/embeddings", body, key_of(path="/embeddings", body=body), (sent, 0), read)
+        path, content = "/embeddings", canonical(body)
+        call = _Call("embed", path, content, key_of(path=canonical(path), body=content), (sent, 0), read)
         return np.asarray((await self._answer(call, bill))["cosines"], dtype=np.float32)
 
     async def _reply(
@@ -127,7 +128,7 @@ class Llm:
         max_tokens: int | None,
         bill: Counter[str],
     ) -> Reply:
-        own = self._config.parameters(role)
+        own = self._config.parameters[role]
         body: dict[str, Any] = {
             "model": self._config.models[role],
             "messages": messages,
@@ -136,11 +137,11 @@ class Llm:
         }
         if max_tokens is not None:
             body["max_tokens"] = max_tokens
-        path = "/chat/completions"
+        path, content = "/chat/completions", canonical(body)
         # The number of the try is part of the key: a second try must not find the first one's answer.
-        key = key_of(path=path, body=body, schema=_schema(schema), attempt=attempt)
+        key = key_of(path=canonical(path), body=content, schema=_schema(schema), attempt=str(attempt))
         tokens = (prompt_tokens(messages), completion_tokens(role, self._config))
-        call = _Call(role, path, body, key, tokens, lambda answer: asdict(_read(answer)))
+        call = _Call(role, path, content, key, tokens, lambda answer: vars(_read(answer)))
         return Reply(**await self._answer(call, bill))
 
     async def _answer(self, call: _Call, bill: Counter[str]) -> dict[str, Any]:
@@ -160,7 +161,7 @@ class Llm:
         if self.stopped is not None:
             raise self.stopped
         model = self._config.models[call.role]
-        timeout = self._config.parameters(call.role).request_timeout or self._config.request_timeout
+        timeout = self._config.parameters[call.role].request_timeout or self._config.request_timeout
 
         def counted(answer: Any) -> dict[str, Any]:
             try:
@@ -171,15 +172,15 @@ class Llm:
 
         with self._budget.request(model, *call.tokens):
             endpoint = self._endpoints[self._config.provider(call.role)[0]]
-            kept = await endpoint.post(call.path, call.body, timeout=timeout, read=counted)
+            kept = await endpoint.post(call.path, call.body, model=model, timeout=timeout, read=counted)
             await self._ledger.put(call.key, kept)
         return kept
 
 
 @cache
 def _schema(model: type[BaseModel]) -> str:
-    """A hash of the model's schema: it is the same for every request."""
-    return key_of(schema=model.model_json_schema())
+    """A hash of the model's schema, as JSON: it is the same for every request."""
+    return canonical(key_of(schema=canonical(model.model_json_schema())))
 
 
 def _read(answer: Any) -> Reply:

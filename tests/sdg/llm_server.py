@@ -26,6 +26,7 @@ class LlmServer:
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.authorizations: set[str | None] = set()
+        self.proxy_authorizations: set[str | None] = set()
         self.fault: Fault | None = None
         self.edit: Callable[[str, str], str] = lambda step, text: text
         self.delay = 0.0  # seconds that an answer takes
@@ -71,6 +72,7 @@ def llm_server(tls: ssl.SSLContext | None = None) -> Iterator[LlmServer]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             script.authorizations.add(self.headers["authorization"])
+            script.proxy_authorizations.add(self.headers["proxy-authorization"])
             status, headers, text = script.answer(self.path, body)
             if status == RESET:
                 self.connection.close()

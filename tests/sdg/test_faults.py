@@ -5,6 +5,7 @@ The rows are those of a list of faults that were seen; each is played by a serve
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import json
 import random
@@ -434,3 +435,16 @@ def test_a_certificate_that_nobody_signed_is_not_trusted(
         assert run(server.url, corpus, tmp_path / "work", max_attempts=2) == 3
         assert "certificate is not trusted" in said(capsys)
         assert not server.requests
+
+
+def test_a_proxy_of_the_environment_is_used_unless_it_is_told_to_leave_the_host_alone(
+    server: LlmServer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", server.url.replace("http://", "http://me:secret@").removesuffix("/v1"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert run("http://llm/v1", corpus, tmp_path / "through") == 0
+    assert {path for path, _ in server.requests} == {"http://llm/v1/chat/completions", "http://llm/v1/embeddings"}
+    assert server.proxy_authorizations == {f"Basic {base64.b64encode(b'me:secret').decode()}"}
+    server.requests.clear()
+    assert run(server.url, corpus, tmp_path / "past") == 0
+    assert {path for path, _ in server.requests} == {"/v1/chat/completions", "/v1/embeddings"}
