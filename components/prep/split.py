@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from components.core.errors import InputError
+from components.core.near_duplicates import duplicate_clusters
 from components.prep.frozen import FrozenEval
-from components.prep.near_duplicates import duplicate_clusters
 from components.prep.records import Example, Records
 
 SIDES = ("train", "val", "test")

@@ -71,7 +71,10 @@ class SdgConfig(EncoderConfig):
     )
     max_file_mib: int = setting(64, "Larger files are left out, in MiB", gt=0)
     near_duplicate_threshold: float = setting(
-        0.9, "Documents that share more of their five-word phrases than this are one; 1 keeps all", ge=0.8, le=1
+        0.9,
+        "Documents that share at least this part of their five-word phrases are one; 1 keeps all but equal ones",
+        ge=0.8,
+        le=1,
     )
     min_text_length: int = setting(50, "Shortest document in characters", ge=0)
     num_files: int | None = setting(None, "Read at most so many files, in order of their paths", gt=0)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from components.core.errors import InputError
+from components.core.near_duplicates import NearDuplicates
 from components.sdg.component import SdgConfig
 from components.sdg.formats import Unreadable, read_text
-from components.sdg.near_duplicates import NearDuplicates
 
 _log = logging.getLogger(__name__)
+_PHRASE_WORDS = 5  # whole documents that share most of their phrases of this length are one
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def read_corpus(root: Path, config: SdgConfig) -> Corpus:
     suffixes: Counter[str] = Counter()
     documents: list[Document] = []
     seen: set[str] = set()
-    near = NearDuplicates(config.near_duplicate_threshold)
+    near = NearDuplicates(config.near_duplicate_threshold, words=_PHRASE_WORDS)
     for path in regular_files(root, skipped):
         suffix = _suffix(path.name)
         suffixes[suffix or "(none)"] += 1

@@ -73,7 +73,7 @@ class Endpoint:
                 f"{provider.api_key_env} is not set: export {provider.api_key_env}=... (or sdg.generator=offline)"
             )
         headers = {"Content-Type": "application/json", **provider.headers}
-        headers |= ({"Authorization": f"Bearer {key.strip()}"} if key else {})
+        headers |= {"Authorization": f"Bearer {key.strip()}"} if key else {}
         for header, value in headers.items():
             if not (header + value).isascii() or not (header + value).isprintable():
                 what = provider.api_key_env if header == "Authorization" else f"providers.{name}.headers.{header}"

@@ -18,7 +18,7 @@ from components.prep.read import read_records
 from components.prep.records import Rules
 from components.prep.split import Split, split
 from components.prep.write import TRAINING_FILE, write_eval_data, write_training_data
-from tests.prep.similarity import jaccard
+from tests.core.similarity import jaccard
 
 THRESHOLD = 0.8
 FOOTER = "all rights reserved by the makers of this manual who wish you a pleasant day with your pump"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.sparse.csgraph import connected_components
 
-from components.prep.near_duplicates import duplicate_clusters
-from tests.prep.similarity import jaccard
+from components.core.near_duplicates import duplicate_clusters
+from tests.core.similarity import jaccard
 
 
 def edited(words: list[str], rng: random.Random) -> list[str]:
