@@ -17,7 +17,7 @@ from benchmarks import report
 from benchmarks.batch import Batch, explicit_loss, make_batch
 from benchmarks.peers import padded
 from benchmarks.workload import LLAMA_1B, TINY, llama
-from components.core.encoder.packed import PackedLlama
+from components.core.encoder.packed import PackedEncoder
 from components.core.encoder.packing import bins
 
 Vectors = Callable[[LlamaModel], Tensor]
@@ -55,7 +55,7 @@ def main() -> None:
     batch = make_batch(shape, 8, distinct=True)
 
     def packed_vectors(model: LlamaModel, *, compiled: bool, fp8: bool = False) -> Tensor:
-        packed = PackedLlama(model, "avg", compiled=compiled, fp8=fp8)
+        packed = PackedEncoder(model, "avg", compiled=compiled, fp8=fp8)
         parts = bins(batch.ids, 4096, device)
         back = torch.tensor([row for part in parts for row in part.rows]).argsort()
         return torch.cat([packed(part) for part in parts])[back.to(device)]

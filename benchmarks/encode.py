@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks import report
 from benchmarks.peers import liger, padded, recipe_encode, sentence_transformer
 from benchmarks.workload import LLAMA_1B, TINY, Shape, llama, passages, text, word_tokenizer
-from components.core.encoder.packed import PackedLlama
+from components.core.encoder.packed import PackedEncoder
 
 Encode = Callable[[list[str]], Any]
 _CHECKED = 16
@@ -38,7 +38,7 @@ def sentence_transformers(
 @contextlib.contextmanager
 def ours(shape: Shape, device: torch.device, *, capacity: int, fp8: bool = False) -> Iterator[Encode]:
     model = llama(shape, device, torch.bfloat16)
-    packed = PackedLlama(model, "avg", compiled=device.type == "cuda", fp8=fp8)
+    packed = PackedEncoder(model, "avg", compiled=device.type == "cuda", fp8=fp8)
     tokenizer = word_tokenizer(shape)
 
     def tokenize(texts: Sequence[str]) -> list[list[int]]:

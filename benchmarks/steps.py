@@ -18,7 +18,7 @@ from benchmarks.peers import flat, liger, padded, sentence_transformer
 from benchmarks.workload import Shape, llama, text
 from components.core.encoder.contrastive import backward
 from components.core.encoder.master import ComputeCopy
-from components.core.encoder.packed import PackedLlama
+from components.core.encoder.packed import PackedEncoder
 from components.core.encoder.packing import balanced
 
 Step = Callable[[], float]
@@ -145,7 +145,7 @@ def ours(
     """Packed, compiled, float32 masters; each distinct text once where that is cheaper."""
     master = llama(shape, device, torch.float32)
     copy = ComputeCopy(master)
-    packed = PackedLlama(copy.module, "avg", compiled=device.type == "cuda", fp8=fp8)
+    packed = PackedEncoder(copy.module, "avg", compiled=device.type == "cuda", fp8=fp8)
     optimizer = adamw(master)
     loss_of = in_batch_loss if in_batch else explicit_loss
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from components.core.encoder.contrastive import backward
 from components.core.encoder.master import ComputeCopy
 from components.core.encoder.model import Encoder, batches_by_length
-from components.core.encoder.packed import PackedLlama, supports
+from components.core.encoder.packed import PackedEncoder, supports
 from components.core.encoder.packing import balanced, pack
 from components.finetune.component import FinetuneConfig
 from components.finetune.loss import contrastive_loss, in_batch_loss, matryoshka
@@ -158,7 +158,7 @@ class PackedGradient:
         self.queries = config.local_batch_size
         self._trained, self._tokens = encoder, config.packed_batch_tokens
         self._copy = ComputeCopy(encoder.backbone, dtype)
-        self._packed = PackedLlama(self._copy.module, config.pooling, config.l2_normalize, compiled=compiled)
+        self._packed = PackedEncoder(self._copy.module, config.pooling, config.l2_normalize, compiled=compiled)
 
     def add(self, batch: Batch, share: float) -> Tensor:
         ids = [*batch.queries, *batch.passages]

@@ -16,7 +16,7 @@ from components.core.encoder.bidirectional import LlamaBidirectionalConfig, Llam
 from components.core.encoder.contrastive import backward
 from components.core.encoder.master import ComputeCopy
 from components.core.encoder.model import pool
-from components.core.encoder.packed import PackedLlama, supports
+from components.core.encoder.packed import PackedEncoder, supports
 from components.core.encoder.packing import balanced, bins
 from components.core.encoder.schedule import schedule
 
@@ -66,7 +66,7 @@ def padded_reference(backbone: LlamaBidirectionalModel, ids: list[list[int]], po
     return nn.functional.normalize(pool(hidden, mask, pooling), dim=-1)
 
 
-def packed_vectors(packed: PackedLlama, ids: list[list[int]], capacity: int, **options: int) -> torch.Tensor:
+def packed_vectors(packed: PackedEncoder, ids: list[list[int]], capacity: int, **options: int) -> torch.Tensor:
     rows: list[torch.Tensor] = [torch.empty(0)] * len(ids)
     for texts in bins(ids, capacity, torch.device("cpu")):
         for row, vector in zip(texts.rows, packed(texts, **options), strict=True):
@@ -78,7 +78,7 @@ def packed_vectors(packed: PackedLlama, ids: list[list[int]], capacity: int, **o
 @pytest.mark.parametrize("capacity", [1000, 40, 1])
 def test_vectors_equal_the_padded_model(backbone, ids, pooling, capacity):
     with torch.no_grad():
-        found = packed_vectors(PackedLlama(backbone, pooling), ids, capacity)
+        found = packed_vectors(PackedEncoder(backbone, pooling), ids, capacity)
         expected = padded_reference(backbone, ids, pooling)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
@@ -93,7 +93,7 @@ def test_gradients_equal_the_padded_model(backbone, ids, recompute_layers):
         return {name: weight.grad.clone() for name, weight in backbone.named_parameters()}
 
     expected = gradients(padded_reference(backbone, ids, "avg"))
-    packed = PackedLlama(backbone, "avg")
+    packed = PackedEncoder(backbone, "avg")
     found = gradients(packed_vectors(packed, ids, 40, recompute_layers=recompute_layers))
     for name, reference in expected.items():
         assert (found[name] - reference).norm() <= 1e-4 * reference.norm(), name
@@ -102,7 +102,7 @@ def test_gradients_equal_the_padded_model(backbone, ids, recompute_layers):
 def test_weights_learned_packed_are_saved_under_their_own_names(backbone, ids, tmp_path: Path):
     before = {name: weight.clone() for name, weight in backbone.state_dict().items()}
     optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1)
-    packed_vectors(PackedLlama(backbone, "avg"), ids, 40)[:, 0].sum().backward()
+    packed_vectors(PackedEncoder(backbone, "avg"), ids, 40)[:, 0].sum().backward()
     optimizer.step()
     backbone.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path).state_dict()
@@ -148,7 +148,7 @@ def test_phases_sum_to_the_loss_and_gradients_of_the_batch(backbone, ids, groups
     expected = {name: weight.grad.clone() for name, weight in backbone.named_parameters()}
 
     backbone.zero_grad()
-    packed = PackedLlama(ComputeCopy(backbone, torch.float32).module, "avg")
+    packed = PackedEncoder(ComputeCopy(backbone, torch.float32).module, "avg")
     assert len(schedule(groups, LENGTHS, capacity=60, layers=3)) == phases
     loss = backward(packed, ids, groups, loss_of, capacity=60)
     torch.testing.assert_close(loss, expected_loss.detach(), atol=1e-4, rtol=1e-5)
@@ -160,7 +160,7 @@ def test_a_stream_of_texts_gives_every_row_its_vector(backbone, ids, monkeypatch
     monkeypatch.setattr("components.core.encoder.packed._PIECE", 3)
     texts = [" ".join(map(str, text)) for text in ids]
     found = np.full((len(texts), 48), np.nan, dtype=np.float32)
-    packed = PackedLlama(backbone, "avg")
+    packed = PackedEncoder(backbone, "avg")
     for rows, vectors in packed.stream(texts, lambda part: [[int(word) for word in text.split()] for text in part], 40):
         found[rows] = vectors
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_a_stream_of_texts_gives_every_row_its_vector(backbone, ids, monkeypatch
 def test_eight_bits_round_vectors_and_gradients_a_little(backbone, ids):
     def measured(fp8: bool) -> tuple[torch.Tensor, torch.Tensor]:
         backbone.zero_grad()
-        vectors = packed_vectors(PackedLlama(backbone, "avg", fp8=fp8), ids, 40)
+        vectors = packed_vectors(PackedEncoder(backbone, "avg", fp8=fp8), ids, 40)
         vectors[:, 0].sum().backward()
         return vectors.detach(), backbone.layers[0].mlp.up_proj.weight.grad.flatten()
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from components.core.encoder.packed import PackedLlama
+from components.core.encoder.packed import PackedEncoder
 from components.core.encoder.packing import pack
 from components.core.encoder.schedule import schedule
 
 
 def backward(
-    packed: PackedLlama,
+    packed: PackedEncoder,
     ids: Sequence[Sequence[int]],
     groups: Sequence[Sequence[int]],
     loss_of: Callable[[Tensor], Tensor],
@@ -29,7 +29,7 @@ def backward(
     ``capacity``: tokens whose activations fit in memory. A text used several times counts in the loss and its gradient
     as often as it is used, however often it is encoded.
     """
-    layers = packed.backbone.config.num_hidden_layers
+    layers = packed.layers
     total = torch.zeros((), device=packed.device)
     for phase in schedule(groups, [len(text) for text in ids], capacity=capacity, layers=layers, together=together):
         parts = [packed(pack(ids, rows, packed.device), recompute_layers=phase.recompute_layers) for rows in phase.bins]

@@ -83,7 +83,7 @@ class Encoder(nn.Module):
     def _stream(self, texts: Sequence[str], kind: Kind, batch_tokens: int) -> Iterator[tuple[list[int], np.ndarray]]:
         """Rows of ``texts`` and their vectors, batch by batch."""
         if packed.fast(self.backbone):
-            model = packed.PackedLlama(
+            model = packed.PackedEncoder(
                 self.backbone,
                 self.config.pooling,
                 self.config.l2_normalize,

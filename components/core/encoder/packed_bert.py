@@ -1,0 +1,102 @@
+"""Layers of BERT, RoBERTa and XLM-RoBERTa over packed texts, by the weights of the Hugging Face model.
+
+Devlin et al., 2019 (arXiv 1810.04805). Dropout is off, as it is while encoding and fine-tuning here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertModel, PreTrainedModel, RobertaModel, XLMRobertaModel
+
+from components.core.encoder.attention import packed_attention
+from components.core.encoder.packing import Bin
+
+_FROM_PADDING = (RobertaModel, XLMRobertaModel)  # count positions from the padding token's id + 1
+
+
+def supports(backbone: PreTrainedModel) -> bool:
+    """Whether ``backbone`` is computed here: an encoder with GELU and absolute positions."""
+    config = backbone.config
+    if not isinstance(backbone, (BertModel, *_FROM_PADDING)):
+        return False
+    relative = getattr(config, "position_embedding_type", None) not in (None, "absolute")
+    return config.hidden_act == "gelu" and not (config.is_decoder or config.add_cross_attention or relative)
+
+
+class PackedBert:
+    """How BERT computes packed texts: ``embed``, then ``layer`` once for each of ``weights``."""
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        self._backbone = backbone
+        self._heads: int = backbone.config.num_attention_heads
+        self._first = backbone.config.pad_token_id + 1 if isinstance(backbone, _FROM_PADDING) else 0
+        self.epsilon: float = backbone.config.layer_norm_eps
+
+    def embed(self, texts: Bin) -> tuple[Tensor, tuple[Any, ...]]:
+        """Hidden states [tokens, dimension], and the number of heads, which no weight tells."""
+        tables = self._backbone.embeddings
+        hidden = (
+            nn.functional.embedding(texts.token_ids, tables.word_embeddings.weight)
+            + tables.token_type_embeddings.weight[0]
+            + nn.functional.embedding(texts.positions + self._first, tables.position_embeddings.weight)
+        )
+        return _layer_norm(hidden, tables.LayerNorm.weight, tables.LayerNorm.bias, self.epsilon), (self._heads,)
+
+    def weights(self) -> list[tuple[Tensor, ...]]:
+        """The weights of each layer, as ``layer`` takes them."""
+        return [_weights(layer) for layer in self._backbone.encoder.layer]
+
+    @property
+    def layer(self) -> Callable[..., Tensor]:
+        return _layer
+
+    def finish(self) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
+        """Nothing comes after the last layer: the pooler is not used."""
+        return _unchanged, ()
+
+
+def _weights(layer: nn.Module) -> tuple[Tensor, ...]:
+    attention, mixed = layer.attention.self, layer.attention.output
+    linear = (
+        attention.query,
+        attention.key,
+        attention.value,
+        mixed.dense,
+        layer.intermediate.dense,
+        layer.output.dense,
+    )
+    norms = (mixed.LayerNorm, layer.output.LayerNorm)
+    return tuple(tensor for module in (*linear, *norms) for tensor in (module.weight, module.bias))
+
+
+def _layer(
+    linear: Callable[[Tensor, Tensor], Tensor],
+    hidden: Tensor,
+    shared: tuple[int],
+    bounds: Tensor,
+    max_length: int,
+    weights: tuple[Tensor, ...],
+    epsilon: float,
+) -> Tensor:
+    """One transformer layer: [tokens, dimension] -> the same."""
+    q, q_bias, k, k_bias, v, v_bias, o, o_bias, up, up_bias, down, down_bias, *norms = weights
+    tokens, dimension = hidden.shape
+    (heads,) = shared
+    joined = linear(hidden, torch.cat((q, k, v))) + torch.cat((q_bias, k_bias, v_bias))
+    query, key, value = (part.view(tokens, heads, -1).contiguous() for part in joined.split(dimension, 1))
+    mixed = packed_attention(query, key, value, bounds, max_length)
+    hidden = _layer_norm(hidden + linear(mixed.reshape(tokens, dimension), o) + o_bias, norms[0], norms[1], epsilon)
+    opened = nn.functional.gelu(linear(hidden, up) + up_bias)
+    return _layer_norm(hidden + linear(opened, down) + down_bias, norms[2], norms[3], epsilon)
+
+
+def _layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    return nn.functional.layer_norm(hidden, weight.shape, weight, bias, epsilon)
+
+
+def _unchanged(hidden: Tensor) -> Tensor:
+    return hidden
