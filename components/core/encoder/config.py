@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.resources
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from components.core.errors import InputError
 from components.core.settings import Settings, load, setting
@@ -32,7 +32,12 @@ class EncoderConfig(Settings):
     base_model_sha256: str | None = setting(
         None, "sha256 of the base model's `model.safetensors`; anything else is refused", pattern="^[0-9a-f]{64}$"
     )
-    trust_remote_code: bool = setting(False, "Run the model's own Python code; only with a pinned revision")
+    trust_remote_code: bool = setting(
+        False, "Run the model's own Python code; only with `base_model_revision` and `remote_code_sha256`"
+    )
+    remote_code_sha256: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = setting(
+        {}, "The Python files of the base model that may run: `{modeling_x.py: sha256}`; any other is refused"
+    )
     query_prefix: str = setting("query: ", "Text put before every query")
     passage_prefix: str = setting("passage: ", "Text put before every passage")
     query_max_length: int = setting(512, "Longest query in tokens, prefix included; the rest is cut", ge=4)
@@ -44,6 +49,8 @@ class EncoderConfig(Settings):
     def _remote_code_is_pinned(self) -> EncoderConfig:
         if self.trust_remote_code and not self.base_model_revision:
             raise ValueError("trust_remote_code needs base_model_revision: pin the commit whose code may run")
+        if self.trust_remote_code and not self.remote_code_sha256:
+            raise ValueError("trust_remote_code needs remote_code_sha256: name the files that you reviewed")
         return self
 
     def prefix(self, kind: Kind) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,10 +20,20 @@ _WORTH_COMPILING = 20_000
 
 
 class Encoder(nn.Module):
-    """A transformer with pooling and normalisation, and the tokenizer that feeds it."""
+    """A transformer with pooling and normalisation, and the tokenizer that feeds it.
 
-    def __init__(self, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EncoderConfig) -> None:
+    ``source``: the directory that it was loaded from, if any.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: EncoderConfig,
+        source: Path | None = None,
+    ) -> None:
         super().__init__()
+        self.source = source
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.config = config

@@ -15,8 +15,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
 from components.core.encoder.bidirectional import LlamaBidirectionalConfig, LlamaBidirectionalModel
-from components.core.encoder.checkpoint import base_model_directory, load_base, load_checkpoint, save_checkpoint
-from components.core.encoder.config import EncoderConfig
+from components.core.encoder.checkpoint import load_base, load_checkpoint, save_checkpoint
+from components.core.encoder.config import EncoderConfig, base_model_directory
 from components.core.encoder.model import Encoder
 from components.core.errors import InputError
 from components.profiles import profile
@@ -204,8 +204,3 @@ def test_an_unknown_package_is_named(small_config: EncoderConfig) -> None:
     config = small_config.model_copy(update={"base_model": "package:no_such_package/model"})
     with pytest.raises(InputError, match="package no_such_package is not installed"):
         load_base(config)
-
-
-def test_remote_code_needs_a_pinned_revision() -> None:
-    with pytest.raises(ValueError, match="base_model_revision"):
-        EncoderConfig(trust_remote_code=True)

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer, LlamaModel
 
 from components.core.encoder.bidirectional import LlamaBidirectionalConfig, LlamaBidirectionalModel
-from components.core.encoder.checkpoint import base_model_directory, load_base
-from components.core.encoder.config import EncoderConfig, Kind
+from components.core.encoder.checkpoint import load_base
+from components.core.encoder.config import EncoderConfig, Kind, base_model_directory
 
 TEXTS = [
     "How long is the warranty?",
