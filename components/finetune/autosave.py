@@ -45,6 +45,10 @@ class Autosave:
         late = self._seconds is not None and time.monotonic() - self._last_time >= self._seconds
         return by_step or (late and (self._running is None or self._running.done()))
 
+    def saved(self, step: int) -> bool:
+        """Whether the state after ``step`` is saved, or being written, or none ever is."""
+        return self._checkpoints is None or step == self._last_step
+
     def save(self, step: int, take: Callable[[], State]) -> None:
         """Take the state after ``step`` and write it in the background, unless it is saved already.
 

@@ -48,8 +48,20 @@ class FinetuneConfig(EncoderConfig):
         None, "Train low-rank additions to the weights of this rank instead of the weights; null trains all", gt=0
     )
     lora_alpha: float = setting(32.0, "The additions are multiplied by it and divided by their rank", gt=0)
-    precision: Literal["auto", "fp32", "bf16"] = setting(
-        "auto", "Arithmetic of the forward and backward pass; auto is bf16 on a GPU, fp32 on a CPU"
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = setting(
+        "auto",
+        "Arithmetic of the forward and backward pass; auto is bf16 on a GPU, fp32 on a CPU; fp8 is bf16 with the "
+        "layers' products in 8 bits, on H100 and later",
+    )
+    num_processes: int | None = setting(
+        None, "Processes that train together, one per GPU; null starts one for each visible GPU, one on a CPU", gt=0
+    )
+    parallelism: Literal["auto", "ddp", "fsdp"] = setting(
+        "auto",
+        "How several GPUs hold the model: ddp whole on each, fsdp spread over all; auto spreads what does not fit",
+    )
+    gradient_reduction: Literal["fp32", "bf16"] = setting(
+        "fp32", "Numbers in which the gradients of several GPUs are summed, once per step; bf16 sends half as much"
     )
     seed: int = setting(42, "Seed of the order of examples")
     val_every_steps: int | None = setting(

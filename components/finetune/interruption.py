@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+from components.core.ranks import Ranks
+
 _log = logging.getLogger(__name__)
 TRY_AGAIN = 75
 
@@ -25,10 +27,12 @@ class Interrupted(BaseException):
 class Interruption:
     """Turns SIGTERM into ``Interrupted``: at once inside ``at_once``, elsewhere when ``check`` is called next.
 
-    Signals reach the main thread only; elsewhere this does nothing.
+    Several ranks stop together, at the next ``check``: one that left at once would be waited for by the others. Signals
+    reach the main thread only; elsewhere this does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks | None = None) -> None:
+        self._ranks = ranks or Ranks()
         self._came = self._may_raise = False
         self._before: Any = None
 
@@ -45,20 +49,21 @@ class Interruption:
     def at_once(self) -> Iterator[None]:
         """Work that may be left at any point, such as computing a gradient."""
         self.check()
-        self._may_raise = True
+        self._may_raise = not self._ranks.several
         try:
             yield
         except Exception:
             self._may_raise = False
-            self.check()  # what an interrupted library made of it counts no more
+            if not self._ranks.several:
+                self.check()  # what an interrupted library made of it counts no more
             raise
         finally:
             self._may_raise = False
         self.check()
 
     def check(self) -> None:
-        """Raise Interrupted when SIGTERM came."""
-        if self._came:
+        """Raise Interrupted when SIGTERM came, to one rank at least; all ranks call it."""
+        if self._ranks.any(self._came):
             raise Interrupted
 
     def _handle(self, _signal: int, _frame: FrameType | None) -> None:

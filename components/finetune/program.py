@@ -13,13 +13,17 @@ import torch
 from components.core.encoder.checkpoint import default_device, load_base, save_checkpoint
 from components.core.encoder.model import Encoder
 from components.core.errors import InputError
+from components.core.launch import launch, processes
+from components.core.ranks import Ranks
 from components.core.store import open_store
 from components.finetune.checkpoints import Checkpoints
 from components.finetune.component import FinetuneConfig
 from components.finetune.data import TrainingData, read_training_data
 from components.finetune.identity import identity
 from components.finetune.lora import add_lora, merge_lora
+from components.finetune.model import load_trainable
 from components.finetune.report import build_report
+from components.finetune.state import set_weights
 from components.finetune.tokenized import TokenizedData
 from components.finetune.trainer import Trainer
 from components.finetune.validation import Selection, Validation, read_validation
@@ -36,38 +40,74 @@ def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path, traini
     training diverges or ``checkpoint_uri`` cannot be written, Transient when interrupted. Nothing is published then.
     """
     _check_alone()
-    storage = open_store(config.checkpoint_uri, setting="checkpoint_uri") if config.checkpoint_uri else None
+    count = processes(config.num_processes)
+    places = {"training_data": training_data, "checkpoint": checkpoint, "training_report": training_report}
+    if count == 1:
+        return train(Ranks(), config, **places)
+    arguments = {"settings": config.model_dump(mode="json"), **{name: str(path) for name, path in places.items()}}
+    _log.info("%d processes train together", count)
+    return launch("components.finetune.program:train_rank", arguments, count)
+
+
+def train_rank(ranks: Ranks, settings: dict[str, Any], **places: str) -> dict[str, Any]:
+    """``train`` as ``launch`` starts it."""
+    return train(ranks, FinetuneConfig(**settings), **{name: Path(place) for name, place in places.items()})
+
+
+def train(
+    ranks: Ranks, config: FinetuneConfig, *, training_data: Path, checkpoint: Path, training_report: Path
+) -> dict[str, Any]:
+    """``run`` by all ``ranks``; the first one writes, and returns the figures."""
+    storage = None
+    if config.checkpoint_uri and ranks.first:
+        storage = open_store(config.checkpoint_uri, setting="checkpoint_uri")
     data = read_training_data(training_data, config.encoder())
     device = default_device()
     dtype = _dtype(config, device)
     torch.manual_seed(config.seed)
-    encoder = load_base(config.encoder(), device=device, dtype=torch.float32)
+    model = load_trainable(config, ranks, dtype)
+    encoder = model.encoder
     _check_dimensions(config, encoder)
     tokenized = TokenizedData(data, encoder, config)
     val = read_validation(training_data, data.passages, config.val_passages, config.seed)
     validation = Validation(val, encoder) if val else None
     checkpoints = None
     if storage is not None:
-        same = identity(config, tokenized, validation, encoder, dtype)
+        same = identity(config, tokenized, validation, model.base_weights, dtype, device)
         checkpoints = Checkpoints(storage, same, keep=config.keep_checkpoints, where=str(config.checkpoint_uri))
-    if config.lora_rank:
-        add_lora(encoder, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
-    trainer = Trainer(encoder, tokenized, config, dtype, validation=validation, checkpoints=checkpoints)
+    trainer = Trainer(
+        encoder, tokenized, config, model.gradient, ranks=ranks, validation=validation, checkpoints=checkpoints
+    )
     _log_plan(config, data, trainer, dtype)
-    checkpoint.mkdir()
+    if ranks.first:
+        checkpoint.mkdir()
     try:
-        done = trainer.train(checkpoint / LOG_FILE)
+        done = trainer.train(checkpoint / LOG_FILE if ranks.first else Path(os.devnull))
     except torch.OutOfMemoryError:
         raise InputError(
-            f"weights, gradients and optimizer do not fit into the memory of {device}: take a larger GPU"
+            f"weights, gradients and optimizer do not fit into the memory of {device}: take a larger GPU, several with "
+            f"parallelism=fsdp, or lora_rank; with fsdp a lower local_batch_size helps, too"
         ) from None
-    merge_lora(encoder)
-    # Saved in the arithmetic that the weights were trained for, as the base models are.
-    encoder.backbone.to(dtype)
-    save_checkpoint(encoder, checkpoint)
+    if not ranks.first:
+        return {}
+    save_checkpoint(_finished(config, encoder, trainer, dtype), checkpoint)
     figures = _figures(data, trainer)
     training_report.write_text(build_report(config, done, trainer.selection.history, figures), encoding="utf-8")
     return figures
+
+
+def _finished(config: FinetuneConfig, encoder: Encoder, trainer: Trainer, dtype: torch.dtype) -> Encoder:
+    """The trained encoder, without what only training needs."""
+    if trainer.sharded:
+        # One rank holds a part of it: the base model again, with what was trained.
+        encoder = load_base(config.encoder(), device=torch.device("cpu"), dtype=torch.float32)
+        if config.lora_rank:
+            add_lora(encoder, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
+    set_weights(encoder.backbone, trainer.result)
+    merge_lora(encoder)
+    # Saved in the arithmetic that the weights were trained for, as the base models are.
+    encoder.backbone.to(dtype)
+    return encoder
 
 
 def _figures(data: TrainingData, trainer: Trainer) -> dict[str, Any]:
@@ -98,7 +138,10 @@ def _check_alone() -> None:
     """Processes that a launcher starts side by side would each train, and write over each other's results."""
     started = os.environ.get("WORLD_SIZE", "1")
     if started != "1":
-        raise InputError(f"WORLD_SIZE = {started}: finetune trains on one GPU: start it without torchrun or accelerate")
+        raise InputError(
+            f"WORLD_SIZE = {started}: finetune starts its processes itself: set num_processes, and start it without "
+            f"torchrun or accelerate"
+        )
 
 
 def _check_dimensions(config: FinetuneConfig, encoder: Encoder) -> None:
@@ -113,14 +156,14 @@ def _check_dimensions(config: FinetuneConfig, encoder: Encoder) -> None:
 def _dtype(config: FinetuneConfig, device: torch.device) -> torch.dtype:
     if config.precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.precision]
+    return torch.float32 if config.precision == "fp32" else torch.bfloat16
 
 
 def _log_plan(config: FinetuneConfig, data: TrainingData, trainer: Trainer, dtype: torch.dtype) -> None:
     _log.info(
-        "%d examples, %d epochs, %d steps of %d queries, %d passages each, %s on %s",
+        "%d examples, %d epochs, %d steps of %d queries, %d passages each, %s on %d x %s",
         len(data.examples), config.num_epochs, trainer.total, trainer.batch_size, config.train_n_passages,
-        str(dtype).removeprefix("torch."), trainer.encoder.device,
+        str(dtype).removeprefix("torch."), trainer.ranks.size, trainer.encoder.device.type,
     )  # fmt: skip
     if trainer.total < FEW_STEPS:
         _log.warning("only %d steps: more epochs, more data or a smaller batch may be needed", trainer.total)

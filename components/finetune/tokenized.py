@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from components.core.encoder.model import Encoder
+from components.finetune.batch import Batch
 from components.finetune.component import FinetuneConfig
 from components.finetune.data import Example, TrainingData
-from components.finetune.gradient import Batch
 
 
 class TokenizedData:

@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from components.core.encoder.model import Encoder
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.core.progress import Progress
+from components.core.ranks import Ranks
 from components.finetune.autosave import Autosave, State
 from components.finetune.checkpoints import Checkpoints
 from components.finetune.component import FinetuneConfig
 from components.finetune.data import TRAINING_FILE, batch_size, batches, steps
-from components.finetune.gradient import gradient_of
+from components.finetune.gradient import Gradient, OutOfMemoryEverywhere
 from components.finetune.interruption import Interrupted, Interruption, Watchdog
+from components.finetune.reduction import own_queries
 from components.finetune.schedule import build_optimizer, learning_rate
+from components.finetune.sharding import whole
 from components.finetune.state import TrainingState
 from components.finetune.tokenized import TokenizedData
 from components.finetune.validation import Selection, Validation
@@ -51,10 +54,11 @@ class Step:
 
 
 class Trainer:
-    """Trains ``encoder`` in place. Weights are float32; ``dtype`` is that of the matrix products.
+    """Trains ``encoder`` in place, with the gradients that ``gradient`` computes. Weights are float32.
 
-    With ``checkpoints`` the state is kept there while training goes on, and training continues from the newest one.
-    Dropout stays off: batches are small, and a run can be repeated bit by bit on the same machine.
+    All ``ranks`` make the same steps; the first one logs, and saves. With ``checkpoints`` the state is kept there while
+    training goes on, and training continues from the newest one. Dropout stays off: batches are small, and a run can be
+    repeated bit by bit on the same machine.
     """
 
     def __init__(
@@ -62,26 +66,34 @@ class Trainer:
         encoder: Encoder,
         data: TokenizedData,
         config: FinetuneConfig,
-        dtype: torch.dtype,
+        gradient: Gradient,
         *,
+        ranks: Ranks | None = None,
         validation: Validation | None = None,
         checkpoints: Checkpoints | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         self.encoder, self.data, self.config = encoder.eval(), data, config
         self.batch_size = batch_size(config.global_batch_size, len(data.data.examples))
         self.total = steps(len(data.data.examples), self.batch_size, config.num_epochs)
         self.done: list[Step] = []
         self.resumed_at = 0
         self.selection = Selection()
+        self.result: dict[str, Tensor] = {}
         self._optimizer = build_optimizer(encoder, config)
-        self._gradient = gradient_of(encoder, config, dtype)
-        self._state = TrainingState(encoder.backbone, self._optimizer)
+        self._gradient = gradient
+        self._state = TrainingState(encoder.backbone, self._optimizer, self.ranks)
         self._validation = validation if config.val_every_steps else None
         self._autosave = Autosave(
             checkpoints, seconds=config.checkpoint_every_seconds, steps=config.checkpoint_every_steps
         )
         self._watchdog = Watchdog(config.hang_timeout_seconds)
-        self._interruption = Interruption()
+        self._interruption = Interruption(self.ranks)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether every rank holds a part of the weights only."""
+        return self._state.sharded
 
     def train(self, log: Path) -> list[Step]:
         """Run all steps that are left, write one line for each of the run to ``log``, return them.
@@ -117,19 +129,34 @@ class Trainer:
                 out.flush()
                 progress.add(loss=step.loss, tokens_per_second=step.tokens_per_second)
                 self._watchdog.beat()
-                if self._autosave.due(step.step):
+                if self._together(self._autosave.due(step.step)):
                     self._check_weights()
-                    self._autosave.save(step.step, self._take)
+                    self._save()
                 self._interruption.check()
 
     def _finish(self) -> None:
         """Keep the last state; then the best weights are the result."""
         self._check_weights()
-        self._autosave.save(len(self.done), self._take)
+        self._save()
         self._autosave.wait()
         if self.config.load_best_model_at_end and self.selection.best_step not in (0, len(self.done)):
             _log.info("the result is the model after step %d, the best on the val split", self.selection.best_step)
-            self._state.set_weights(self.selection.weights)
+            self.result = self.selection.weights
+        else:
+            self.result = self._state.weights()
+
+    def _save(self) -> None:
+        """Keep the state after the last step, unless it is kept already."""
+        if not self._together(not self._autosave.saved(len(self.done))):
+            return
+        if self.ranks.first:
+            self._autosave.save(len(self.done), self._take)
+        else:
+            self._take()
+
+    def _together(self, wanted: bool) -> bool:
+        """Whether the first rank wants to save; others know only where it takes all to put the state together."""
+        return self.ranks.from_first(wanted) if self._state.sharded else wanted and self.ranks.first
 
     def _validates_after(self, step: int) -> bool:
         """Every so many steps, three times at least where there are as many steps, and after the last one."""
@@ -160,7 +187,8 @@ class Trainer:
         # Until the optimizer's turn nothing has changed, so an interruption can be followed at once.
         with self._interruption.at_once():
             loss, tokens = self._add_gradient(number, rows)
-            norm = nn.utils.clip_grad_norm_(self.encoder.parameters(), self.config.max_grad_norm).item()
+            self._gradient.add_up()
+            norm = whole(nn.utils.clip_grad_norm_(self.encoder.parameters(), self.config.max_grad_norm)).item()
         if not math.isfinite(norm):
             raise self._diverged(number, f"gradient norm {norm}", rows)
         self._optimizer.step()
@@ -172,11 +200,9 @@ class Trainer:
     def _add_gradient(self, number: int, rows: Sequence[int]) -> tuple[float, int]:
         """Mean loss of ``rows`` and their tokens. When memory runs out the batch is repeated in smaller passes."""
         while True:
-            try:
-                return self._passes(number, rows)
-            except torch.OutOfMemoryError:
-                # Left before trying again: until then the exception holds on to the tensors of the failed pass.
-                pass
+            done = self._passes_of_all(number, rows)
+            if done is not None:
+                return done
             self._gradient.discard()
             smaller = self._gradient.halve()
             if smaller is None:
@@ -188,18 +214,51 @@ class Trainer:
             if self.encoder.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def _passes_of_all(self, number: int, rows: Sequence[int]) -> tuple[float, int] | None:
+        """Mean loss of ``rows`` and their tokens on all ranks; None when one rank's memory did not suffice."""
+        done = None
+        try:
+            done = self._passes(number, rows)
+        except OutOfMemoryEverywhere:
+            return None
+        except torch.OutOfMemoryError:
+            # Left before trying again: until then the exception holds on to the tensors of the failed pass.
+            if self._gradient.in_step:
+                raise
+        if self.ranks.any(done is None):
+            return None
+        if not self.ranks.several:
+            return done
+        loss, tokens = self.ranks.total(*done)
+        if self.config.in_batch_negatives:
+            # Every rank has computed the whole loss.
+            loss, tokens = loss / self.ranks.size, tokens / self.ranks.size
+        if not math.isfinite(loss):
+            raise self._diverged(number, f"loss {loss}", rows)
+        return loss, int(tokens)
+
     def _passes(self, number: int, rows: Sequence[int]) -> tuple[float, int]:
-        size = len(rows) if self._gradient.whole_batches else self._gradient.queries
         total, tokens = 0.0, 0
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
+        for part in self._parts(rows):
             batch = self.data.batch(part)
             loss = self._gradient.add(batch, 1 / len(rows)).item()
-            if not math.isfinite(loss):
+            # Several ranks stop together, after the step's last pass.
+            if not math.isfinite(loss) and not self.ranks.several:
                 raise self._diverged(number, f"loss {loss}", part)
             total, tokens = total + loss, tokens + batch.tokens
             self._watchdog.beat()
         return total, tokens
+
+    def _parts(self, rows: Sequence[int]) -> list[Sequence[int]]:
+        """What this rank computes of the batch ``rows``, pass by pass. In-batch negatives: the same on all ranks."""
+        own = rows
+        if self.ranks.several and not self.config.in_batch_negatives:
+            own = [rows[query] for query in own_queries(self.data.batch(rows), self.ranks)]
+        size = self._gradient.queries or max(1, len(own))
+        parts = [own[start : start + size] for start in range(0, len(own), size)]
+        if self._gradient.in_step:
+            parts += [[]] * (int(self.ranks.greatest(len(parts))[0]) - len(parts))
+        return parts
 
     def _diverged(self, number: int, what: str, rows: Sequence[int]) -> ActionNeeded:
         places = ", ".join(str(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
@@ -222,24 +281,26 @@ class Trainer:
 
     def _resume(self, out: TextIO) -> None:
         saved = self._autosave.newest()
-        if saved is None:
+        about = self.ranks.from_first(saved.about if saved else None)
+        if about is None:
             return
-        self._state.restore(saved.tensors)
+        tensors = dict(saved.tensors) if saved else {}
+        best = {name.removeprefix(_BEST): tensors.pop(name) for name in list(tensors) if name.startswith(_BEST)}
+        self._state.restore(tensors)
         self._gradient.weights_changed()
-        self.done = [Step(**step) for step in saved.about["done"]]
-        best = {n.removeprefix(_BEST): tensor for n, tensor in saved.tensors.items() if n.startswith(_BEST)}
-        self.selection = Selection([(step, value) for step, value in saved.about["val"]], best)
+        self.done = [Step(**step) for step in about["done"]]
+        self.selection = Selection([(step, value) for step, value in about["val"]], best)
         out.writelines(step.line() for step in self.done)
-        self.resumed_at = saved.step
-        _log.info("continuing after step %d of %d, which an earlier attempt saved", saved.step, self.total)
+        self.resumed_at = len(self.done)
+        _log.info("continuing after step %d of %d, which an earlier attempt saved", len(self.done), self.total)
 
     def _interrupted(self) -> Transient:
         """Save what is done; the message says whether that worked."""
         where = f"interrupted after step {len(self.done)}"
+        if self.done:
+            self._save()
         if not self._autosave.enabled:
             return Transient(f"{where}: set checkpoint_uri and the next run continues")
-        if self.done:
-            self._autosave.save(len(self.done), self._take)
         kept = self._autosave.wait()
         what = "its state is saved" if kept else "its state could not be saved, an earlier one stands"
         return Transient(f"{where}; {what}: run again to continue")

@@ -22,12 +22,14 @@ from components.core.encoder.model import Encoder
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.core.store import open_store
 from components.finetune import trainer as trainer_module
+from components.finetune.batch import Batch
 from components.finetune.checkpoints import Checkpoints
 from components.finetune.component import FinetuneConfig
 from components.finetune.data import read_training_data
-from components.finetune.gradient import Batch, PaddedGradient
 from components.finetune.identity import WITHOUT_EFFECT, identity
 from components.finetune.interruption import Watchdog
+from components.finetune.model import weights_digest
+from components.finetune.padded import PaddedGradient
 from components.finetune.tokenized import TokenizedData
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
 from tests.sdg.s3_server import s3_server
@@ -176,7 +178,12 @@ def _checkpoints(
 ) -> Checkpoints:
     data = read_training_data(write_data(directory, rows, passages), config.encoder())
     tokenized = TokenizedData(data, encoder, config)
-    return Checkpoints(storage, identity(config, tokenized, None, encoder, torch.float32), keep=2, where="states")
+    return Checkpoints(
+        storage,
+        identity(config, tokenized, None, weights_digest(encoder), torch.float32, encoder.device),
+        keep=2,
+        where="states",
+    )
 
 
 def _change_setting(config: FinetuneConfig, number: int) -> FinetuneConfig:
@@ -342,6 +349,7 @@ def test_a_query_that_does_not_fit_is_refused(
 HANGS = """
 import time
 from components.finetune.interruption import Watchdog
+from components.finetune.model import weights_digest
 def stands_still():
     time.sleep(60)
 with Watchdog(0.3):

@@ -39,7 +39,11 @@ def balanced(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     Longest processing time first (Graham, 1969): the longest text left goes to the emptiest group. A group exceeds
     its fair share by less than one text; with nothing but the lengths given, the result is always the same.
     """
-    count = min(len(lengths), max(1, -(-sum(lengths) // capacity)))
+    return spread(lengths, min(len(lengths), max(1, -(-sum(lengths) // capacity))))
+
+
+def spread(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Positions of ``lengths`` in ``count`` groups of nearly equal size; some are empty when there are too few."""
     groups: list[list[int]] = [[] for _ in range(count)]
     loads = [(0, group) for group in range(count)]
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):

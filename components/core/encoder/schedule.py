@@ -62,15 +62,20 @@ def _phase_per_bin(groups: Sequence[Sequence[int]], lengths: Sequence[int], capa
     tokens = sum(lengths[row] for row in {row for group in groups for row in group})
     count = max(1, -(-tokens // capacity))
     while True:
-        bins, placed = _place(groups, lengths, count)
+        bins, placed = place_groups(groups, lengths, count)
         if count >= len(groups) or max(sum(lengths[row] for row in rows) for rows in bins) <= capacity:
             return [Phase([sorted(rows)], members, 0) for rows, members in zip(bins, placed, strict=True) if members]
         count += 1
 
 
-def _place(
+def place_groups(
     groups: Sequence[Sequence[int]], lengths: Sequence[int], count: int
 ) -> tuple[list[set[int]], list[list[int]]]:
+    """``groups`` in ``count`` parts of about as many tokens, those that share texts in the same one where that helps.
+
+    Returns for each part the texts that it needs and the positions of its groups; ``lengths`` are tokens of texts. The
+    result depends on nothing else.
+    """
     bins: list[set[int]] = [set() for _ in range(count)]
     loads = [0] * count
     placed: list[list[int]] = [[] for _ in range(count)]

@@ -1,0 +1,124 @@
+"""The model to train: where its weights lie, and how its gradient is computed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+
+from components.core.encoder.checkpoint import default_device, load_base
+from components.core.encoder.model import Encoder
+from components.core.encoder.packed import supports
+from components.core.errors import InputError
+from components.core.ranks import Ranks
+from components.finetune.component import FinetuneConfig
+from components.finetune.gradient import Gradient
+from components.finetune.lora import add_lora
+from components.finetune.memory import Estimate, estimate
+from components.finetune.packed import PackedGradient
+from components.finetune.padded import PaddedGradient
+from components.finetune.sharding import ShardedGradient, shard
+
+_log = logging.getLogger(__name__)
+# Of a GPU's memory: the rest is for the context, the libraries and what the allocator cannot use.
+_USABLE = 0.9
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """An encoder in training, what computes its gradient, and the sha256 (hex) of the base model's weights."""
+
+    encoder: Encoder
+    gradient: Gradient
+    base_weights: str
+
+
+def load_trainable(config: FinetuneConfig, ranks: Ranks, dtype: torch.dtype) -> Trainable:
+    """The base model, float32, whole on every rank or spread over all of them, with LoRA where that is asked for.
+
+    Raises InputError when it fits neither way.
+    """
+    device = default_device()
+    if spreads(config, ranks, device, dtype):
+        return _spread(config, ranks, dtype, device)
+    encoder = load_base(config.encoder(), device=device, dtype=torch.float32)
+    digest = weights_digest(encoder) if config.checkpoint_uri and ranks.first else ""
+    _add_lora(encoder, config)
+    for weights in encoder.parameters():
+        if weights.requires_grad:
+            ranks.copy_from_first(weights.data)
+    return Trainable(encoder, whole_gradient(encoder, config, dtype, ranks), digest)
+
+
+def weights_digest(encoder: Encoder) -> str:
+    """sha256 (hex) of all weights and their names. Reads all of them: seconds for 5 GB."""
+    found = hashlib.sha256()
+    for name, weights in encoder.backbone.named_parameters():
+        found.update(json.dumps([name, list(weights.shape)]).encode())
+        found.update(weights.detach().float().cpu().contiguous().numpy())
+    return found.hexdigest()
+
+
+def whole_gradient(encoder: Encoder, config: FinetuneConfig, dtype: torch.dtype, ranks: Ranks) -> Gradient:
+    """The fastest way that ``encoder``, its device and ``dtype`` allow. Raises InputError where fp8 cannot be had."""
+    packed = encoder.device.type == "cuda" and dtype == torch.bfloat16 and supports(encoder.backbone)
+    if config.precision == "fp8":
+        able = encoder.device.type == "cuda" and torch.cuda.get_device_capability(encoder.device) >= (8, 9)
+        if not able or not packed:
+            raise InputError(
+                "precision = fp8 needs a GPU with 8-bit products (H100 and later), a model that runs over packed texts "
+                "and no LoRA: set precision to auto"
+            )
+    if packed:
+        return PackedGradient(encoder, config, dtype, ranks, compiled=True, fp8=config.precision == "fp8")
+    return PaddedGradient(encoder, config, dtype, ranks)
+
+
+def spreads(config: FinetuneConfig, ranks: Ranks, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the weights are spread over the ranks. Raises InputError when the model fits neither way."""
+    if config.parallelism == "fsdp" and config.precision == "fp8":
+        raise InputError("precision = fp8 needs whole weights on every GPU: set parallelism=ddp, or precision=bf16")
+    if config.parallelism == "fsdp":
+        return ranks.several
+    if device.type != "cuda":
+        return False
+    needed = estimate(config, dtype)
+    available = _USABLE * torch.cuda.get_device_properties(device).total_memory
+    if needed.total <= available:
+        return False
+    if config.parallelism == "auto" and ranks.several and needed.spread_over(ranks.size) <= available:
+        _log.info("%s: the weights are spread over %d GPUs (fsdp)", _needs(needed, available), ranks.size)
+        return True
+    if needed.least > available:
+        raise InputError(
+            f"{config.base_model}: {_needs(needed, available)}: train with lora_rank, on more GPUs (num_processes) or "
+            f"on larger ones"
+        )
+    return False
+
+
+def _needs(needed: Estimate, available: float) -> str:
+    return f"training needs about {needed.total / 1e9:.0f} GB on a GPU, {available / 1e9:.0f} GB can be used"
+
+
+def _spread(config: FinetuneConfig, ranks: Ranks, dtype: torch.dtype, device: torch.device) -> Trainable:
+    """One rank after the other: together, their copies in main memory would be as many models."""
+    mesh = init_device_mesh(device.type, (ranks.size,))
+    encoder, digest = None, ""
+    for turn in range(ranks.size):
+        if turn == ranks.rank:
+            encoder = load_base(config.encoder(), device=torch.device("cpu"), dtype=torch.float32)
+            digest = weights_digest(encoder) if config.checkpoint_uri and ranks.first else ""
+            _add_lora(encoder, config)
+            shard(encoder, dtype, mesh)
+        ranks.wait()
+    return Trainable(encoder, ShardedGradient(encoder, config, ranks), digest)
+
+
+def _add_lora(encoder: Encoder, config: FinetuneConfig) -> None:
+    if config.lora_rank:
+        add_lora(encoder, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)

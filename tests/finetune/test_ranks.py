@@ -1,0 +1,159 @@
+"""Several processes train as one would: same batches, same loss, same weights, same states."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from components.core.launch import launch
+from components.finetune.component import FinetuneConfig
+from tests.finetune.test_validation import VAL, write_val
+from tests.finetune.training import finetune, log, records, settings, texts, write_data
+
+EXAMPLES = 11
+SHORT = {"global_batch_size": 8, "num_epochs": 2, "val_every_steps": 2, "hang_timeout_seconds": 60}
+IN_BATCH = {"in_batch_negatives": True, "local_batch_size": 4}
+# Each is trained by two ranks and by one process.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "recipe": {},
+    "in-batch": IN_BATCH,
+    "no query for a rank": {"global_batch_size": 1, "num_epochs": 1},
+    "few texts for a rank": {"global_batch_size": 1, "num_epochs": 1, **IN_BATCH, "train_n_passages": 2},
+    "lora": {"lora_rank": 2},
+    "cut vectors": {"matryoshka_dimensions": [8]},
+    "fsdp": {"parallelism": "fsdp"},
+    "fsdp in-batch": {"parallelism": "fsdp", **IN_BATCH},
+    "fsdp lora": {"parallelism": "fsdp", "lora_rank": 2},
+    "fsdp no query for a rank": {"parallelism": "fsdp", "global_batch_size": 1, "num_epochs": 1},
+}
+FAULTY: dict[str, dict[str, Any]] = {
+    "memory": {"fault": "out of memory"},
+    "memory in-batch": {"fault": "out of memory", **IN_BATCH},
+    "nan": {"fault": "not a number"},
+    "nan in-batch": {"fault": "not a number", **IN_BATCH},
+    "terminated": {"fault": "terminated"},
+    "terminated fsdp": {"fault": "terminated", "parallelism": "fsdp"},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three answers to one question, and a val split."""
+    rows = records(EXAMPLES)
+    rows[4] |= {"question": rows[3]["question"]}
+    rows[5] |= {"question": rows[3]["question"]}
+    return write_val(write_data(tmp_path_factory.mktemp("data") / "data", rows, texts(EXAMPLES)), VAL)
+
+
+def made(tiny: Path, states: Path | None = None, **given: Any) -> FinetuneConfig:
+    kept = {"checkpoint_uri": str(states), "checkpoint_every_steps": 2} if states else {}
+    return settings(tiny, **{**SHORT, **kept, **given})
+
+
+@pytest.fixture(scope="module")
+def by_two(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Where two ranks left their results, and what they returned. One launch: most of its time is starting."""
+    work = tmp_path_factory.mktemp("by-two")
+    runs = {name: made(tiny, **given).model_dump(mode="json") for name, given in VARIANTS.items()}
+    for name, given in FAULTY.items():
+        settled = {key: value for key, value in given.items() if key != "fault"}
+        config = made(tiny, work / f"{name}-states", num_epochs=4, **settled)
+        runs[name] = config.model_dump(mode="json") | {"fault": given["fault"]}
+    arguments = {"runs": runs, "data": str(data), "work": str(work)}
+    return work, launch("tests.finetune.ranked:train_all", arguments, 2)
+
+
+def losses(work: Path) -> list[float]:
+    return [step["loss"] for step in log(work)]
+
+
+def weights(directory: Path) -> torch.Tensor:
+    loaded = load_file(directory / "model.safetensors")
+    return torch.cat([loaded[name].flatten() for name in sorted(loaded)])
+
+
+def same_training(one: Path, other: Path, base: Path) -> None:
+    """Same losses and validations, and weights that moved to the same place."""
+    for step, expected in zip(log(other), log(one), strict=True):
+        assert step.keys() == expected.keys()
+        assert step["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert step.get("val_ndcg_at_10") == pytest.approx(expected.get("val_ndcg_at_10"))
+    found, wanted, start = weights(other / "checkpoint"), weights(one / "checkpoint"), weights(base)
+    assert (found - wanted).norm() < 0.02 * (wanted - start).norm()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_ranks_train_as_one(name: str, tiny: Path, data: Path, by_two: Any, tmp_path: Path) -> None:
+    work, figures = by_two
+    given = {key: value for key, value in VARIANTS[name].items() if key != "parallelism"}
+    outcome = finetune(tmp_path, data, made(tiny, **given))
+    same_training(tmp_path, work / name, tiny)
+    assert figures[name]["steps"] == outcome.metrics["steps"]
+    assert figures[name]["best_step"] == outcome.metrics["best_step"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["memory", "memory in-batch"])
+def test_memory_that_runs_out_on_one_rank_halves_the_passes_of_all(
+    name: str, tiny: Path, data: Path, by_two: Any, tmp_path: Path
+) -> None:
+    work, _ = by_two
+    given = {key: value for key, value in FAULTY[name].items() if key != "fault"}
+    finetune(tmp_path, data, made(tiny, num_epochs=4, **given))
+    same_training(tmp_path, work / name, tiny)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nan", "nan in-batch"])
+def test_a_loss_that_is_no_number_on_one_rank_stops_all(name: str, by_two: Any) -> None:
+    work, figures = by_two
+    assert figures[name]["exit_code"] == 3 and "nothing was saved" in figures[name]["message"]
+    assert not (work / name / "checkpoint" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["terminated", "terminated fsdp"])
+def test_a_state_that_two_ranks_saved_is_continued_by_one(
+    name: str, tiny: Path, data: Path, by_two: Any, tmp_path: Path
+) -> None:
+    """Also one that was spread over them."""
+    work, figures = by_two
+    assert figures[name]["exit_code"] == 75 and "its state is saved" in figures[name]["message"]
+    finetune(tmp_path / "whole", data, made(tiny, num_epochs=4))
+    outcome = finetune(tmp_path / "rest", data, made(tiny, work / f"{name}-states", num_epochs=4))
+    assert 0 < outcome.metrics["resumed_at_step"] < outcome.metrics["steps"] == 8
+    same_training(tmp_path / "whole", tmp_path / "rest", tiny)
+
+
+@pytest.mark.slow
+def test_several_processes_look_like_one_from_outside(tiny: Path, data: Path, tmp_path: Path) -> None:
+    """SIGTERM to the command saves and ends it with 75; another number of processes goes on from there."""
+    states = tmp_path / "states"
+    config = made(tiny, states, global_batch_size=2, num_epochs=9, val_every_steps=None, checkpoint_every_steps=1000)
+    given = [f"{name}={value}" for name, value in config.model_dump(exclude_defaults=True).items()]
+    argv = [sys.executable, "-m", "components", "finetune", "--training-data", str(data), "--work", str(tmp_path / "w")]
+    process = subprocess.Popen([*argv, *given, "val_every_steps=null", "num_processes=2"], stderr=subprocess.PIPE)
+    lines = tmp_path / "w" / "checkpoint.partial" / "training.jsonl"
+    while process.poll() is None and not (lines.exists() and lines.read_text().count("\n") > 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 75, said
+    assert "error: interrupted after step" in said and "its state is saved: run again" in said
+    assert "Traceback" not in said and "rank 1:" not in said
+    assert not (tmp_path / "w" / "checkpoint").exists()
+    outcome = finetune(tmp_path / "rest", data, config.model_copy(update={"num_processes": 3}))
+    assert 0 < outcome.metrics["resumed_at_step"] < outcome.metrics["steps"] == 54
+    finetune(tmp_path / "whole", data, config.model_copy(update={"checkpoint_uri": None}))
+    assert losses(tmp_path / "rest") == pytest.approx(losses(tmp_path / "whole"), rel=1e-3, abs=1e-5)
+    assert os.environ.get("WORLD_SIZE") is None
