@@ -65,6 +65,7 @@ NODE_LABELS: dict[str, dict[str, dict[str, str]]] = {
 }
 NO_GPU = "none"
 SERVING_NODE_SELECTOR = "serving_node_selector"
+GPU_COUNT = "gpu_count"
 GPU_TOLERATIONS = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 NO_DEFAULT = inspect.Parameter.empty
 
@@ -112,6 +113,10 @@ def component(stage: Stage, image: str) -> Callable[..., dsl.PipelineTask]:
         for name, field in form_settings([stage]).items()
     ]
     optional += [(name, dict, {}) for name in _override_inputs(stage)]
+    if stage.node.gpu:
+        # The stage does not look at it: kfp 2.17 hands into a group only what some task in it takes as an input, and
+        # the task's GPU limit refers to it.
+        optional.append((GPU_COUNT, str, "1"))
     optional += [(name, dsl.Input[_artifact_class(name)] | None, None) for name in stage.optional_inputs]
 
     def spec(*_: Any) -> dsl.ContainerSpec:
@@ -136,13 +141,12 @@ def build(plan: Plan, options: Options) -> Any:
         given = dict(zip((name for name, *_ in parameters), channels, strict=True))
         made = {name: _importer(name, given[f"{name}_uri"]) for name in plan.brought}
         made |= {f"{name}_uri": given[f"{name}_uri"] for name in plan.brought_by_uri}
-        for stage in plan.stages:
-            if stage not in plan.gated:
+        with contextlib.ExitStack() as gates:
+            for stage in plan.stages:
                 made |= _add(stage, options, given, made)
-        if plan.gated:
-            with dsl.If(made["passed"] == True, name="quality-gate"):  # noqa: E712 (kfp overloads ==)
-                for stage in plan.gated:
-                    made |= _add(stage, options, given, made, gated=True)
+                if stage.gate and plan.after(stage):
+                    condition = made[stage.gate.result] == True  # noqa: E712 (kfp overloads ==)
+                    gates.enter_context(dsl.If(condition, name=stage.gate.name))
 
     stages = ", ".join(stage.name for stage in plan.stages)
     description = f"Fine-tune an embedding model on documents of your own: {stages}."
@@ -198,9 +202,7 @@ def objects(plan: Plan, options: Options, *, namespace: str) -> str:
     return compiled(plan, options, wanted)
 
 
-def _add(
-    stage: Stage, options: Options, given: Mapping[str, Any], made: Mapping[str, Any], *, gated: bool = False
-) -> dict[str, Any]:
+def _add(stage: Stage, options: Options, given: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
     """Add the task of ``stage``; return what it makes, by the name of artifact and output parameter."""
     arguments = {name: made[name] for name in stage.inputs}
     arguments |= {name: made[name] for name in stage.optional_inputs if name in made}
@@ -208,10 +210,12 @@ def _add(
     # Every parameter is passed, also unchanged ones: kfp 2.17's driver knows no defaults of omitted ones.
     arguments |= {name: given[name] for name in form_settings([stage])}
     arguments |= {name: given[_override_parameter(stage, name)] for name in _override_inputs(stage)}
+    if stage.node.gpu:
+        arguments |= {GPU_COUNT: given.get(f"{stage.name}_{GPU_COUNT}", "0")}
     task = component(stage, options.images[stage.image])(**arguments)
     task.set_display_name(f"{stage.name}: {stage.summary}")
     task.set_caching_options(stage.cache)
-    _place(task, stage, options, given, gated=gated)
+    _place(task, stage, options, given)
     for secret in stage.secrets:
         kubernetes.use_secret_as_env(
             task, secret_name=secret.name, secret_key_to_env={secret.key: secret.env}, optional=True
@@ -221,7 +225,7 @@ def _add(
     return {name: task.outputs[name] for name in (*stage.outputs, *stage.results)}
 
 
-def _place(task: dsl.PipelineTask, stage: Stage, options: Options, given: Mapping[str, Any], *, gated: bool) -> None:
+def _place(task: dsl.PipelineTask, stage: Stage, options: Options, given: Mapping[str, Any]) -> None:
     """Ask for the node that ``stage`` needs."""
     node = stage.node
     task.set_cpu_request(node.cpu).set_cpu_limit(node.cpu).set_memory_request(node.memory).set_memory_limit(node.memory)
@@ -232,8 +236,7 @@ def _place(task: dsl.PipelineTask, stage: Stage, options: Options, given: Mappin
     if not options.asks_for_gpu(stage):
         return
     task.set_accelerator_type("nvidia.com/gpu")
-    # kfp 2.17 does not hand resource parameters into a group: there the count is fixed.
-    task.set_accelerator_limit("1" if gated else given[f"{stage.name}_gpu_count"])
+    task.set_accelerator_limit(given[f"{stage.name}_{GPU_COUNT}"])
     kubernetes.add_node_selector_json(task, given[f"{stage.name}_node_selector"])
     kubernetes.add_toleration_json(task, given["gpu_tolerations"])
 
@@ -262,8 +265,7 @@ def _form(plan: Plan, options: Options) -> Iterable[tuple[str, Any, Any]]:
     gpu_stages = [stage for stage in plan.stages if options.asks_for_gpu(stage)]
     for stage in gpu_stages:
         yield f"{stage.name}_node_selector", dict, NODE_LABELS[options.node_labels][stage.node.gpu]
-        if stage not in plan.gated:
-            yield f"{stage.name}_gpu_count", str, "1"
+        yield f"{stage.name}_{GPU_COUNT}", str, "1"
     if gpu_stages:
         yield "gpu_tolerations", list, GPU_TOLERATIONS
 

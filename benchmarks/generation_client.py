@@ -71,7 +71,7 @@ def throughput(documents: int) -> dict[str, Any]:
             ledger_uri=str(Path(directory) / "ledger"),
         )
         used = time.process_time()
-        outputs = {name: Path(directory) / name for name in ("qa_pairs", "generation_report")}
+        outputs = {name: Path(directory) / name for name in ("qa_pairs", "generation_report", "past_runs")}
         metrics = run(config, corpus=corpus, **outputs)
         used = time.process_time() - used
         found = counts(url)

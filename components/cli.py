@@ -14,6 +14,7 @@ import yaml
 from components import docs, info, local
 from components.core.artifacts import ARTIFACTS
 from components.core.errors import InputError
+from components.core.history import History
 from components.core.kfp_io import run_from_executor_input
 from components.core.settings import parse_text
 from components.core.stage import Stage
@@ -23,7 +24,7 @@ from components.stages import NAMES, STAGES, by_name
 
 _SETTING = "setting:"
 # Commands without settings.
-_BARE = ("info", "docs")
+_BARE = ("info", "docs", "history")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def parse(argv: list[str]) -> Command:
         args.assignments += rest
     if args.command == "info":
         return Command("info", lambda: print(info.workflow()))
+    if args.command == "history":
+        return Command("history", lambda: print(*(run.summary() for run in History(args.uri).runs()), sep="\n"))
     if args.command == "docs":
         return Command("docs", lambda: docs.write(check=args.check))
     if args.command == "run":
@@ -99,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     for name in _brought_anywhere():
         _artifact_option(run, name, default=f"WORK/{name}, when no chosen stage makes it")
     commands.add_parser("info", help="Show the stages, what they read and make, and the profiles")
+    history = commands.add_parser("history", help="Show the recurring runs that share a history_uri, oldest first")
+    history.add_argument("uri", metavar="URI", help="their history_uri")
     docs_parser = commands.add_parser("docs", help="Write the generated tables of the stages' READMEs")
     docs_parser.add_argument("--check", action="store_true", help="write nothing; exit 2 when a file is not up to date")
     return parser

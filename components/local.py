@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,18 +97,12 @@ class Run:
     def execute(self) -> int:
         """Run every stage in its own process; return the exit code of the first that fails.
 
-        When the evaluation does not pass, the stages after it are not run and the code is 0: refusing a model that
-        is no better is what the gate is for. The summary says so.
+        When a stage's gate closes, the stages after it are not run and the code is 0: a corpus without news, or a
+        model that is no better, is no error. The summary says so.
         """
         self._check()
         self.work.mkdir(parents=True, exist_ok=True)
         for stage in self.plan.stages:
-            for path in (*self._stage_run(stage).outputs().values(), metrics_file(self.work, stage)):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        for stage in self.plan.stages:
-            if stage in self.plan.gated and not self._result("eval", "passed"):
-                _log.info("the quality gate did not pass: %s not run", ", ".join(s.name for s in self.plan.gated))
-                break
             code = self._process(stage)
             if code:
                 print(
@@ -116,6 +110,13 @@ class Run:
                     file=sys.stderr,
                 )
                 return code
+            closed = stage.gate is not None and not self._result(stage.name, stage.gate.result)
+            if stage == self.plan.stages[0] and not (closed and stage.gate.keeps):
+                self._clear(self.plan.stages[1:])
+            if closed and self.plan.after(stage):
+                names = ", ".join(other.name for other in self.plan.after(stage))
+                _log.info("%s: %s is false: %s not run", stage.name, stage.gate.result, names)
+                break
         print(summary(self.work, self.plan))
         return 0
 
@@ -132,6 +133,11 @@ class Run:
         for stage in self.plan.stages:
             if stage.check_on_this_machine:
                 stage.check_on_this_machine(self.configs[stage.name])
+
+    def _clear(self, stages: Iterable[Stage]) -> None:
+        for stage in stages:
+            for path in (*self._stage_run(stage).outputs().values(), metrics_file(self.work, stage)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _stage_run(self, stage: Stage) -> StageRun:
         wanted = stage.inputs + stage.optional_inputs + stage.by_uri

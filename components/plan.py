@@ -33,11 +33,9 @@ class Plan:
         """Artifacts that the chosen stages make."""
         return tuple(name for stage in self.stages for name in stage.outputs)
 
-    @property
-    def gated(self) -> tuple[Stage, ...]:
-        """Stages that run only when the evaluation passed: those after eval, when eval is among the stages."""
-        names = [stage.name for stage in self.stages]
-        return self.stages[names.index("eval") + 1 :] if "eval" in names else ()
+    def after(self, stage: Stage) -> tuple[Stage, ...]:
+        """The stages that follow ``stage``, and run only when its gate opens."""
+        return self.stages[self.stages.index(stage) + 1 :]
 
 
 def make_plan(start: str = NAMES[0], end: str = NAMES[-1], *, extra: Iterable[str] = ()) -> Plan:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from components.core.history import this_run
+from components.core.stage import Stage
 from components.plan import Plan
 
 _SHOWN = (("NDCG", "NDCG@10", "nDCG@10"), ("Recall", "Recall@10", "Recall@10"))
@@ -13,20 +15,25 @@ _SHOWN = (("NDCG", "NDCG@10", "nDCG@10"), ("Recall", "Recall@10", "Recall@10"))
 
 def summary(work: Path, plan: Plan) -> str:
     """A readable account of the artifacts that the run left in ``work``."""
-    made = set(plan.made)
-    stopped = plan.gated and not _read(work / "eval_metrics.json")["results"]["passed"]
-    done = [stage.name for stage in plan.stages if not (stopped and stage in plan.gated)]
-    lines = [f"Done: {', '.join(done)}. Artifacts: {work}", ""]
+    done: list[Stage] = []
+    for stage in plan.stages:
+        done.append(stage)
+        if stage.gate and not _read(work / f"{stage.metrics_artifact}.json")["results"][stage.gate.result]:
+            break
+    made = {name for stage in done for name in stage.outputs}
+    lines = [f"Done: {', '.join(stage.name for stage in done)}. Artifacts: {work}", ""]
+    if run := this_run(work / "past_runs" if "past_runs" in made else None):
+        lines += [f"Run {run.history.run(run.run).summary()}", ""]
     if "eval_results" in made:
         results = _read(work / "eval_results" / "eval_results.json")
         lines += [*_quality(results), "", *_gate(results), f"Report: {work / 'report.html'}"]
-    if "exported_model" in made and not stopped:
+    if "exported_model" in made:
         parity = _read(work / "export_metrics.json")["metrics"]
         lines.append(
             f"ONNX against PyTorch: mean cosine {parity['parity_mean_cosine']:.6f}, "
             f"lowest {parity['parity_min_cosine']:.6f}"
         )
-    if "deployment" in made and not stopped:
+    if "deployment" in made:
         lines += _service(work)
     return "\n".join(lines)
 

@@ -55,6 +55,9 @@ ARTIFACTS = _types(
         "Test set of an earlier run: it becomes `eval_data` again, and training never sees its documents.",
         accepts=("eval_data", "golden_eval"),
     ),
+    ArtifactType(
+        "past_runs", "Artifact", "This run among the earlier ones of `history_uri`: what is new, which model is served."
+    ),
     ArtifactType("data_report", "HTML", "What became of the data, as one self-contained page.", is_file=True),
     ArtifactType("checkpoint", "Model", "Hugging Face directory: safetensors, tokenizer, `encoder.json`."),
     ArtifactType("training_report", "HTML", "The course of training as one self-contained page.", is_file=True),

@@ -49,7 +49,8 @@ def execute(
     """Run ``stage``; publish its outputs at ``outputs`` when it succeeded, leave nothing there when it failed.
 
     ``uris`` holds the URIs of artifacts that the stage takes by URI, and of its own outputs. A previous output at the
-    same place is replaced only by a complete one. Raises StageError for what the user can act on.
+    same place is replaced only by a complete one; it stays when the stage has nothing new. Raises StageError for what
+    the user can act on.
     """
     digests = {name: check_input(name, source) for name, source in inputs.items()}
     _log.info("settings %s", json.dumps(config.model_dump(mode="json"), sort_keys=True))
@@ -64,7 +65,8 @@ def execute(
             **staging,
         )
         results = _results(stage, returned, uris)
-        made = _publish(stage, config, staging, outputs, digests)
+        nothing_new = stage.gate is not None and stage.gate.keeps and not results[stage.gate.result]
+        made = _publish(stage, config, staging, outputs, digests, may_lack=nothing_new)
     except MemoryError:
         raise StageError(f"{stage.name}: out of memory: give the node more memory or lower the batch size") from None
     finally:
@@ -105,9 +107,12 @@ def _publish(
     staging: Mapping[str, Path],
     outputs: Mapping[str, Path],
     inputs: Mapping[str, str | None],
+    *,
+    may_lack: bool,
 ) -> dict[str, str]:
     digests = {}
-    for name in stage.outputs:
+    made = [name for name in stage.outputs if staging[name].exists() or not may_lack]
+    for name in made:
         if not staging[name].exists():
             raise StageError(f"{stage.name} made no {name}: this is a bug")
         if not ARTIFACTS[name].is_file:
@@ -119,7 +124,7 @@ def _publish(
                 settings=config.model_dump(mode="json"),
                 inputs=dict(inputs),
             )
-    for name in stage.outputs:
+    for name in made:
         _remove(outputs[name])
         staging[name].rename(outputs[name])
     return digests

@@ -39,14 +39,28 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """A boolean output parameter: the stages after this one run only when ``result`` is true.
+
+    ``name`` is that of the group in KFP's graph. ``keeps`` says that a closed gate leaves what earlier runs made
+    valid: then the stage may leave its own outputs unmade.
+    """
+
+    result: str
+    name: str
+    keeps: bool = False
+
+
+@dataclass(frozen=True)
 class Stage:
     """One step of the recipe.
 
     ``inputs`` and ``outputs`` are artifact names; wiring is by name. ``optional_inputs`` are used when an earlier
     stage made them or the user brings them. ``by_uri`` are artifacts that the program gets as a URI and that are
     never downloaded for it. ``results`` are output parameters: the program returns them among its metrics; one
-    called ``<output>_uri`` is filled in with that output's URI. ``retries`` is how often KFP starts a failed task
-    again. ``previews`` says that the program has a ``preview``, which a dry run calls.
+    called ``<output>_uri`` is filled in with that output's URI. ``gate`` decides by one of them whether the run goes
+    on. ``retries`` is how often KFP starts a failed task again. ``previews`` says that the program has a ``preview``,
+    which a dry run calls.
     ``check_on_this_machine`` raises InputError for settings that a run without KFP cannot carry out.
     """
 
@@ -58,6 +72,7 @@ class Stage:
     optional_inputs: tuple[str, ...] = ()
     by_uri: tuple[str, ...] = ()
     results: Mapping[str, type] = field(default_factory=dict)
+    gate: Gate | None = None
     image: str = "cpu"
     node: Node = Node()
     secrets: tuple[Secret, ...] = ()

@@ -134,12 +134,13 @@ STAGE = Stage(
     summary="Serve the exported model and verify it",
     config=DeployConfig,
     inputs=("deploy_bundle",),
+    optional_inputs=("past_runs",),
     by_uri=("exported_model",),
     outputs=("deployment",),
     results={"endpoint": str, "previous_endpoint": str, "reindex_required": bool},
     image="cpu",
     node=Node(cpu="2", memory="4Gi"),
-    # Only for copying a release to release_prefix; workload identity needs neither.
+    # For release_prefix and the history only; workload identity needs none.
     secrets=s3_secrets("models-s3"),
     cache=False,
     retries=0,

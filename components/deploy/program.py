@@ -9,6 +9,7 @@ from types import ModuleType
 
 from components.core.bundle import read_bundle
 from components.core.errors import InputError
+from components.core.history import Served, ThisRun, this_run
 from components.deploy import local
 from components.deploy.component import DeployConfig
 
@@ -16,9 +17,16 @@ _log = logging.getLogger(__name__)
 
 
 def run(
-    config: DeployConfig, *, deploy_bundle: Path, exported_model_uri: str, deployment: Path
+    config: DeployConfig,
+    *,
+    deploy_bundle: Path,
+    exported_model_uri: str,
+    past_runs: Path | None = None,
+    deployment: Path,
 ) -> dict[str, float | int | bool | str]:
     """Deploy to the target; write ``deployment.json``, ``verification.json`` and the objects of a cluster.
+
+    In ``past_runs`` the model becomes the champion that the next run has to beat.
 
     Raises InputError before anything is started, ActionNeeded when the model does not serve as exported, Transient
     when running again may help; what served before serves on.
@@ -28,9 +36,19 @@ def run(
     deployed.write(config, deployment)
     if deployed.checks:
         _log.info("%s is served at %s", config.served_model_name, deployed.endpoint)
+    if run_ := this_run(past_runs):
+        _promote(run_, Served(target=config.target, endpoint=deployed.endpoint, digest=deployed.digest))
     if deployed.service and not config.detach:
         local.serve_in_foreground(config, deployed.service)
     return deployed.figures()
+
+
+def _promote(run: ThisRun, served: Served) -> None:
+    """Make the model of ``run`` the champion. The one before stays for a roll-back, older ones go."""
+    run.history.write(run.run, served)
+    _log.info("run %s", run.history.run(run.run).summary())
+    if run.champion:
+        run.history.forget_models_before(run.champion)
 
 
 def _target(name: str) -> ModuleType:

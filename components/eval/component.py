@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from components.core.settings import Settings, setting
-from components.core.stage import Node, Secret, Stage
+from components.core.stage import Gate, Node, Secret, Stage, s3_secrets
 
 
 class EvalConfig(Settings):
@@ -72,13 +72,15 @@ STAGE = Stage(
     summary="Compare base and fine-tuned model, decide the gate",
     config=EvalConfig,
     inputs=("checkpoint", "eval_data"),
-    optional_inputs=("golden_eval", "champion"),
+    optional_inputs=("golden_eval", "champion", "past_runs"),
     outputs=("eval_results", "report"),
     results={"passed": bool},
+    gate=Gate("passed", "quality-gate"),
     image="gpu",
     node=Node(gpu="A100", cpu="8", memory="64Gi", shared_memory="16Gi"),
     secrets=(
         Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"),
         Secret(env="NIM_API_KEY", name="nim-api-key", key="NIM_API_KEY"),
+        *s3_secrets("history-s3"),
     ),
 )

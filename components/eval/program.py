@@ -13,10 +13,12 @@ from components.core.beir_data import BeirData, read_beir
 from components.core.encoder.checkpoint import load_base, load_checkpoint
 from components.core.encoder.config import EncoderConfig, read_encoder
 from components.core.errors import InputError
+from components.core.history import given_or_champions, this_run
 from components.eval.component import EvalConfig
 from components.eval.drift import drift
 from components.eval.gate import Gate, decide
 from components.eval.metrics import Evaluation, Scores, check_ids, measure, metric_name
+from components.eval.recurring import record
 from components.eval.report import LABELS, build_report
 from components.eval.slices import slices
 from components.eval.systems import (
@@ -42,14 +44,30 @@ def run(
     eval_data: Path,
     golden_eval: Path | None = None,
     champion: Path | None = None,
+    past_runs: Path | None = None,
     eval_results: Path,
     report: Path,
 ) -> dict[str, float | int | bool | str]:
     """Evaluate, write ``eval_results`` and ``report``, return the figures and ``passed``.
 
-    A gate that does not pass is a result, not an error. Raises InputError for a checkpoint or test set that is none,
+    The champion is ``champion``, or the one in ``past_runs``, which gets the verdict. A gate that does not pass is a
+    result, not an error. Raises InputError for a checkpoint or test set that is none,
     ActionNeeded and Transient for an endpoint that does not answer.
     """
+    with given_or_champions(champion, "checkpoint", past_runs) as champion:
+        return _evaluate(config, checkpoint, eval_data, golden_eval, champion, past_runs, eval_results, report)
+
+
+def _evaluate(
+    config: EvalConfig,
+    checkpoint: Path,
+    eval_data: Path,
+    golden_eval: Path | None,
+    champion: Path | None,
+    past_runs: Path | None,
+    eval_results: Path,
+    report: Path,
+) -> dict[str, float | int | bool | str]:
     encoder = _encoder_of(checkpoint)
     if champion is not None:
         _encoder_of(champion)
@@ -85,7 +103,10 @@ def run(
     _write_json(eval_results / RESULTS_FILE, _results(config, encoder, evaluations, costs, gate))
     _write_json(eval_results / SLICES_FILE, {name: [asdict(one) for one in found] for name, found in kinds.items()})
     _write_json(eval_results / PER_QUERY_FILE, {name: _per_query(found) for name, found in evaluations.items()})
-    report.write_text(build_report(config, encoder, evaluations, costs, gate, cutoffs), encoding="utf-8")
+    runs: list[str] = []
+    if run_ := this_run(past_runs):
+        runs = record(run_, gate, evaluations["test"].scores, len(sets["test"].queries), checkpoint, eval_data)
+    report.write_text(build_report(config, encoder, evaluations, costs, gate, cutoffs, runs), encoding="utf-8")
     return _metrics(evaluations, gate)
 
 

@@ -31,8 +31,9 @@ def build_report(
     costs: Mapping[str, Cost],
     gate: Gate,
     cutoffs: Sequence[int],
+    runs: Sequence[str] = (),
 ) -> str:
-    """The page; equal input gives equal bytes."""
+    """The page; equal input gives equal bytes. ``runs`` are recurring runs on the corpus, a line for each."""
     test, golden = evaluations["test"], evaluations.get("golden")
     return page(
         "Evaluation report",
@@ -40,6 +41,7 @@ def build_report(
         element("p", f"{encoder.base_model}, before and after fine-tuning", class_="soft"),
         _verdict(gate),
         _headline(config, test, golden, gate),
+        section("Recurring runs, newest first", element("ul", *(element("li", run) for run in runs))) if runs else "",
         _figures("Test set", "Held-out questions of the generated or labelled data.", config, test, cutoffs),
         _figures("Golden set", "Your own questions, never trained on.", config, golden, cutoffs) if golden else "",
         _slices("Test set", test, gate.metric),

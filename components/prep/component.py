@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from components.core.encoder.config import EncoderConfig
 from components.core.settings import setting
-from components.core.stage import Node, Secret, Stage
+from components.core.stage import Node, Secret, Stage, s3_secrets
 
 
 class PrepConfig(EncoderConfig):
@@ -77,9 +77,9 @@ STAGE = Stage(
     summary="Split, mine hard negatives, unroll",
     config=PrepConfig,
     inputs=("qa_pairs",),
-    optional_inputs=("frozen_eval", "miner", "checker"),
+    optional_inputs=("frozen_eval", "miner", "checker", "past_runs"),
     outputs=("training_data", "eval_data", "data_report"),
     image="gpu",
     node=Node(gpu="A100", cpu="16", memory="64Gi", shared_memory="16Gi"),
-    secrets=(Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"),),
+    secrets=(Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"), *s3_secrets("history-s3")),
 )

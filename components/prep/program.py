@@ -10,6 +10,7 @@ from typing import Any
 
 from components.core.encoder.checkpoint import load_base, load_checkpoint
 from components.core.errors import InputError
+from components.core.history import given_or_champions
 from components.prep.component import PrepConfig
 from components.prep.frozen import copy_frozen, read_frozen
 from components.prep.mining import Choice, Mined, mine
@@ -31,16 +32,31 @@ def run(
     frozen_eval: Path | None = None,
     miner: Path | None = None,
     checker: Path | None = None,
+    past_runs: Path | None = None,
     training_data: Path,
     eval_data: Path,
     data_report: Path,
 ) -> dict[str, Any]:
     """Read ``qa_pairs``, split, mine, write ``training_data``, ``eval_data`` and ``data_report``; return counts.
 
-    With ``frozen_eval`` the test set is that one, unchanged. Negatives are mined with ``miner`` when it is given, else
-    with the base model; what ``checker`` takes for an answer is no negative. Raises InputError when no question is
-    left, or when the split leaves a side empty.
+    With ``frozen_eval`` the test set is that one, unchanged; without, it is that of the champion in ``past_runs``, when
+    there is one. Negatives are mined with ``miner`` when it is given, else with the base model; what ``checker`` takes
+    for an answer is no negative. Raises InputError when no question is left, or when the split leaves a side empty.
     """
+    with given_or_champions(frozen_eval, "eval_data", past_runs) as frozen_eval:
+        return _prepare(config, qa_pairs, frozen_eval, miner, checker, training_data, eval_data, data_report)
+
+
+def _prepare(
+    config: PrepConfig,
+    qa_pairs: Path,
+    frozen_eval: Path | None,
+    miner: Path | None,
+    checker: Path | None,
+    training_data: Path,
+    eval_data: Path,
+    data_report: Path,
+) -> dict[str, Any]:
     rules = Rules(config.quality_threshold, config.max_pos_docs, config.split_group_field, config.split_time_field)
     frozen = read_frozen(frozen_eval) if frozen_eval else None
     records = read_records(qa_pairs, rules)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from components.core.encoder.config import EncoderConfig
 from components.core.settings import Settings, setting
-from components.core.stage import Node, Secret, Stage, s3_secrets
+from components.core.stage import Gate, Node, Secret, Stage, s3_secrets
 
 QueryType = Literal["multi_hop", "structural", "contextual"]
 ReasoningType = Literal["factual", "relational", "inferential", "temporal", "procedural", "causal", "visual"]
@@ -145,6 +145,19 @@ class SdgConfig(EncoderConfig):
         "Directory, s3:// or gs:// prefix where paid answers are kept, so that no run pays for one twice",
         form=True,
     )
+    history_uri: str | None = setting(
+        None,
+        "Directory, s3:// or gs:// prefix that recurring runs share: what each read and made, the model that is "
+        "served, its test set, and without ledger_uri the paid answers; null for a run of its own",
+        form=True,
+        min_length=1,
+    )
+    skip_unchanged: bool = setting(
+        True,
+        "With history_uri: end early, and green, when documents and settings of sdg are those of the last run; false "
+        "trains again, for instance with other settings of finetune",
+        form=True,
+    )
     max_tokens_total: int | None = setting(None, "Stop before more tokens than this, prompts included", form=True, gt=0)
     max_cost: float | None = setting(None, "Stop before a higher cost than this, in the currency of `prices`", gt=0)
     prices: dict[str, Price] = setting({}, "Per million tokens by model: `{MODEL: {prompt: 0.1, completion: 0.4}}`")
@@ -233,6 +246,11 @@ class SdgConfig(EncoderConfig):
         return {role: RoleParameters(**general | values.model_dump(exclude_none=True)) for role, values in own.items()}
 
     @property
+    def answers_uri(self) -> str | None:
+        """Where paid answers are kept."""
+        return self.ledger_uri or (self.history_uri and f"{self.history_uri.rstrip('/')}/answers")
+
+    @property
     def extensions(self) -> frozenset[str]:
         """Lower-case extensions with their dot; the empty one stands for files without extension."""
         parts = (part.strip().lower() for part in self.file_extensions.split(","))
@@ -244,7 +262,9 @@ STAGE = Stage(
     summary="Generate question-answer pairs from documents",
     config=SdgConfig,
     inputs=("corpus",),
-    outputs=("qa_pairs", "generation_report"),
+    outputs=("qa_pairs", "generation_report", "past_runs"),
+    results={"changed": bool},
+    gate=Gate("changed", "new-documents", keeps=True),
     image="cpu",
     node=Node(cpu="8", memory="16Gi"),
     secrets=(

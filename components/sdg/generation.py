@@ -65,7 +65,7 @@ def generate(records: list[dict[str, Any]], config: SdgConfig) -> Generated:
     for is in the ledger by then.
     """
     budget = Budget(config)
-    ledger = open_ledger(config.ledger_uri)
+    ledger = open_ledger(config.answers_uri)
     _log.info("estimate: %s", describe(estimate(records, config), config))
     if not ledger.durable:
         _log.warning("ledger_uri is not set: a run that is killed pays for everything again")

@@ -6,19 +6,22 @@ import json
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from components.core.errors import InputError
+from components.core.history import ThisRun
 from components.core.progress import track
 from components.sdg.budget import Budget, describe, estimate
 from components.sdg.bundles import bundle, to_record
+from components.sdg.changes import look, note
 from components.sdg.component import SdgConfig
 from components.sdg.corpus import Corpus, read_corpus
 from components.sdg.existing import read_existing
 from components.sdg.generation import Generated, generate
 from components.sdg.offline import OfflineGenerator
-from components.sdg.report import build_report
+from components.sdg.report import build_report, unchanged_report
 
 _log = logging.getLogger(__name__)
 _OFFLINE_STAMP = {
@@ -27,16 +30,20 @@ _OFFLINE_STAMP = {
 }
 
 
-def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path, generation_report: Path) -> dict[str, Any]:
+def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path, generation_report: Path, past_runs: Path) -> dict[str, Any]:
     """Read ``corpus``, write ``qa_pairs.jsonl`` and ``generation_result.json`` into ``qa_pairs``; return counts.
 
-    ``generation_report`` becomes a page about them.
+    ``generation_report`` becomes a page about them, ``past_runs`` says where this run stands among recurring ones. When
+    that shows nothing new, nothing is generated or paid, and ``changed`` is false.
 
     Both files depend on documents, settings and answers only: a run that was interrupted and went on makes the same
     bytes. Raises InputError when no document is usable or none yields a pair, and what ``generate`` raises.
     """
     read, records = _prepare(config, corpus)
     _log.info("%s", _describe(read, records))
+    run_, documents = look(read, config)
+    if run_.started.unchanged_since:
+        return _end_early(run_, documents, generation_report, past_runs)
     made = generate(records, config) if config.generator == "llm" else _offline(records, config)
     pairs = sum(len(record["deduplicated_qa_pairs"]) for record in records)
     passages = sum(len(record["chunks"]) for record in records)
@@ -59,7 +66,16 @@ def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path, generation_report: P
     }
     (qa_pairs / "generation_result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     generation_report.write_text(build_report(config, records, read, made), encoding="utf-8")
-    return {**counts, **made.metrics, "skipped_files": sum(read.skipped.values())}
+    paid = {name: made.metrics.get(name) for name in ("paid_answers", "reused_documents")}
+    note(replace(run_, started=run_.started.model_copy(update=paid)), documents, past_runs)
+    return {**counts, **made.metrics, "skipped_files": sum(read.skipped.values()), "changed": True}
+
+
+def _end_early(run_: ThisRun, documents: dict[str, str], generation_report: Path, past_runs: Path) -> dict[str, Any]:
+    """The same documents and settings gave a model that is served, or that the gate refused."""
+    runs = note(run_, documents, past_runs)
+    generation_report.write_text(unchanged_report(run_, runs), encoding="utf-8")
+    return {"documents": len(documents), "changed": False}
 
 
 def preview(config: SdgConfig, *, corpus: Path) -> str:

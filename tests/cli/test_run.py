@@ -50,7 +50,9 @@ def times(work: Path) -> dict[str, int]:
 @pytest.mark.slow
 def test_the_whole_chain_twice(corpus: Path, service: list[str], tmp_path: Path) -> None:
     work = tmp_path / "work"
-    done = run(work, "--corpus", corpus, "eval.min_eval_queries=1", "eval.min_gain=-1", "num_probes=8", *service)
+    settings = ["eval.min_eval_queries=1", "eval.min_gain=-1", "num_probes=8", *service]
+    settings += [f"history_uri={tmp_path / 'history'}"]
+    done = run(work, "--corpus", corpus, *settings)
     assert (done.code, done.said) == (0, [])
     for metric in ("nDCG@10", "Recall@10"):
         assert re.search(
@@ -65,11 +67,17 @@ def test_the_whole_chain_twice(corpus: Path, service: list[str], tmp_path: Path)
     assert (work / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
     before = times(work)
+    again = run(work, "--corpus", corpus, *settings)
+    assert (again.code, again.said) == (0, [])
+    assert re.search(r"^Run .*: 12 documents .* unchanged since .*: ended early", again.output, flags=re.MULTILINE)
+    assert {name for name, when in times(work).items() if when > before[name]} == {"past_runs"}
     (corpus / "with.txt").write_text(topics["with"], encoding="utf-8")
-    again = run(work, "--corpus", corpus, "--to", "prep")
+    queries = (work / "eval_data" / "queries.jsonl").read_bytes()
+    again = run(work, "--corpus", corpus, "--to", "prep", *settings[-1:])
     assert (again.code, again.said) == (0, [])
     after = times(work)
     assert all(after[name] > before[name] for name in ("qa_pairs", "training_data", "eval_data"))
+    assert (work / "eval_data" / "queries.jsonl").read_bytes() == queries
     assert "with.txt" in (work / "qa_pairs" / "qa_pairs.jsonl").read_text(encoding="utf-8")
 
 

@@ -46,7 +46,7 @@ def tokenizer() -> Any:
 
 def generate(corpus: Path, work: Path, **given: Any) -> list[dict[str, Any]]:
     work.mkdir(exist_ok=True)
-    outputs = {name: work / name for name in ("qa_pairs", "generation_report")}
+    outputs = {name: work / name for name in ("qa_pairs", "generation_report", "past_runs")}
     run(SdgConfig(**given), corpus=corpus, **outputs)
     lines = (outputs["qa_pairs"] / "qa_pairs.jsonl").read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines if line]

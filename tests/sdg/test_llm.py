@@ -39,7 +39,11 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def outputs(tmp_path: Path) -> dict[str, Path]:
-    return {"qa_pairs": tmp_path / "out", "generation_report": tmp_path / "report.html"}
+    return {
+        "qa_pairs": tmp_path / "out",
+        "generation_report": tmp_path / "report.html",
+        "past_runs": tmp_path / "past_runs",
+    }
 
 
 def generate(server: LlmServer, corpus: Path, tmp_path: Path, **settings: Any) -> tuple[list[dict], dict]:
@@ -191,12 +195,7 @@ def test_documents_cannot_close_their_marker(server: LlmServer, tmp_path: Path) 
 def test_unsafe_urls_are_refused(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("NVIDIA_API_KEY", KEY)
     with pytest.raises(InputError, match="llm_base_url"):
-        run(
-            SdgConfig(llm_base_url=url),
-            corpus=corpus,
-            qa_pairs=tmp_path / "out",
-            generation_report=tmp_path / "report.html",
-        )
+        run(SdgConfig(llm_base_url=url), corpus=corpus, **outputs(tmp_path))
 
 
 def test_missing_key_is_said_before_anything_is_sent(

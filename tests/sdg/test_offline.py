@@ -33,7 +33,7 @@ from pathlib import Path
 from components.sdg.component import SdgConfig
 from components.sdg.program import run
 run(SdgConfig(generator="offline", num_pairs=3), corpus=Path(sys.argv[1]), qa_pairs=Path(sys.argv[2]),
-    generation_report=Path(sys.argv[2] + ".html"))
+    generation_report=Path(sys.argv[2] + ".html"), past_runs=Path(sys.argv[2] + ".runs"))
 """
 
 
@@ -119,7 +119,8 @@ def test_reruns_are_byte_identical_whatever_the_hash_seed(
 
 def test_offline_data_says_that_it_is_not_for_quality_claims(corpus: Path, tmp_path: Path) -> None:
     config = SdgConfig(generator="offline", num_files=3)
-    run(config, corpus=corpus, qa_pairs=tmp_path / "out", generation_report=tmp_path / "report.html")
+    outputs = {"generation_report": tmp_path / "report.html", "past_runs": tmp_path / "past_runs"}
+    run(config, corpus=corpus, qa_pairs=tmp_path / "out", **outputs)
     lines = (tmp_path / "out" / "qa_pairs.jsonl").read_text(encoding="utf-8").splitlines()
     stamped = [*map(json.loads, lines), json.loads((tmp_path / "out" / "generation_result.json").read_text())]
     assert [record["for_quality_claims"] for record in stamped] == [False] * 4
@@ -133,7 +134,7 @@ def test_small_profile_makes_pairs_of_the_demo_corpus_without_the_golden_questio
     assert isinstance(config, SdgConfig)
     assert config.generator == "offline"
     out = tmp_path / "qa_pairs"
-    outputs = {"qa_pairs": out, "generation_report": tmp_path / "report.html"}
+    outputs = {"qa_pairs": out, "generation_report": tmp_path / "report.html", "past_runs": tmp_path / "past_runs"}
     outcome = execute(stage, config, inputs={"corpus": Source(corpus)}, outputs=outputs, uris={})
     records = [json.loads(line) for line in (out / "qa_pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     questions = [pair["question"] for record in records for pair in record["deduplicated_qa_pairs"]]
