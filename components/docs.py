@@ -1,4 +1,4 @@
-"""What is written about each stage from its declaration: the tables of its README, and Kubeflow's metadata.yaml."""
+"""What is written from the declarations: tables of READMEs, Kubeflow's metadata.yaml, the schema of the chart."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from components import values_schema
 from components.core.artifacts import ARTIFACTS
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
@@ -18,17 +19,20 @@ from components.profiles import profile
 from components.stages import STAGES
 
 PACKAGE = Path(__file__).resolve().parent
+VALUES_SCHEMA = PACKAGE.parent / "charts" / "nemotron-embed" / "values.schema.json"
 BEGIN, END = "<!-- generated -->", "<!-- /generated -->"
 # When all stages were last seen working together; Kubeflow's rules for components allow a year.
 LAST_VERIFIED = "2026-11-23T00:00:00Z"
 
 
 def write(*, check: bool = False) -> None:
-    """Write every README's tables and every metadata.yaml.
+    """Write every README's tables, every metadata.yaml and the schema of the chart's values.
 
     Raises InputError, and writes nothing, when ``check`` is set and a file is not what would be written.
     """
     wanted = {path: text for stage in STAGES for path, text in _files(stage).items()}
+    if VALUES_SCHEMA.is_file():
+        wanted[VALUES_SCHEMA] = values_schema.derived(VALUES_SCHEMA.read_text(encoding="utf-8"))
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if check and stale:
         names = ", ".join(str(path.relative_to(PACKAGE.parent)) for path in stale)

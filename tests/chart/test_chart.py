@@ -22,9 +22,11 @@ from components.deploy.backends import PORT, contract
 from components.deploy.component import DeployConfig
 from components.deploy.render import live_name, render
 from components.deploy.verify import main
+from components.plan import make_plan, resolve
 from components.profiles import PROFILES
 from components.server.app import build_app
 from components.stages import NAMES, STAGES
+from components.values_schema import derived
 from tests.chart.rendering import CHART, NAMESPACE, insecure, objects, one, problems, rendered
 from tests.chart.values_table import README, table
 from tests.deploy.bundles import write_bundle
@@ -135,6 +137,14 @@ def test_defaults_install_no_secret_no_job_and_nothing_of_operators() -> None:
         pytest.param({"pipelines": {"upload": ["train"]}}, "/pipelines/upload", id="unknown stage"),
         pytest.param({"pipelines": {"schedules": [SCHEDULE | {"cron": "daily"}]}}, "cron", id="no cron"),
         pytest.param({"pipelines": {"schedules": [{"name": "x"}]}}, "cron", id="schedule without cron"),
+        pytest.param({"pipelines": {"set": {"num_epoch": 2}}}, "num_epoch", id="no setting"),
+        pytest.param({"pipelines": {"set": {"num_epochs": 0}}}, "num_epochs", id="a setting out of range"),
+        pytest.param({"pipelines": {"set": {"seed": 1}}}, "seed", id="a setting that two stages have"),
+        pytest.param(
+            {"pipelines": {"schedules": [SCHEDULE | {"parameters": {"finetune_overrides": {"lr": 1}}}]}},
+            "finetune_overrides",
+            id="an override that is no setting",
+        ),
         pytest.param({"pipelines": {"host": "https://user:password@kfp"}}, "host", id="password in the address"),
         pytest.param({"monitoring": {"alerts": {"errorRatio": 5}}}, "errorRatio", id="five times all requests"),
         pytest.param({"kfpLauncher": {"defaultPipelineRoot": "bucket"}}, "defaultPipelineRoot", id="no URI"),
@@ -188,6 +198,7 @@ def _objects_of(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_values_keep_in_step_with_the_stages() -> None:
+    assert derived((CHART / "values.schema.json").read_text()) == (CHART / "values.schema.json").read_text()
     keys = {"ngc-api": {"NGC_API_KEY"}, "ngc-pull": {"NGC_API_KEY"}}
     for secret in (secret for stage in STAGES for secret in stage.secrets):
         keys.setdefault(secret.name, set()).add(secret.key)
@@ -197,11 +208,31 @@ def test_values_keep_in_step_with_the_stages() -> None:
         assert {name: set(part["properties"]["data"]["properties"]) for name, part in secrets} == keys
     settings = SCHEMA["properties"]["pipelines"]["properties"]
     assert settings["profile"]["enum"] == sorted(PROFILES)
+    form = {name for start in NAMES for name, *_ in pipeline._form(make_plan(start), options(start))}
+    optional = {f"{name}_uri" for stage in STAGES for name in stage.optional_inputs}
+    assert form <= set(settings["schedules"]["items"]["properties"]["parameters"]["properties"])
+    assert optional <= set(settings["schedules"]["items"]["properties"]["parameters"]["properties"])
     assert settings["nodeLabels"]["enum"] == [*pipeline.NODE_LABELS, pipeline.NO_GPU]
     assert SCHEMA["definitions"]["start"]["enum"] == list(NAMES)
     assert VALUES["images"] == pipeline.images()
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == chart["version"] == __version__
+
+
+def options(start: str) -> pipeline.Options:
+    return pipeline.Options(resolve(make_plan(start).stages, profile_name="llama", given={}), pipeline.images())
+
+
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+def test_the_schema_takes_what_the_stages_take(profile: str) -> None:
+    """Every value of a profile, as ``set`` and as an override of a schedule."""
+    settings = dict(PROFILES[profile])
+    assert rendered({"pipelines": {"set": settings, "upload": ["sdg"]}})
+    overrides = {
+        f"{stage.name}_overrides": resolve([stage], profile_name=profile, given={})[stage.name].model_dump(mode="json")
+        for stage in STAGES
+    }
+    assert rendered({"pipelines": {"schedules": [SCHEDULE | {"parameters": SCHEDULE["parameters"] | overrides}]}})
 
 
 def test_what_is_verified_is_the_service_that_deploy_keeps() -> None:

@@ -34,7 +34,14 @@ ABOVE = {
     "stages": DECLARATIONS,
     "plan": ("components.profiles", "components.stages"),
     "info": ("components.profiles", "components.stages"),
-    "docs": ("components.info", "components.plan", "components.profiles", "components.stages"),
+    "values_schema": ("components.plan", "components.profiles", "components.stages"),
+    "docs": (
+        "components.info",
+        "components.plan",
+        "components.profiles",
+        "components.stages",
+        "components.values_schema",
+    ),
     "summary": ("components.plan",),
     "local": ("components.plan", "components.summary"),
 }

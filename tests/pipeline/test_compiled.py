@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -65,11 +66,13 @@ def test_everything_refers_to_something(compiled: Compile, start: str, options: 
 def test_the_check_sees_what_is_broken(compiled: Compile) -> None:
     whole = compiled()["sdg"]
     broken = copy.deepcopy(whole.spec)
-    broken.root.dag.tasks["prep"].inputs.artifacts["qa_pairs"].task_output_artifact.producer_task = "nobody"
-    del broken.root.dag.tasks["finetune"].inputs.artifacts["training_data"]
-    broken.root.input_definitions.parameters["finetune_gpu_count"].parameter_type = kfp.ParameterType.NUMBER_INTEGER
+    group = broken.components["comp-condition-1"]
+    group.dag.tasks["eval"].inputs.artifacts["eval_data"].task_output_artifact.producer_task = "nobody"
+    del group.dag.tasks["finetune"].inputs.artifacts["training_data"]
+    count = group.input_definitions.parameters["pipelinechannel--finetune_gpu_count"]
+    count.parameter_type = kfp.ParameterType.NUMBER_INTEGER
     found = dangling(Pipeline(broken, whole.deployment, whole.platform, whole.kubernetes))
-    assert any("prep: qa_pairs comes from nothing" in problem for problem in found)
+    assert any("eval: eval_data comes from nothing" in problem for problem in found)
     assert any("finetune: required artifact training_data" in problem for problem in found)
     assert any("is no string" in problem for problem in found)
     text = (pipeline.PIPELINES / "nemotron-embed.yaml").read_text(encoding="utf-8")
@@ -151,14 +154,22 @@ def test_no_gpu_at_all_when_asked(compiled: Compile) -> None:
         assert not asked & set(whole.spec.root.input_definitions.parameters)
 
 
+def behind(whole: Pipeline, dag: Any, result: str) -> Any:
+    """The graph that runs only when ``result`` of a task in ``dag`` is true; nothing else in it is conditional."""
+    (gate,) = [task for task in dag.tasks.values() if task.HasField("trigger_policy")]
+    assert re.fullmatch(rf"inputs\.parameter_values\['[\w-]*{result}'\] == true", gate.trigger_policy.condition)
+    return whole.spec.components[gate.component_ref.name].dag
+
+
 def test_export_and_deploy_stand_behind_the_gate(compiled: Compile) -> None:
     for start in NAMES[: NAMES.index("eval") + 1]:
         whole = compiled()[start]
-        (gate,) = [task for task in whole.spec.root.dag.tasks.values() if task.HasField("trigger_policy")]
-        assert re.fullmatch(r"inputs\.parameter_values\['[\w-]*passed'\] == true", gate.trigger_policy.condition)
-        inside = whole.spec.components[gate.component_ref.name].dag.tasks
-        assert set(inside) == {"export", "deploy"}
-        assert not {"export", "deploy"} & set(whole.spec.root.dag.tasks)
+        dag = whole.spec.root.dag
+        if start == "sdg":
+            assert set(dag.tasks) == {"importer", "sdg", "condition-1"}
+            dag = behind(whole, dag, "sdg-changed")
+        assert not {"export", "deploy"} & set(dag.tasks)
+        assert set(behind(whole, dag, "eval-passed").tasks) == {"export", "deploy"}
     assert {"export", "deploy"} <= set(compiled()["export"].spec.root.dag.tasks)
 
 
