@@ -7,7 +7,9 @@ WORK ?= work/demo
 PORT ?= 8000
 DOCKER ?= docker
 REGISTRY ?= registry.example.com/nemotron-embed
-IMAGES := cpu gpu export server
+VARIANT ?=
+IMAGE_TOOL = $(PYTHON) images/build.py
+IMAGE_OPTIONS = --engine $(DOCKER) --registry $(REGISTRY) $(if $(VARIANT),--variant $(VARIANT))
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' components/__init__.py)
 # With a key or an endpoint of one's own the demo asks the LLM; without, it works offline.
 LLM := $(if $(NVIDIA_API_KEY)$(LLM_BASE_URL),sdg.generator=llm sdg.num_pairs=7) \
@@ -15,10 +17,10 @@ LLM := $(if $(NVIDIA_API_KEY)$(LLM_BASE_URL),sdg.generator=llm sdg.num_pairs=7) 
        $(if $(LLM_MODEL),$(foreach role,artifact_extraction qa_generation quality_judge,sdg.$(role)_model=$(LLM_MODEL)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop test lint format compile docs check images push clean
+.PHONY: help demo demo-stop demo-containers test lint format compile docs check images push release sbom stage lock clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-16s%s\n", $$1, $$2}'
 
 demo: $(VENV)/.local ## The whole recipe on this machine: corpus to served model (WORK=, PORT=)
 	@$(RUN) tests/data/pydoc/build.py --out $(WORK)/input
@@ -51,11 +53,27 @@ check: lint ## Check style, and that compiled pipelines and generated tables are
 	$(RUN) pipeline.py compile --check
 	$(RUN) -m components docs --check
 
-images: ## Build the images (REGISTRY=, DOCKER=docker, podman or buildah)
-	@for image in $(IMAGES); do $(DOCKER) build -f images/$$image/Dockerfile -t $(REGISTRY)/$$image:$(VERSION) . || exit; done
+images: ## Build the images (REGISTRY=, DOCKER=docker, podman or buildah, VARIANT=cpu or gpu)
+	@$(IMAGE_TOOL) build $(IMAGE_OPTIONS)
 
-push: ## Push the images (REGISTRY=)
-	@for image in $(IMAGES); do $(DOCKER) push $(REGISTRY)/$$image:$(VERSION) || exit; done
+push: ## Push the images, and write their digests to images/pins.env (REGISTRY=, DOCKER=)
+	@$(IMAGE_TOOL) push $(IMAGE_OPTIONS)
+
+release: images push compile ## Build and push the images, and compile pipelines that name them by digest
+
+sbom: ## List what each image holds: work/sbom/IMAGE.cdx.json (CycloneDX)
+	@$(IMAGE_TOOL) sbom $(IMAGE_OPTIONS)
+
+stage: ## Run a stage in its image: make stage STAGE=eval ARGS='k_values=[1,10]' WORK=work/demo
+	@$(IMAGE_TOOL) stage $(IMAGE_OPTIONS) --work $(WORK) $(STAGE) $(ARGS)
+
+lock: ## Write the images' requirements with hashes, from pyproject.toml and constraints.txt (needs uv)
+	@$(PYTHON) images/build.py lock
+
+demo-containers: $(VENV)/.test ## The compiled pipelines in the images, confined as on a cluster (needs Docker)
+	@for image in CPU GPU EXPORT SERVER; do \
+		export $${image}_IMAGE=$(REGISTRY)/$$(echo $$image | tr A-Z a-z):$(VERSION); done; \
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(RUN) -m pytest -n 0 -s -rs tests/containers
 
 clean: ## Remove the virtual environment and the demo's artifacts
 	rm -rf $(VENV) work build *.egg-info

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import report
 from tests.sdg.kills import kill_often
 from tests.sdg.llm_server import llm_server
-from tests.sdg.s3_server import s3_server
+from tests.storage.s3_server import s3_server
 
 
 def main() -> None:

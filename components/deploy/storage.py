@@ -14,7 +14,7 @@ from components.core.bundle import BUNDLE_FILES, Bundle, read_bundle
 from components.core.errors import InputError
 from components.core.model_manifest import MODEL_MANIFEST, ModelManifest, ServedFile
 from components.core.store import Store, open_store
-from components.core.store.errors import short, store_failure
+from components.core.store.errors import no_such_bucket, short, store_failure
 
 SERVED_SCHEMES = ("s3", "gs", "pvc", "oci", "hf")
 _log = logging.getLogger(__name__)
@@ -85,8 +85,6 @@ def publish(source: str, manifest: ModelManifest, prefix: str) -> str:
         for name in others:
             release.write(name, origin.read(name))
         release.write(MODEL_MANIFEST, description)
-    except FileNotFoundError as error:
-        raise InputError(f"{source} is no exported model ({short(error)}): give what export made") from None
     except Exception as error:
         raise store_failure(error, where) from None
     _log.info("copied the model to %s", target)
@@ -105,7 +103,12 @@ def _is_whole(release: Store, manifest: ModelManifest) -> bool:
 
 def _description(origin: Store, source: str, manifest: ModelManifest) -> bytes:
     """The model's own manifest, byte by byte. Raises InputError unless it says what ``manifest`` says."""
-    description = origin.read(MODEL_MANIFEST)
+    try:
+        description = origin.read(MODEL_MANIFEST)
+    except FileNotFoundError as error:
+        if no_such_bucket(error):
+            raise
+        raise InputError(f"{source} is no exported model ({short(error)}): give what export made") from None
     try:
         found = ModelManifest.model_validate_json(description)
     except ValueError as error:

@@ -39,10 +39,11 @@ def server() -> Iterator[KfpApi]:
 def image(tmp_path: Path) -> Path:
     """What images/cpu/Dockerfile copies besides the packages."""
     dockerfile = (ROOT / "images" / "cpu" / "Dockerfile").read_text()
-    assert re.search(r"pip install .*'\.\[.*\bkfp\b.*\]'", dockerfile)
+    assert "\nkfp==" in (ROOT / "images" / "cpu" / "requirements.txt").read_text()
     for source, target in re.findall(r"^COPY (\S+) (/opt/nemotron-embed/\S*)$", dockerfile, re.MULTILINE):
-        (tmp_path / target[1:]).mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / source, tmp_path / target[1:])
+        if source != "components":  # which PYTHONPATH brings
+            (tmp_path / target[1:]).mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / source, tmp_path / target[1:])
     return tmp_path
 
 

@@ -12,8 +12,8 @@ from components.core.bundle import BUNDLE_FILES, read_bundle
 from components.deploy.verify import main
 from tests.chart.rendering import objects, one
 from tests.deploy.bundles import write_bundle
-from tests.deploy.s3 import bucket_server
 from tests.deploy.service import Service, serving
+from tests.storage.s3_server import s3_server
 
 
 def base_model(service: Service, request: dict[str, Any], _: np.ndarray) -> np.ndarray:
@@ -25,7 +25,7 @@ def test_the_test_pod_reads_the_bundle_from_its_uri(
     fault: Any, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = write_bundle(tmp_path / "bundle", 1)
-    with bucket_server() as bucket, serving(Service(read_bundle(directory), fault)) as url:
+    with s3_server() as bucket, serving(Service(read_bundle(directory), fault)) as url:
         bucket.objects = {f"models/embed/{name}": (directory / name).read_bytes() for name in BUNDLE_FILES}
         for name, value in bucket.environment.items():
             monkeypatch.setenv(name, value)
@@ -47,7 +47,7 @@ def test_the_test_pod_reads_the_bundle_from_its_uri(
 def test_a_bundle_that_is_not_there_is_one_line(
     where: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with bucket_server() as bucket:
+    with s3_server() as bucket:
         for name, value in bucket.environment.items():
             monkeypatch.setenv(name, value)
         assert main(["--url", "http://127.0.0.1:9", "--model", "embed", "--bundle", where]) == 2

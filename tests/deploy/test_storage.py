@@ -15,15 +15,15 @@ from components.deploy import kserve
 from components.deploy.storage import publish, served_uri
 from tests.deploy.bundles import write_bundle
 from tests.deploy.conftest import Team
-from tests.deploy.s3 import Bucket, bucket_server
 from tests.deploy.service import Service
+from tests.storage.s3_server import S3Server, s3_server
 
 PREFIX = "s3://models/embed"
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    with bucket_server() as server:
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    with s3_server() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         yield server
@@ -43,11 +43,11 @@ def model(tmp_path: Path) -> Path:
     return directory
 
 
-def uploaded(bucket: Bucket) -> dict[str, bytes]:
+def uploaded(bucket: S3Server) -> dict[str, bytes]:
     return {key.removeprefix("models/"): body for key, body in bucket.objects.items()}
 
 
-def test_a_directory_is_copied_under_its_digest(model: Path, bucket: Bucket) -> None:
+def test_a_directory_is_copied_under_its_digest(model: Path, bucket: S3Server) -> None:
     manifest = read_model_manifest(model)
     uri = publish(str(model), manifest, PREFIX)
     assert uri == f"s3://models/embed/sha256-{manifest.digest}"
@@ -58,7 +58,7 @@ def test_a_directory_is_copied_under_its_digest(model: Path, bucket: Bucket) -> 
     assert list(bucket.objects)[-1].endswith("model-manifest.json")
 
 
-def test_a_release_is_copied_from_the_runs_own_storage_and_once(model: Path, bucket: Bucket) -> None:
+def test_a_release_is_copied_from_the_runs_own_storage_and_once(model: Path, bucket: S3Server) -> None:
     manifest = read_model_manifest(model)
     for path in model.rglob("*"):
         if path.is_file():
@@ -66,11 +66,11 @@ def test_a_release_is_copied_from_the_runs_own_storage_and_once(model: Path, buc
     uri = publish("minio://mlpipeline/v2/m", manifest, "s3://models/embed/")
     copied = {key: body for key, body in bucket.objects.items() if key.startswith("models/")}
     assert len(copied) == len({*manifest.files, *BUNDLE_FILES})
-    bucket.refuse = 500
+    bucket.put_status = 500
     assert publish("minio://mlpipeline/v2/m", manifest, PREFIX) == uri
 
 
-def test_a_changed_byte_publishes_nothing(model: Path, bucket: Bucket) -> None:
+def test_a_changed_byte_publishes_nothing(model: Path, bucket: S3Server) -> None:
     manifest = read_model_manifest(model)
     body = bytearray((model / "onnx/model.onnx.data").read_bytes())
     body[5000] ^= 1
@@ -81,7 +81,7 @@ def test_a_changed_byte_publishes_nothing(model: Path, bucket: Bucket) -> None:
     assert bucket.parts == {}
 
 
-def test_another_model_is_refused(model: Path, bucket: Bucket, tmp_path: Path) -> None:
+def test_another_model_is_refused(model: Path, bucket: S3Server, tmp_path: Path) -> None:
     other = read_model_manifest(write_bundle(tmp_path / "other", 2))
     with pytest.raises(InputError, match="is not the model of deploy_bundle"):
         publish(str(model), other, PREFIX)
@@ -90,8 +90,8 @@ def test_another_model_is_refused(model: Path, bucket: Bucket, tmp_path: Path) -
     assert bucket.objects == {}
 
 
-def test_a_bucket_that_refuses_is_named(model: Path, bucket: Bucket) -> None:
-    bucket.refuse = 403
+def test_a_bucket_that_refuses_is_named(model: Path, bucket: S3Server) -> None:
+    bucket.put_status = 403
     with pytest.raises(ActionNeeded, match=r"copy of .* to s3://models/embed/sha256-.*models-s3.*access is refused"):
         publish(str(model), read_model_manifest(model), PREFIX)
 
@@ -117,7 +117,7 @@ def test_places_that_a_cluster_cannot_read(uri: str) -> None:
         served_uri(uri)
 
 
-def test_the_copy_is_what_is_served(team: Team, model: Path, bucket: Bucket) -> None:
+def test_the_copy_is_what_is_served(team: Team, model: Path, bucket: S3Server) -> None:
     bundle = read_bundle(model)
     team.cluster.serves = lambda _: Service(bundle, name="team/embed")
     kserve.deploy(team.config(release_prefix=PREFIX), bundle, str(model))

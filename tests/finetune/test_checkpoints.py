@@ -16,7 +16,7 @@ from components.core.errors import ActionNeeded, InputError
 from components.core.store import Store, open_store
 from components.finetune.autosave import Autosave
 from components.finetune.checkpoints import Checkpoints, Saved
-from tests.sdg.s3_server import S3Server, s3_server
+from tests.storage.s3_server import S3Server, s3_server
 
 IDENTITY = {"settings": {"learning_rate": 1e-5, "seed": 1}, "training_data": "a" * 64}
 

@@ -32,7 +32,7 @@ from components.finetune.model import weights_digest
 from components.finetune.padded import PaddedGradient
 from components.finetune.tokenized import TokenizedData
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
-from tests.sdg.s3_server import s3_server
+from tests.storage.s3_server import s3_server
 
 EXAMPLES = 12
 

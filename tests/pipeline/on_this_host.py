@@ -82,8 +82,15 @@ def host(pipeline_root: Path) -> Iterator[Host]:
     # Of the caller's environment only what a container would have, too: nothing may depend on a developer's keys.
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "OMP_NUM_THREADS") if name in os.environ}
     runner = Host({**kept, "PYTHONPATH": str(Path(__file__).resolve().parents[2])})
+    with running_on(runner, pipeline_root):
+        yield runner
+
+
+@contextmanager
+def running_on(runner: Any, pipeline_root: Path) -> Iterator[None]:
+    """Within it, kfp's Docker runner takes ``runner`` for the ``docker`` package's client."""
     docker, errors = types.ModuleType("docker"), types.ModuleType("docker.errors")
-    docker.errors, docker.from_env, docker.DockerClient = errors, lambda: runner, Host
+    docker.errors, docker.from_env, docker.DockerClient = errors, lambda: runner, type(runner)
     errors.NotFound = LookupError
     with patch.dict(sys.modules, {"docker": docker, "docker.errors": errors}):
         # kfp's Docker runner imports the package when it is imported itself.
@@ -101,7 +108,7 @@ def host(pipeline_root: Path) -> Iterator[Host]:
             patch.object(task_executor, "time", types.SimpleNamespace(sleep=lambda seconds: None)),
         ):
             local.init(local.DockerRunner(), pipeline_root=str(pipeline_root), raise_on_error=True)
-            yield runner
+            yield
 
 
 def _output_named_in_a_condition(reference: str, outputs: Any) -> Any:

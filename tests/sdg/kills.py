@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.sdg.llm_server import LlmServer
-from tests.sdg.s3_server import S3Server
+from tests.storage.s3_server import S3Server
 
 
 def write_corpus(directory: Path, count: int) -> Path:

@@ -64,7 +64,7 @@ class LlmServer:
 
 
 @contextmanager
-def llm_server(tls: ssl.SSLContext | None = None) -> Iterator[LlmServer]:
+def llm_server(tls: ssl.SSLContext | None = None, *, port: int = 0) -> Iterator[LlmServer]:
     """A running server, with ``tls`` for https; it is gone afterwards."""
     script = LlmServer()
 
@@ -102,7 +102,7 @@ def llm_server(tls: ssl.SSLContext | None = None) -> Iterator[LlmServer]:
         def handle_error(self, *_: object) -> None:
             """A client that hangs up is part of the tests."""
 
-    server = Server(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", port), Handler)
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import from_url
 
-from components.core.store.errors import CorruptObject, is_passing, is_transient
+from components.core.store.errors import CorruptObject, is_passing
 
 SCHEMES = {"s3": "s3", "minio": "s3", "gs": "gs"}
 # Bodies have hundreds of megabytes; parts of this size fill the network with few requests, and each can be repeated.
@@ -24,6 +24,8 @@ _READERS = 8
 _SHA256 = "sha256"
 _WAITS = (0.5, 2.0)
 _RETRIES: Any = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
+# A part needs half a megabyte a second.
+_TIMEOUTS: dict[str, Any] = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=5)}
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "STORAGE_EMULATOR_HOST")
 Answer = TypeVar("Answer")
 
@@ -39,12 +41,14 @@ class Bucket:
         parts = urlsplit(uri)
         config: dict[str, Any] = {}
         if parts.scheme == "gs" and (emulator := os.environ.get("STORAGE_EMULATOR_HOST")):
-            config = {"base_url": emulator if "://" in emulator else f"http://{emulator}", "skip_signature": True}
+            # The variable of Google's own clients; an emulator asks for no credentials.
+            url = emulator if "://" in emulator else f"http://{emulator}"
+            config = {"base_url": url, "skip_signature": True, "bearer_token": "emulator"}
         # Stores inside of a cluster are often reached without TLS.
         plain = any(not os.environ.get(name, "https://").startswith("https://") for name in _ENDPOINTS)
         self._store: Any = from_url(
             f"{SCHEMES[parts.scheme]}://{parts.netloc}{parts.path}".rstrip("/"),
-            client_options={"allow_http": True} if plain else None,
+            client_options=_TIMEOUTS | ({"allow_http": True} if plain else {}),
             retry_config=_RETRIES,
             **config,
         )
@@ -52,7 +56,7 @@ class Bucket:
     def names(self, prefix: str = "") -> list[str]:
         # A prefix of an object store ends at a slash, so the rest of the name is compared here.
         folder = prefix.rpartition("/")[0] or None
-        found = (entry["path"] for batch in self._store.list(folder) for entry in batch)
+        found = _again(lambda: [entry["path"] for batch in self._store.list(folder) for entry in batch])
         return sorted(name for name in found if name.startswith(prefix))
 
     def read(self, name: str) -> bytes:
@@ -96,10 +100,7 @@ class Bucket:
     def create(self, name: str, body: bytes) -> None:
         attributes = {_SHA256: hashlib.sha256(body).hexdigest()}
         try:
-            _again(
-                lambda: self._store.put(name, body, mode="create", attributes=attributes, use_multipart=False),
-                is_transient,
-            )
+            _again(lambda: self._store.put(name, body, mode="create", attributes=attributes, use_multipart=False))
         except AlreadyExistsError:
             # Also the answer to a request repeated because the answer to the first was lost.
             if self.read(name) != body:
@@ -123,12 +124,12 @@ class Bucket:
                 continue
 
 
-def _again(action: Callable[[], Answer], worth_it: Callable[[BaseException], bool] = is_passing) -> Answer:
+def _again(action: Callable[[], Answer]) -> Answer:
     for wait in _WAITS:
         try:
             return action()
         except Exception as error:
-            if not (is_passing(error) or worth_it(error)):
+            if not is_passing(error):
                 raise
         time.sleep(wait)
     return action()

@@ -27,13 +27,16 @@ def short(error: BaseException) -> str:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the same request may succeed at once, although obstore does not repeat it."""
-    return isinstance(error, CorruptObject) or _code(error) in _DAMAGED_ON_THE_WAY
+    """Whether the same request may succeed at once, although obstore did not repeat it."""
+    if isinstance(error, CorruptObject) or _code(error) in _DAMAGED_ON_THE_WAY:
+        return True
+    repeated = re.search(r"after \d+ retries", str(error))
+    return not repeated and isinstance(store_failure(error, ""), Transient)
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the storage, or the way to it, failed; not the request."""
-    return isinstance(store_failure(error, ""), Transient)
+def no_such_bucket(error: BaseException) -> bool:
+    """Whether not the object is missing but all of its bucket."""
+    return _code(error) == "NoSuchBucket"
 
 
 def store_failure(error: BaseException, where: str) -> StageError:
@@ -60,7 +63,7 @@ def store_failure(error: BaseException, where: str) -> StageError:
         return ActionNeeded(f"{where}: access is refused ({short(error)}): check credentials and rights")
     if isinstance(error, CorruptObject):
         return ActionNeeded(f"{where}: {error}: remove it, or copy it again from its source")
-    if code == "NoSuchBucket":
+    if no_such_bucket(error):
         return InputError(f"{where}: there is no such bucket: create it, or correct the address")
     if isinstance(error, FileNotFoundError):
         return InputError(

@@ -1,0 +1,108 @@
+"""Building, pushing and running, against engines that only remember what they were told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from images import build
+
+DIGEST = "sha256:" + "ab" * 32
+REGISTRY = "registry.example.com:5000/team"
+ENGINE = """#!/usr/bin/env python3
+import json, sys
+with open("{log}", "a") as log:
+    print(json.dumps(sys.argv[1:]), file=log)
+if "fail" in "{mode}":
+    sys.exit(125)
+if sys.argv[1] == "push" and "--digestfile" in sys.argv:
+    open(sys.argv[sys.argv.index("--digestfile") + 1], "w").write("{digest}")
+if sys.argv[1:3] == ["image", "inspect"]:
+    other = "elsewhere/cpu@sha256:" + "00" * 32
+    print(json.dumps([other] if "{mode}" == "unpushed" else [other, sys.argv[-1].rpartition(":")[0] + "@{digest}"]))
+"""
+
+
+class Engine:
+    """A program that stands for docker or podman; ``calls`` are its command lines."""
+
+    def __init__(self, directory: Path, name: str, mode: str = "") -> None:
+        self.path, self._log = directory / name, directory / "calls.jsonl"
+        self.path.write_text(ENGINE.format(log=self._log, digest=DIGEST, mode=mode))
+        self.path.chmod(0o755)
+
+    @property
+    def calls(self) -> list[list[str]]:
+        return [json.loads(line) for line in self._log.read_text().splitlines()]
+
+    def run(self, command: str, *arguments: str) -> int:
+        return build.main([command, "--engine", str(self.path), "--registry", REGISTRY, *arguments])
+
+
+@pytest.fixture
+def pins_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "pins.env"
+    path.write_text(build.PINS.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(build, "PINS", path)
+    machine = ("BUILD_BASE", "BUILD_NETWORK", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "STAGE_OPTIONS")
+    for name in (*machine, *(line.partition("=")[0] for line in path.read_text().splitlines() if "=" in line)):
+        monkeypatch.delenv(name, raising=False)
+    return path
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman", "buildah"])
+def test_pushed_digests_are_pinned(engine: str, tmp_path: Path, pins_file: Path) -> None:
+    tool = Engine(tmp_path, engine)
+    assert tool.run("push") == 0
+    pinned = build.pins()
+    for image in build.NAMES:
+        assert pinned[f"{image.upper()}_IMAGE"] == f"{REGISTRY}/{image}:{build.version()}@{DIGEST}"
+    # Everything else in the file stays.
+    before = [line for line in (build.ROOT / "images/pins.env").read_text().splitlines() if "_IMAGE=" not in line]
+    assert [line for line in pins_file.read_text().splitlines() if "_IMAGE=" not in line] == before
+
+
+def test_a_push_without_digest_pins_nothing(
+    tmp_path: Path, pins_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = pins_file.read_text()
+    assert Engine(tmp_path, "docker", "unpushed").run("push") == 2
+    assert "does not say under which digest" in capsys.readouterr().err
+    assert Engine(tmp_path, "docker", "fail").run("push") == 125
+    assert pins_file.read_text() == before
+
+
+def test_images_are_built_on_what_is_pinned(tmp_path: Path, pins_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = Engine(tmp_path, "docker")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example.com/simple")
+    assert tool.run("build", "--variant", "cpu") == 0
+    assert [call[-2] for call in tool.calls] == [f"{REGISTRY}/{image}:{build.version()}" for image in build.NAMES]
+    arguments = [{call[i + 1] for i, text in enumerate(call) if text == "--build-arg"} for call in tool.calls]
+    cpu, gpu, export, server = arguments
+    assert f"BASE={build.pins()['BASE']}" in cpu and f"BASE={build.pins()['EXPORT_BASE']}" in export
+    assert all("PIP_INDEX_URL=https://mirror.example.com/simple" in given for given in arguments)
+    variant = "REQUIREMENTS=requirements-cpu.txt"
+    assert [variant in given for given in (cpu, gpu, export, server)] == [False, True, True, False]
+
+
+def test_a_stage_runs_confined_in_its_own_image(tmp_path: Path, pins_file: Path) -> None:
+    tool = Engine(tmp_path, "docker")
+    assert tool.run("stage", "--work", str(tmp_path / "work"), "eval", "k_values=[1,10]", "--dry-run") == 0
+    (call,) = tool.calls
+    assert call[:2] == ["run", "--rm"]
+    assert call[call.index(f"{REGISTRY}/gpu:{build.version()}") :][1:] == [
+        "eval", "--work", "/work", "k_values=[1,10]", "--dry-run",
+    ]  # fmt: skip
+    assert "--read-only" in call and call[call.index("--cap-drop") + 1] == "ALL"
+    assert tool.run("stage", "--work", str(tmp_path), "sdg") == 0
+    assert f"{REGISTRY}/cpu:{build.version()}" in tool.calls[-1]
+
+
+def test_a_mistake_is_one_line(tmp_path: Path, pins_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Engine(tmp_path, "docker").run("stage", "training") == 2
+    assert capsys.readouterr().err == "error: there is no stage 'training'\n"
+    missing = ["build", "--engine", str(tmp_path / "none"), "--registry", REGISTRY]
+    assert build.main(missing) == 2
+    assert capsys.readouterr().err.startswith("error: ")
