@@ -102,9 +102,13 @@ def images() -> dict[str, str]:
     return found
 
 
-def component(stage: Stage, image: str) -> Callable[..., dsl.PipelineTask]:
-    """The KFP component of ``stage``: its artifacts, the settings of the run form, and overrides for all others."""
-    required = [(name, dsl.Input[_artifact_class(name)], NO_DEFAULT) for name in stage.inputs]
+def component(stage: Stage, image: str, left_out: Iterable[str] = ()) -> Callable[..., dsl.PipelineTask]:
+    """The KFP component of ``stage``: its artifacts, the settings of the run form, and overrides for all others.
+
+    ``left_out`` are inputs that it does without.
+    """
+    inputs = tuple(name for name in stage.inputs if name not in left_out)
+    required = [(name, dsl.Input[_artifact_class(name)], NO_DEFAULT) for name in inputs]
     required += [(f"{name}_uri", str, NO_DEFAULT) for name in stage.by_uri]
     required += [(name, dsl.Output[_artifact_class(name)], NO_DEFAULT) for name in _outputs(stage)]
     required += [(name, dsl.OutputPath(kind), NO_DEFAULT) for name, kind in stage.results.items()]
@@ -125,9 +129,7 @@ def component(stage: Stage, image: str) -> Callable[..., dsl.PipelineTask]:
         )
 
     descriptions = {name: field.description or "" for name, field in form_settings([stage]).items()}
-    descriptions |= {
-        name: ARTIFACTS[name].summary for name in (*stage.inputs, *stage.optional_inputs, *_outputs(stage))
-    }
+    descriptions |= {name: ARTIFACTS[name].summary for name in (*inputs, *stage.optional_inputs, *_outputs(stage))}
     named = _with_signature(spec, stage.name, required + optional)
     named.__doc__ = "\n".join([f"{stage.summary}.", "", "Args:", *(f"    {n}: {d}" for n, d in descriptions.items())])
     return dsl.container_component(named)
@@ -204,7 +206,8 @@ def objects(plan: Plan, options: Options, *, namespace: str) -> str:
 
 def _add(stage: Stage, options: Options, given: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
     """Add the task of ``stage``; return what it makes, by the name of artifact and output parameter."""
-    arguments = {name: made[name] for name in stage.inputs}
+    left_out = [name for name in stage.inputs if name not in made]
+    arguments = {name: made[name] for name in stage.inputs if name in made}
     arguments |= {name: made[name] for name in stage.optional_inputs if name in made}
     arguments |= {f"{name}_uri": made[f"{name}_uri"] for name in stage.by_uri}
     # Every parameter is passed, also unchanged ones: kfp 2.17's driver knows no defaults of omitted ones.
@@ -212,9 +215,10 @@ def _add(stage: Stage, options: Options, given: Mapping[str, Any], made: Mapping
     arguments |= {name: given[_override_parameter(stage, name)] for name in _override_inputs(stage)}
     if stage.node.gpu:
         arguments |= {GPU_COUNT: given.get(f"{stage.name}_{GPU_COUNT}", "0")}
-    task = component(stage, options.images[stage.image])(**arguments)
+    task = component(stage, options.images[stage.image], left_out)(**arguments)
     task.set_display_name(f"{stage.name}: {stage.summary}")
-    task.set_caching_options(stage.cache)
+    # What a stage fetches by itself may be new although its address is not: no key of a cache tells.
+    task.set_caching_options(stage.cache and not left_out)
     _place(task, stage, options, given)
     for secret in stage.secrets:
         kubernetes.use_secret_as_env(
@@ -272,7 +276,7 @@ def _form(plan: Plan, options: Options) -> Iterable[tuple[str, Any, Any]]:
 
 def _unsaid(config: Settings, model: type[Settings], said: Mapping[str, Any]) -> dict[str, Any]:
     """Values in ``config`` of ``model``'s settings that are neither the default nor what ``said`` says already."""
-    values = {name: getattr(config, name) for name in model.model_fields}
+    values = config.model_dump(mode="json", include=set(model.model_fields))
     return {name: v for name, v in values.items() if v != said.get(name, model.model_fields[name].default)}
 
 
@@ -422,6 +426,14 @@ def _add_compile_options(sub: argparse.ArgumentParser) -> None:
         default=[],
         metavar="ARTIFACT",
         help=f"ask for an optional artifact as well ({optional}); pipelines that cannot take it are left as they are",
+    )
+    replaceable = ", ".join(f"{name} ({stage.name}.{by})" for stage in STAGES for name, by in stage.replaced_by.items())
+    sub.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="ARTIFACT",
+        help=f"do not ask for an artifact that a setting of its stage does for: {replaceable}",
     )
     sub.add_argument(
         "--set", dest="given", action="append", default=[], metavar="NAME=VALUE", help="another default in the form"
@@ -586,12 +598,23 @@ def arguments(plan: Plan, options: Options, given: Mapping[str, Any]) -> dict[st
     missing = [name for name, (_, default) in fields.items() if default is NO_DEFAULT and not values.get(name)]
     if missing:
         raise InputError(f"{', '.join(missing)}: give the address as NAME=URI")
+    for name in plan.brought:
+        if str(values[f"{name}_uri"]).startswith("hf://"):
+            raise InputError(f"{name}_uri: KFP imports nothing from hf://{_instead(plan, name)}")
     filled = {name: default for name, (_, default) in fields.items()} | values
     for stage in plan.stages:
         parameters = {name: filled[name] for name in form_settings([stage])}
         parameters |= {name: filled[_override_parameter(stage, name)] for name in _override_inputs(stage)}
-        settings_of(stage, parameters)
+        needed = stage.needed_inputs(settings_of(stage, parameters))
+        for name in plan.left_out:
+            if name in needed:
+                raise InputError(f"{stage.name}_{OVERRIDES}: set {stage.replaced_by[name]}, or compile with {name}")
     return values
+
+
+def _instead(plan: Plan, name: str) -> str:
+    stages = [stage for stage in plan.stages if name in stage.replaced_by]
+    return "".join(f": use --without {name}, and {one.replaced_by[name]} of {one.name}_{OVERRIDES}" for one in stages)
 
 
 _KINDS = {
@@ -626,10 +649,16 @@ def _requested(args: argparse.Namespace) -> list[tuple[Plan, dict[str, Settings]
     for start in args.starts or NAMES:
         plan = make_plan(start, args.end)
         offered = {name for stage in plan.stages for name in stage.optional_inputs} - set(plan.made)
-        plans.append(make_plan(start, args.end, extra=[name for name in args.extra if name in offered]))
+        replaceable = {name for stage in plan.stages for name in stage.replaced_by} & set(plan.brought)
+        extra = [name for name in args.extra if name in offered]
+        without = [name for name in args.without if name in replaceable]
+        plans.append(make_plan(start, args.end, extra=extra, without=without))
     for name in args.extra:
         if not any(name in plan.brought for plan in plans):
             raise InputError(f"--with {name}: no chosen stage takes it from outside")
+    for name in args.without:
+        if not any(name in plan.left_out for plan in plans):
+            raise InputError(f"--without {name}: no chosen stage can do without it")
     given = dict(_assignment(text) for text in args.given)
     chosen = [stage for stage in STAGES if any(stage in plan.stages for plan in plans)]
     if any(SERVING_NODE_SELECTOR in stage.config.model_fields for stage in chosen):

@@ -64,9 +64,10 @@ def parse(argv: list[str]) -> Command:
 
 
 def _run_command(args: argparse.Namespace) -> Command:
+    addresses = _addresses(args, make_plan(args.start, args.end).stages)
     brought = _paths(args, _brought_anywhere())
     plan = make_plan(args.start, args.end, extra=[n for n in brought if n in _optional_anywhere()])
-    configs = resolve(plan.stages, profile_name=args.profile, given=_given(args, None))
+    configs = resolve(plan.stages, profile_name=args.profile, given=_and(_given(args, None), addresses))
     request = local.Run(plan, configs, args.work, brought)
     return Command("run", request.show if args.dry_run else request.execute, args.verbose)
 
@@ -74,9 +75,12 @@ def _run_command(args: argparse.Namespace) -> Command:
 def _stage_command(stage: Stage, args: argparse.Namespace) -> Command:
     if args.executor_input is not None:
         return Command(stage.name, lambda: run_from_executor_input(stage, args.executor_input))
-    config = resolve([stage], profile_name=args.profile, given=_given(args, stage))[stage.name]
+    addresses = _addresses(args, [stage])
+    config = resolve([stage], profile_name=args.profile, given=_and(_given(args, stage), addresses))[stage.name]
     brought = _paths(args, stage.inputs + stage.optional_inputs + stage.by_uri)
     request = local.StageRun(stage, config, args.work, brought)
+    if stage.previews and args.preview and not args.dry_run:
+        return Command(stage.name, request.show_sample, args.verbose)
     return Command(stage.name, request.show if args.dry_run else request.execute, args.verbose)
 
 
@@ -86,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     for stage in STAGES:
         sub = _subcommand(commands, stage.name, stage.summary)
         sub.add_argument("--executor-input", metavar="JSON", help="run as a KFP task; the launcher fills this in")
+        if stage.previews:
+            sub.add_argument("--preview", action="store_true", help="show what the first document gives; write nothing")
         for name in stage.inputs + stage.optional_inputs + stage.by_uri:
             _artifact_option(sub, name, default=f"WORK/{name}")
         group = sub.add_argument_group("settings", "written as --name VALUE or name=VALUE")
@@ -133,12 +139,38 @@ def _subcommand(commands: Any, name: str, summary: str) -> argparse.ArgumentPars
 
 
 def _artifact_option(parser: argparse.ArgumentParser, name: str, *, default: str) -> None:
+    fetched = any(name in stage.replaced_by for stage in STAGES)
     text = f"{ARTIFACTS[name].summary} (default: {default})"
-    parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=Path, metavar="PATH", help=text)
+    text += "; s3://, gs://, minio:// and hf://DATASET@COMMIT/FOLDER are fetched" if fetched else ""
+    kind = _path_or_address if fetched else Path
+    metavar = "PATH|URI" if fetched else "PATH"
+    parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, metavar=metavar, help=text)
+
+
+def _path_or_address(text: str) -> Path | str:
+    """A text with a scheme stays one: Path would take a slash away."""
+    return text if "://" in text else Path(text)
 
 
 def _paths(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Path]:
-    return {name: path for name in names if (path := getattr(args, name)) is not None}
+    return {name: path for name in names if isinstance(path := getattr(args, name), Path)}
+
+
+def _addresses(args: argparse.Namespace, stages: Iterable[Stage]) -> dict[str, Any]:
+    """Inputs that were given as an address, as the settings that do for them."""
+    return {
+        f"{stage.name}.{setting}": [{"uri": address}]
+        for stage in stages
+        for name, setting in stage.replaced_by.items()
+        if isinstance(address := getattr(args, name), str)
+    }
+
+
+def _and(given: dict[str, Any], addresses: dict[str, Any]) -> dict[str, Any]:
+    for key in addresses:
+        if {key, key.rpartition(".")[2]} & given.keys():
+            raise InputError(f"an address as input and {key} as setting: write the address into {key} as well")
+    return given | addresses
 
 
 def _brought_anywhere() -> tuple[str, ...]:

@@ -37,7 +37,8 @@ class StageRun:
 
     def inputs(self) -> dict[str, Source]:
         """Where each input lies. Optional ones only when they were given or lie in ``work``."""
-        names = self.stage.inputs + tuple(n for n in self.stage.optional_inputs if self._has(n))
+        names = tuple(n for n in self.stage.inputs if n in self.stage.needed_inputs(self.config) or n in self.brought)
+        names += tuple(n for n in self.stage.optional_inputs if self._has(n))
         return {name: Source(path := self._place(name), sealed=is_sealed(path)) for name in names}
 
     def outputs(self) -> dict[str, Path]:
@@ -64,6 +65,12 @@ class StageRun:
                 check_input(name, source)
             text = self.stage.preview()(self.config, **{n: s.path for n, s in self.inputs().items()})
             print("  preview:", *text.splitlines(), sep="\n    ")
+
+    def show_sample(self) -> None:
+        """Print what the stage makes of the first of its inputs; nothing is written."""
+        for name, source in self.inputs().items():
+            check_input(name, source)
+        print(self.stage.sample()(self.config, **{name: source.path for name, source in self.inputs().items()}))
 
     def execute(self) -> None:
         """Run the stage here; its figures go to ``work/<stage>_metrics.json``."""
@@ -122,7 +129,11 @@ class Run:
 
     def _check(self) -> None:
         """Raise InputError before the first stage when something the user must bring is missing."""
+        needed = {name for stage in self.plan.stages for name in stage.needed_inputs(self.configs[stage.name])}
+        replaced = {name for stage in self.plan.stages for name in stage.replaced_by} - needed - set(self.brought)
         for name in self.plan.brought + self.plan.brought_by_uri:
+            if name in replaced:
+                continue
             path = self.brought.get(name, place(self.work, name))
             if not path.exists():
                 option = f"--{name.replace('_', '-')}"

@@ -21,12 +21,13 @@ class Plan:
     """Stages that run one after the other.
 
     ``brought`` are the artifacts that no chosen stage makes; ``brought_by_uri`` those of them of which a stage only
-    wants the URI.
+    wants the URI; ``left_out`` those that settings do for.
     """
 
     stages: tuple[Stage, ...]
     brought: tuple[str, ...]
     brought_by_uri: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def made(self) -> tuple[str, ...]:
@@ -38,10 +39,13 @@ class Plan:
         return self.stages[self.stages.index(stage) + 1 :]
 
 
-def make_plan(start: str = NAMES[0], end: str = NAMES[-1], *, extra: Iterable[str] = ()) -> Plan:
+def make_plan(
+    start: str = NAMES[0], end: str = NAMES[-1], *, extra: Iterable[str] = (), without: Iterable[str] = ()
+) -> Plan:
     """The stages from ``start`` to ``end``; ``extra`` names optional artifacts that the user brings as well.
 
-    Raises InputError for unknown or reversed stages, and for an extra artifact that no chosen stage takes.
+    ``without`` names artifacts that settings do for. Raises InputError for unknown or reversed stages, and for an
+    artifact that no chosen stage takes, or can do without.
     """
     first, last = STAGES.index(by_name(start)), STAGES.index(by_name(end))
     if first > last:
@@ -59,7 +63,12 @@ def make_plan(start: str = NAMES[0], end: str = NAMES[-1], *, extra: Iterable[st
     for name in extra:
         if name not in brought:
             raise InputError(f"none of the stages {start} to {end} takes '{name}' from outside: leave it out")
-    return Plan(stages, tuple(brought), tuple(by_uri))
+    replaceable = {name for stage in stages for name in stage.replaced_by if name in brought}
+    without = tuple(without)
+    for name in without:
+        if name not in replaceable:
+            raise InputError(f"none of the stages {start} to {end} can do without '{name}'")
+    return Plan(stages, tuple(name for name in brought if name not in without), tuple(by_uri), without)
 
 
 def resolve(stages: Iterable[Stage], *, profile_name: str, given: Mapping[str, Any]) -> dict[str, Settings]:

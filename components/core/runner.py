@@ -52,6 +52,9 @@ def execute(
     same place is replaced only by a complete one; it stays when the stage has nothing new. Raises StageError for what
     the user can act on.
     """
+    for name in stage.needed_inputs(config):
+        if name not in inputs:
+            raise InputError(f"{stage.name}: {name} is not given: name it" + _or_setting(stage, name))
     digests = {name: check_input(name, source) for name, source in inputs.items()}
     _log.info("settings %s", json.dumps(config.model_dump(mode="json"), sort_keys=True))
     staging = {name: _fresh(outputs[name].with_name(outputs[name].name + ".partial")) for name in stage.outputs}
@@ -60,7 +63,7 @@ def execute(
         returned = stage.program()(
             config,
             **{name: source.path for name, source in inputs.items()},
-            **{name: None for name in stage.optional_inputs if name not in inputs},
+            **{name: None for name in stage.inputs + stage.optional_inputs if name not in inputs},
             **{f"{name}_uri": uris[name] for name in stage.by_uri},
             **staging,
         )
@@ -75,6 +78,10 @@ def execute(
     outcome = Outcome(_metrics(returned, seconds=time.monotonic() - started), results, made)
     _log.info("metrics %s", json.dumps(outcome.metrics, sort_keys=True))
     return outcome
+
+
+def _or_setting(stage: Stage, name: str) -> str:
+    return f", or set {stage.replaced_by[name]}" if name in stage.replaced_by else ""
 
 
 def check_input(name: str, source: Source) -> str | None:

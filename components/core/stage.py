@@ -55,12 +55,12 @@ class Gate:
 class Stage:
     """One step of the recipe.
 
-    ``inputs`` and ``outputs`` are artifact names; wiring is by name. ``optional_inputs`` are used when an earlier
-    stage made them or the user brings them. ``by_uri`` are artifacts that the program gets as a URI and that are
-    never downloaded for it. ``results`` are output parameters: the program returns them among its metrics; one
-    called ``<output>_uri`` is filled in with that output's URI. ``gate`` decides by one of them whether the run goes
-    on. ``retries`` is how often KFP starts a failed task again. ``previews`` says that the program has a ``preview``,
-    which a dry run calls.
+    ``inputs`` and ``outputs`` are artifact names; wiring is by name. ``replaced_by`` names the setting that does for
+    an input that is not given. ``optional_inputs`` are used when an earlier stage made them or the user brings them.
+    ``by_uri`` are artifacts that the program gets as a URI and that are never downloaded for it. ``results`` are
+    output parameters: the program returns them among its metrics; one called ``<output>_uri`` is filled in with that
+    output's URI. ``gate`` decides by one of them whether the run goes on. ``retries`` is how often KFP starts a failed
+    task again. ``previews`` says that the program has a ``preview``, which a dry run calls, and a ``sample``.
     ``check_on_this_machine`` raises InputError for settings that a run without KFP cannot carry out.
     """
 
@@ -69,6 +69,7 @@ class Stage:
     config: type[Settings]
     outputs: tuple[str, ...]
     inputs: tuple[str, ...] = ()
+    replaced_by: Mapping[str, str] = field(default_factory=dict)
     optional_inputs: tuple[str, ...] = ()
     by_uri: tuple[str, ...] = ()
     results: Mapping[str, type] = field(default_factory=dict)
@@ -94,6 +95,10 @@ class Stage:
     def output_types(self) -> tuple[ArtifactType, ...]:
         return tuple(ARTIFACTS[name] for name in self.outputs)
 
+    def needed_inputs(self, config: Settings) -> tuple[str, ...]:
+        """The inputs that no setting of ``config`` does for."""
+        return tuple(name for name in self.inputs if not getattr(config, self.replaced_by.get(name, ""), None))
+
     def program(self) -> Callable[..., dict[str, Any]]:
         """The stage's ``run`` function; importing it may need the stage's heavy packages."""
         return importlib.import_module(f"components.{self.name}.program").run
@@ -101,3 +106,7 @@ class Stage:
     def preview(self) -> Callable[..., str]:
         """The program's ``preview``: what a run would do and cost, as text, from the same inputs."""
         return importlib.import_module(f"components.{self.name}.program").preview
+
+    def sample(self) -> Callable[..., str]:
+        """The program's ``sample``: what it makes of the first of its inputs, as text, without publishing anything."""
+        return importlib.import_module(f"components.{self.name}.program").sample

@@ -9,7 +9,9 @@ from components.core.beir_data import BeirData
 from components.eval.metrics import Scores
 
 # What queries.jsonl may say of a query in its metadata.
-FIELDS = ("query_type", "reasoning_type", "hop_count", "question_complexity", "synthetic_method", "source")
+FIELDS = (
+    "query_type", "reasoning_type", "hop_count", "question_complexity", "question_style", "synthetic_method", "source",
+)  # fmt: skip
 _LENGTHS = ((4, "1 to 4 words"), (9, "5 to 9 words"), (19, "10 to 19 words"))
 _LONGEST = "20 words and more"
 

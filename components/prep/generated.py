@@ -11,7 +11,7 @@ from components.prep.records import Example, Records, Rules
 
 _KEPT = (
     "query_type", "reasoning_type", "hop_count", "question_complexity", "answer", "hop_contexts", "segment_ids",
-    "synthetic_method",
+    "synthetic_method", "question_style",
 )  # fmt: skip
 
 
@@ -46,8 +46,10 @@ def add(records: Records, record: dict[str, Any], where: str, rules: Rules) -> N
     if evaluations is not None and len(evaluations) != len(pairs):
         records.dropped["document with another number of scores than pairs"] += 1
         return
+    source = record.get("source")
+    source = source if isinstance(source, str) and source else "generated"
     for pair, evaluation in zip(pairs, evaluations or [None] * len(pairs), strict=True):
-        if reason := _add_pair(records, pair, evaluation, document, texts, rules):
+        if reason := _add_pair(records, pair, evaluation, document, texts, rules, source):
             records.dropped[reason] += 1
 
 
@@ -73,7 +75,7 @@ def _cell(record: dict[str, Any], name: str, where: str) -> Any:
 
 
 def _add_pair(
-    records: Records, pair: Any, evaluation: Any, document: str, texts: dict[int, str], rules: Rules
+    records: Records, pair: Any, evaluation: Any, document: str, texts: dict[int, str], rules: Rules, source: str
 ) -> str | None:
     """Add the pair, or say what is wrong with it."""
     query = pair.get("question") if isinstance(pair, dict) else None
@@ -91,10 +93,11 @@ def _add_pair(
     if not all(text.strip() for text in positives):
         return "empty passage named"
     metadata = {name: pair[name] for name in _KEPT if pair.get(name) is not None}
-    metadata["source"] = "generated"
+    metadata["source"] = source
     if score is not None:
         metadata["quality_score"] = score
-    records.add_example(Example(query.strip(), positives, document, metadata=metadata), score, rules)
+    example = Example(query.strip(), positives, document, metadata=metadata, generated=True)
+    records.add_example(example, score, rules)
     return None
 
 

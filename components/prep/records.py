@@ -16,13 +16,17 @@ TOO_MANY_ANSWERS = "more than max_pos_docs passages"
 
 @dataclass(frozen=True)
 class Example:
-    """A question, the texts of the passages that answer it, and the document that it must not leave."""
+    """A question, the texts of the passages that answer it, and the document that it must not leave.
+
+    ``generated``: a model or a heuristic wrote it, and no person.
+    """
 
     query: str
     positives: tuple[str, ...]
     document: str
     negatives: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+    generated: bool = False
 
 
 @dataclass(frozen=True)

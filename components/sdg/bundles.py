@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ _ID_CHARACTERS = 16
 def bundle(documents: Sequence[Document], root: Path, config: SdgConfig) -> list[list[Document]]:
     """Each document alone; with ``multi_doc`` the bundles of the manifest, then the rest ``bundle_size`` at a time.
 
+    Of several sources each is bundled for itself, and the manifest, which may mix them, lies in the first: ``root``.
     Raises InputError for a manifest that cannot be read, names unknown documents, or makes too large bundles.
     """
     if not config.multi_doc:
@@ -36,8 +38,10 @@ def bundle(documents: Sequence[Document], root: Path, config: SdgConfig) -> list
         if missing:
             raise InputError(f"{where}: {missing[0]} is no usable document of the corpus, or stands there twice")
         bundles.append([by_name.pop(name) for name in names])
-    rest = list(by_name.values())
-    return bundles + [rest[start : start + config.bundle_size] for start in range(0, len(rest), config.bundle_size)]
+    for _, rest in groupby(by_name.values(), key=lambda document: document.source):
+        of_one = list(rest)
+        bundles += [of_one[at : at + config.bundle_size] for at in range(0, len(of_one), config.bundle_size)]
+    return bundles
 
 
 def to_record(documents: Sequence[Document], config: SdgConfig, fits: Callable[[str], bool] | None) -> dict[str, Any]:
@@ -59,6 +63,7 @@ def to_record(documents: Sequence[Document], config: SdgConfig, fits: Callable[[
     return {
         "file_name": names,
         "source_id": digest if together else names[0],
+        **({"source": documents[0].source} if documents[0].source else {}),
         "text": _BOUNDARY.join(document.text for document in documents),
         "chunks": chunks,
         "bundle_id": digest if together else "",

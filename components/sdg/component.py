@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -16,15 +17,17 @@ ReasoningType = Literal["factual", "relational", "inferential", "temporal", "pro
 QuestionStyle = Literal["question", "keywords", "problem"]
 ChatRole = Literal["artifact_extraction", "qa_generation", "quality_judge"]
 Role = Literal["artifact_extraction", "qa_generation", "quality_judge", "embed"]
+HUB_URI = re.compile(r"hf://(?P<dataset>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[0-9a-f]{40})(?:/(?P<folder>[^?#]*))?")
 # Headers that carry credentials: those come from the environment.
 _SECRET_HEADERS = {"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"}
 
 
 class Provider(Settings):
-    """An OpenAI-compatible endpoint. ``api_key_env`` names the variable that holds its key; null sends none."""
+    """An OpenAI-compatible endpoint. Its key is in the variable ``api_key_env`` or in a file, or there is none."""
 
     base_url: str
     api_key_env: str | None = None
+    api_key_file: str | None = None
     headers: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -51,6 +54,28 @@ class Price(Settings):
     completion: float = Field(0.0, ge=0)
 
 
+class Source(Settings):
+    """One of several corpora. ``uri`` null is the artifact ``corpus``; ``weight`` null takes all of it."""
+
+    name: str = Field("", pattern=r"^([A-Za-z0-9][\w.-]{0,62})?$")
+    uri: str | None = None
+    weight: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _uri_is_known(self) -> Source:
+        scheme, separator, rest = (self.uri or "").partition("://")
+        if self.uri is None or (self.uri and not separator):
+            return self
+        if scheme == "hf" and HUB_URI.fullmatch(self.uri):
+            return self
+        if scheme == "hf":
+            raise ValueError(f"{self.uri}: expected hf://DATASET@COMMIT or hf://DATASET@COMMIT/FOLDER, 40 hex digits")
+        bucket = rest.partition("/")[0]
+        if scheme in ("s3", "gs", "minio") and bucket and not set(rest) & set("@?#"):
+            return self
+        raise ValueError(f"{self.uri!r}: expected a directory, s3://, gs://, minio:// or hf://DATASET@COMMIT/FOLDER")
+
+
 class SdgConfig(EncoderConfig):
     """Settings of sdg. Names and defaults are the recipe's where it has them.
 
@@ -63,6 +88,15 @@ class SdgConfig(EncoderConfig):
     task: Literal["generate", "generate_from_chunks", "answer", "judge", "deduplicate"] = setting(
         "generate", "What to do: all of it from documents, or a part of it with the records of `*.jsonl` in the corpus"
     )
+    sources: list[Source] = setting(
+        [],
+        "Corpora that sdg reads itself, in place of or beside `corpus`: `[{name: wiki, uri: s3://..., weight: 2}, "
+        "...]`; a directory, `s3://`, `gs://`, `minio://` or `hf://DATASET@COMMIT/FOLDER`",
+    )
+    download_dir: str | None = setting(
+        None, "Directory that keeps what is fetched of `sources` for the next run; null is a temporary one"
+    )
+    max_download_mib: int = setting(10240, "A source with more than this to fetch is refused, in MiB", gt=0)
     file_extensions: str = setting(
         ".txt,.md,.text,", "Files to read, comma separated; an empty entry means files without extension", form=True
     )
@@ -124,6 +158,7 @@ class SdgConfig(EncoderConfig):
         "https://integrate.api.nvidia.com/v1", "OpenAI-compatible endpoint of the LLM", form=True
     )
     api_key_env: str = setting("NVIDIA_API_KEY", "Environment variable that holds the endpoint's key")
+    api_key_file: str | None = setting(None, "File that holds the key instead, a mounted Secret for instance")
     artifact_extraction_model: str = setting(
         "nvidia/nemotron-3-nano-30b-a3b", "LLM that extracts what a document is about", form=True
     )
@@ -184,6 +219,15 @@ class SdgConfig(EncoderConfig):
         return self
 
     @model_validator(mode="after")
+    def _sources_have_names(self) -> SdgConfig:
+        names = [source.name for source in self.sources]
+        if len(names) > 1 and ("" in names or len(set(names)) < len(names)):
+            raise ValueError("sources: give each of several a name of its own")
+        if sum(source.uri is None for source in self.sources) > 1:
+            raise ValueError("sources: only one can be the artifact corpus, all others need a uri")
+        return self
+
+    @model_validator(mode="after")
     def _task_has_an_llm(self) -> SdgConfig:
         if self.generator == "offline" and self.task != "generate":
             raise ValueError(f"task = {self.task} needs an LLM: set generator=llm")
@@ -235,7 +279,8 @@ class SdgConfig(EncoderConfig):
     def provider(self, role: str) -> tuple[str, Provider]:
         """Name and address of the endpoint of ``role``."""
         name = getattr(self, f"{role}_provider")
-        built_in = Provider(base_url=self.llm_base_url, api_key_env=self.api_key_env)
+        key = {"api_key_env": self.api_key_env, "api_key_file": self.api_key_file}
+        built_in = Provider(base_url=self.llm_base_url, **key)
         return name, built_in if name == "nvidia" else self.providers[name]
 
     @cached_property
@@ -262,6 +307,7 @@ STAGE = Stage(
     summary="Generate question-answer pairs from documents",
     config=SdgConfig,
     inputs=("corpus",),
+    replaced_by={"corpus": "sources"},
     outputs=("qa_pairs", "generation_report", "past_runs"),
     results={"changed": bool},
     gate=Gate("changed", "new-documents", keeps=True),
@@ -269,6 +315,8 @@ STAGE = Stage(
     node=Node(cpu="8", memory="16Gi"),
     secrets=(
         Secret(env="NVIDIA_API_KEY", name="nvidia-api-key", key="NVIDIA_API_KEY"),
+        # For other endpoints, by the names that providers.*.api_key_env may give.
+        *(Secret(env=name, name="llm-keys", key=name) for name in ("LLM_API_KEY", "JUDGE_API_KEY", "EMBED_API_KEY")),
         Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"),
         *s3_secrets("ledger-s3"),
     ),

@@ -1,31 +1,32 @@
-"""Reads a corpus: regular text files inside one directory, and nothing else."""
+"""Reads corpora: the texts of their files, each once."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from components.core.errors import InputError
 from components.core.near_duplicates import NearDuplicates
 from components.sdg.component import SdgConfig
 from components.sdg.formats import Unreadable, read_text
+from components.sdg.places import Place, suffix_of
 
 _log = logging.getLogger(__name__)
+_FETCHED_AT_ONCE = 256
 _PHRASE_WORDS = 5  # whole documents that share most of their phrases of this length are one
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document: its path inside the corpus, with slashes, and its text."""
+    """A document: its path inside the corpus, with slashes, its text, and the name of the corpus among several."""
 
     source_id: str
     text: str
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,83 +37,63 @@ class Corpus:
     skipped: dict[str, int]
 
 
-def read_corpus(root: Path, config: SdgConfig) -> Corpus:
-    """The usable documents below ``root``.
+def read_corpus(places: Sequence[Place], config: SdgConfig) -> Corpus:
+    """The usable documents of all ``places``, in their order.
 
-    Hidden files, links, and anything that is no regular file are never opened: a link in a corpus could name a
-    secret of the pod, and a FIFO would block for ever. Equal and nearly equal texts are kept once. Raises
-    InputError when nothing is usable, with the reasons.
+    Equal and nearly equal texts are kept once. Raises InputError when nothing of a place is usable, with the reasons,
+    and what fetching raises.
     """
-    skipped: Counter[str] = Counter()
-    suffixes: Counter[str] = Counter()
-    documents: list[Document] = []
-    seen: set[str] = set()
-    near = NearDuplicates(config.near_duplicate_threshold, words=_PHRASE_WORDS)
-    for path in regular_files(root, skipped):
-        suffix = _suffix(path.name)
-        suffixes[suffix or "(none)"] += 1
-        if suffix not in config.extensions:
-            skipped["other extension"] += 1
-            continue
-        if config.num_files is not None and len(documents) >= config.num_files:
-            skipped["over num_files"] += 1
-            continue
+    reader = _Reader(config)
+    for place in places:
+        reader.read(place)
+    return Corpus(reader.documents, dict(sorted(reader.skipped.items())))
+
+
+class _Reader:
+    """Documents so far, and what was left out."""
+
+    def __init__(self, config: SdgConfig) -> None:
+        self._config = config
+        self.documents: list[Document] = []
+        self.skipped: Counter[str] = Counter()
+        self._seen: set[str] = set()
+        self._near = NearDuplicates(config.near_duplicate_threshold, words=_PHRASE_WORDS)
+
+    def read(self, place: Place) -> None:
+        before = len(self.documents)
+        skipped = Counter(place.skipped)
+        for start in range(0, len(place.names), _FETCHED_AT_ONCE):
+            names = place.names[start : start + _FETCHED_AT_ONCE]
+            if not self._is_full(before):
+                place.fetch(names)
+            for name in names:
+                if self._is_full(before):
+                    skipped["over num_files"] += 1
+                elif reason := self._add(place, name):
+                    skipped[reason] += 1
+        if len(self.documents) == before:
+            raise InputError(_nothing(place, self._config, skipped))
+        self.skipped += skipped
+
+    def _is_full(self, before: int) -> bool:
+        return self._config.num_files is not None and len(self.documents) - before >= self._config.num_files
+
+    def _add(self, place: Place, name: str) -> str | None:
+        """Take the file in, or say why it is left out."""
         try:
-            text = _read(path, suffix, config)
+            text = _read(place.root / name, suffix_of(name), self._config)
         except Unreadable as reason:
-            skipped[str(reason)] += 1
-            _log.warning("left out %s: %s", path.relative_to(root), reason)
-            continue
+            _log.warning("left out %s: %s", name, reason)
+            return str(reason)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        if digest in seen:
-            skipped["same text as another file"] += 1
-            continue
-        seen.add(digest)
-        if config.near_duplicate_threshold < 1 and near.is_one(text):
-            skipped["nearly the same text as another file"] += 1
-            continue
-        documents.append(Document(str(PurePosixPath(path.relative_to(root))), text))
-    if not documents:
-        raise InputError(_nothing(root, config, skipped, suffixes))
-    return Corpus(documents, dict(sorted(skipped.items())))
-
-
-def regular_files(root: Path, skipped: Counter[str]) -> Iterator[Path]:
-    """Regular, visible files below ``root`` in order of their paths; everything else is counted."""
-    found = []
-    for folder, folders, files in os.walk(root):
-        for name in [n for n in folders if n.startswith(".") or (Path(folder) / n).is_symlink()]:
-            skipped["hidden" if name.startswith(".") else "link"] += 1
-            folders.remove(name)
-        for name in files:
-            path = Path(folder) / name
-            mode = path.lstat().st_mode
-            if name.startswith("."):
-                skipped["hidden"] += 1
-            elif stat.S_ISLNK(mode):
-                skipped["link"] += 1
-            elif not _is_utf8(str(path.relative_to(root))):
-                skipped["name is not UTF-8"] += 1
-            elif not stat.S_ISREG(mode):
-                skipped["not a regular file"] += 1
-            else:
-                found.append(path)
-    yield from sorted(found, key=lambda path: path.relative_to(root).parts)
-
-
-def _is_utf8(name: str) -> bool:
-    """Whether the file's name is text; Python stands bytes that are none in as lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def _suffix(name: str) -> str:
-    """The extension in lower case; a dotted name such as ``research.nvidia.com_blog`` has none.
-
-    An extension is at most five letters and digits, with a letter among them.
-    """
-    suffix = Path(name).suffix.lower()
-    letters = suffix[1:]
-    return suffix if letters.isalnum() and len(letters) <= 5 and not letters.isdigit() else ""
+        if digest in self._seen:
+            return "same text as another file"
+        self._seen.add(digest)
+        if self._config.near_duplicate_threshold < 1 and self._near.is_one(text):
+            return "nearly the same text as another file"
+        source_id = f"{place.source}/{name}" if place.source else name
+        self.documents.append(Document(source_id, text, place.source))
+        return None
 
 
 def _read(path: Path, suffix: str, config: SdgConfig) -> str:
@@ -123,16 +104,15 @@ def _read(path: Path, suffix: str, config: SdgConfig) -> str:
     return text
 
 
-def _nothing(root: Path, config: SdgConfig, skipped: Counter[str], suffixes: Counter[str]) -> str:
-    if not suffixes:
-        found = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
-        left_out = f" that can be read ({found})" if found else ""
-        return f"corpus {root} holds no files{left_out}: give a directory with documents"
-    if not set(suffixes) & {extension or "(none)" for extension in config.extensions}:
-        found = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))
+def _nothing(place: Place, config: SdgConfig, skipped: Counter[str]) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common() if count)
+    if not place.suffixes:
+        left_out = f" that can be read ({reasons})" if reasons else ""
+        return f"{place.where} holds no files{left_out}: give a place with documents"
+    if not set(place.suffixes) & {extension or "(none)" for extension in config.extensions}:
+        found = ", ".join(f"{count} {suffix}" for suffix, count in place.suffixes.most_common(5))
         return (
-            f"no document in {root} has an extension in {config.file_extensions} (found {found}): "
+            f"no document in {place.where} has an extension in {config.file_extensions} (found {found}): "
             f"change file_extensions or corpus"
         )
-    reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
-    return f"no document in {root} can be used ({reasons}): give UTF-8 text files"
+    return f"no document in {place.where} can be used ({reasons}): give UTF-8 text files"

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -55,7 +56,7 @@ class _Response:
 
 
 class Endpoint:
-    """Posts to ``provider``. The key is read from the environment, sent in a header and nowhere else.
+    """Posts to ``provider``. The key is read from the environment or a file, sent in a header and nowhere else.
 
     Raises InputError for an unsafe URL or a missing key, before anything is sent.
     """
@@ -64,19 +65,21 @@ class Endpoint:
         self.stopped: StageError | None = None
         self.url = _checked(provider.base_url, "llm_base_url" if name == "nvidia" else f"providers.{name}.base_url")
         self._config, self._counts = config, counts
-        self._key_name = provider.api_key_env
+        self._key_name = provider.api_key_file or provider.api_key_env
         self._throttle = Throttle(config.max_parallel_requests_for_gen)
         self._answered = False
-        key = os.environ.get(provider.api_key_env) if provider.api_key_env else None
-        if provider.api_key_env and not key and not _is_local(self.url):
+        key = _key(provider)
+        if self._key_name and not key and not _is_local(self.url):
             raise InputError(
-                f"{provider.api_key_env} is not set: export {provider.api_key_env}=... (or sdg.generator=offline)"
+                f"{self._key_name} is not set: export {self._key_name}=... (or sdg.generator=offline)"
+                if self._key_name == provider.api_key_env
+                else f"{self._key_name} is empty: put the key into it"
             )
         headers = {"Content-Type": "application/json", **provider.headers}
         headers |= {"Authorization": f"Bearer {key.strip()}"} if key else {}
         for header, value in headers.items():
             if not (header + value).isascii() or not (header + value).isprintable():
-                what = provider.api_key_env if header == "Authorization" else f"providers.{name}.headers.{header}"
+                what = self._key_name if header == "Authorization" else f"providers.{name}.headers.{header}"
                 raise InputError(f"{what} is not one line of plain ASCII text: correct it")
         self._headers = headers
         self._session: aiohttp.ClientSession | None = None
@@ -189,6 +192,16 @@ class Endpoint:
 
 def _back_off(tries: int) -> float:
     return min(2.0 ** (tries - 1) * random.uniform(0.5, 1.0), _LONGEST_BACK_OFF_SECONDS)
+
+
+def _key(provider: Provider) -> str | None:
+    """The key, from the file when there is one. Raises InputError for one that cannot be read."""
+    if provider.api_key_file is None:
+        return os.environ.get(provider.api_key_env) if provider.api_key_env else None
+    try:
+        return Path(provider.api_key_file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"api_key_file {provider.api_key_file} cannot be read ({error})") from None
 
 
 def _proxy(url: str) -> tuple[URL | None, aiohttp.BasicAuth | None]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from components.core.errors import InputError
 from components.sdg.component import SdgConfig
-from components.sdg.corpus import Corpus, Document, regular_files
+from components.sdg.corpus import Corpus, Document
 from components.sdg.formats import Unreadable, read_text
+from components.sdg.places import RECORDS, Place
 
 _FORM = '{"source_id": ..., "chunks": ["text", ...], "questions": ["text", ...]}, or lines of qa_pairs.jsonl'
 
 
-def read_existing(root: Path, config: SdgConfig) -> tuple[Corpus, list[dict[str, Any]]]:
-    """The records of all ``*.jsonl`` files below ``root``, in the recipe's form.
+def read_existing(places: Sequence[Place], config: SdgConfig) -> tuple[Corpus, list[dict[str, Any]]]:
+    """The records of all ``*.jsonl`` files of ``places``, in the recipe's form.
 
     Chunks are texts or the recipe's records; questions are texts or pairs with ``question``, ``answer`` and
     ``segment_ids``. Raises InputError naming file and line for what is no such record, lacks what ``task`` needs, or
@@ -25,23 +26,24 @@ def read_existing(root: Path, config: SdgConfig) -> tuple[Corpus, list[dict[str,
     """
     skipped: Counter[str] = Counter()
     records: dict[str, dict[str, Any]] = {}
-    for path in regular_files(root, skipped):
-        if path.suffix != ".jsonl":
-            skipped["other extension"] += 1
-            continue
-        for where, line in _lines(path, config):
-            record = _record(line, where, config)
+    for place in places:
+        skipped += place.skipped
+        before = len(records)
+        place.fetch(place.names)
+        for where, line in (found for name in place.names for found in _lines(place.root / name, config)):
+            record = _record(line, where, config) | ({"source": place.source} if place.source else {})
             if records.setdefault(record["source_id"], record) is not record:
                 raise InputError(f"{where}: source_id {record['source_id']!r} is there twice: give each its own")
-    if not records:
-        raise InputError(f"corpus {root} holds no records for task={config.task}: give .jsonl files of {_FORM}")
+        if len(records) == before:
+            raise InputError(f"{place.where} holds no records for task={config.task}: give .jsonl files of {_FORM}")
     found = list(records.values())
-    return Corpus([Document(one["source_id"], one["text"]) for one in found], dict(skipped)), found
+    documents = [Document(one["source_id"], one["text"], one.get("source", "")) for one in found]
+    return Corpus(documents, dict(sorted(skipped.items()))), found
 
 
 def _lines(path: Path, config: SdgConfig) -> Iterator[tuple[str, Any]]:
     try:
-        text = read_text(path, ".jsonl", config)
+        text = read_text(path, RECORDS, config)
     except Unreadable as reason:
         raise InputError(f"{path.name} is {reason}: give JSON Lines in UTF-8") from None
     for number, line in enumerate(text.split("\n"), 1):

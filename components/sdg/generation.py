@@ -205,11 +205,13 @@ async def _part(
     llm: Llm, record: dict[str, Any], chunks: list[dict[str, Any]], config: SdgConfig, bill: Counter[str]
 ) -> _Part:
     ask = ask_for_artifacts(text_of(record, chunks), config)
-    artifacts = (await llm.ask("artifact_extraction", ask, DocumentArtifacts, bill)).model_dump()
+    found = (await llm.ask("artifact_extraction", ask, DocumentArtifacts, bill)).model_dump()
+    artifacts = {kind: items[: config.max_artifacts_per_type] for kind, items in found.items()}
     answer = await llm.ask("qa_generation", ask_for_pairs(artifacts, chunks, config), Pairs, bill)
     known = {chunk["chunk_id"] for chunk in chunks}
     pairs = [pair.model_dump() for pair in answer.pairs]
-    usable = [pair for pair in pairs if set(pair["segment_ids"]) <= known]
+    known_only = [pair for pair in pairs if set(pair["segment_ids"]) <= known]
+    usable = known_only[: config.num_pairs]
     if not usable:
         raise GivenUp("every pair names segments that the document does not have")
     cosines = await llm.similarities([pair["question"] for pair in usable], bill)
@@ -221,7 +223,8 @@ async def _part(
         raise GivenUp("the judge scored none of the pairs")
     rejected = Counter(
         {
-            "names unknown segments": len(pairs) - len(usable),
+            "names unknown segments": len(pairs) - len(known_only),
+            "more than num_pairs": len(known_only) - len(usable),
             "repeats a question": len(usable) - len(distinct),
             "not scored by the judge": len(distinct) - len(scored),
         }

@@ -21,29 +21,39 @@ from components.sdg.corpus import Corpus, read_corpus
 from components.sdg.existing import read_existing
 from components.sdg.generation import Generated, generate
 from components.sdg.offline import OfflineGenerator
+from components.sdg.places import opened
 from components.sdg.report import build_report, unchanged_report
+from components.sdg.shares import OVER_WEIGHT, asked_for, by_source, weighted
 
 _log = logging.getLogger(__name__)
+_FEW_DOCUMENTS = 50
+# Left out on purpose: it says nothing about the quality of the corpus.
+_NO_DOUBT = ("other extension", "hidden", "over num_files", OVER_WEIGHT)
 _OFFLINE_STAMP = {
     "for_quality_claims": False,
     "note": "made by heuristics, for trials: judge models by questions of people, not by these",
 }
 
 
-def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path, generation_report: Path, past_runs: Path) -> dict[str, Any]:
-    """Read ``corpus``, write ``qa_pairs.jsonl`` and ``generation_result.json`` into ``qa_pairs``; return counts.
+def run(
+    config: SdgConfig, *, corpus: Path | None = None, qa_pairs: Path, generation_report: Path, past_runs: Path
+) -> dict[str, Any]:
+    """Read ``corpus`` and the settings' ``sources``, write ``qa_pairs``; return counts.
 
-    ``generation_report`` becomes a page about them, ``past_runs`` says where this run stands among recurring ones. When
-    that shows nothing new, nothing is generated or paid, and ``changed`` is false.
+    ``qa_pairs`` gets ``qa_pairs.jsonl`` and ``generation_result.json``; ``generation_report`` is a page about them,
+    ``past_runs`` says where this run stands among recurring ones. When that shows nothing new, nothing is generated or
+    paid, and ``changed`` is false.
 
     Both files depend on documents, settings and answers only: a run that was interrupted and went on makes the same
     bytes. Raises InputError when no document is usable or none yields a pair, and what ``generate`` raises.
     """
     read, records = _prepare(config, corpus)
-    _log.info("%s", _describe(read, records))
+    _log.info("%s", _describe(read, records, config))
     run_, documents = look(read, config)
     if run_.started.unchanged_since:
         return _end_early(run_, documents, generation_report, past_runs)
+    for warning in _doubts(read):
+        _log.warning("%s", warning)
     made = generate(records, config) if config.generator == "llm" else _offline(records, config)
     pairs = sum(len(record["deduplicated_qa_pairs"]) for record in records)
     passages = sum(len(record["chunks"]) for record in records)
@@ -60,6 +70,7 @@ def run(config: SdgConfig, *, corpus: Path, qa_pairs: Path, generation_report: P
         "generator": config.generator,
         **(_OFFLINE_STAMP if config.generator == "offline" else {}),
         "skipped_files": read.skipped,
+        **({"sources": by_source(records, config)} if config.sources else {}),
         "documents_without_pairs": [r["source_id"] for r in records if not r["deduplicated_qa_pairs"]],
         **counts,
         **made.totals,
@@ -78,25 +89,45 @@ def _end_early(run_: ThisRun, documents: dict[str, str], generation_report: Path
     return {"documents": len(documents), "changed": False}
 
 
-def preview(config: SdgConfig, *, corpus: Path) -> str:
+def preview(config: SdgConfig, *, corpus: Path | None = None) -> str:
     """What a run would read and cost, as text; nothing is sent.
 
     Raises InputError when no document is usable, or a cap has no prices.
     """
     read, records = _prepare(config, corpus)
-    lines = [_describe(read, records)]
+    lines = [_describe(read, records, config), *(f"warning: {doubt}" for doubt in _doubts(read))]
     if config.generator == "llm":
         Budget(config)
         lines.append(describe(estimate(records, config), config))
     return "\n".join(lines)
 
 
-def _prepare(config: SdgConfig, corpus: Path) -> tuple[Corpus, list[dict[str, Any]]]:
-    if config.task != "generate":
-        return read_existing(corpus, config)
-    read = read_corpus(corpus, config)
-    fits = _fits_passage(config) if config.chunk_by_tokens else None
-    return read, [to_record(documents, config, fits) for documents in bundle(read.documents, corpus, config)]
+def sample(config: SdgConfig, *, corpus: Path | None = None) -> str:
+    """What a run makes of the first document or bundle, as JSON; nothing is published, its requests are paid for.
+
+    Raises what ``run`` raises.
+    """
+    _, records = _prepare(config, corpus)
+    first = records[:1]
+    if config.generator == "llm":
+        generate(first, config.model_copy(update={"min_success": 1.0}))
+    else:
+        _offline(first, config)
+    return json.dumps(first[0], ensure_ascii=False, indent=2)
+
+
+def _prepare(config: SdgConfig, corpus: Path | None) -> tuple[Corpus, list[dict[str, Any]]]:
+    with opened(config, corpus) as places:
+        if config.task != "generate":
+            read, records = read_existing(places, config)
+        else:
+            read = read_corpus(places, config)
+            fits = _fits_passage(config) if config.chunk_by_tokens else None
+            if config.multi_doc_manifest:
+                places[0].fetch([config.multi_doc_manifest])
+            bundles = bundle(read.documents, places[0].root, config)
+            records = [to_record(documents, config, fits) for documents in bundles]
+    return weighted(read, records, config)
 
 
 def _fits_passage(config: SdgConfig) -> Callable[[str], bool]:
@@ -105,11 +136,25 @@ def _fits_passage(config: SdgConfig) -> Callable[[str], bool]:
     return fits_passage(config)
 
 
-def _describe(read: Corpus, records: list[dict[str, Any]]) -> str:
+def _describe(read: Corpus, records: list[dict[str, Any]], config: SdgConfig) -> str:
     passages = sum(len(record["chunks"]) for record in records)
+    words = sum(chunk["word_count"] for record in records for chunk in record["chunks"])
     skipped = ", ".join(f"{count} {reason}" for reason, count in read.skipped.items()) or "nothing"
     bundles = f" in {len(records)} bundles" if len(records) < len(read.documents) else ""
-    return f"{len(read.documents)} documents{bundles}, {passages} passages; left out: {skipped}"
+    pairs = sum(asked_for(record, config) for record in records)
+    size = f"{len(read.documents)} documents{bundles}, {passages} passages, {words:,} words"
+    return f"{size}; at most {pairs:,} questions; left out: {skipped}"
+
+
+def _doubts(read: Corpus) -> list[str]:
+    """What speaks against paying for this corpus."""
+    doubts = []
+    if len(read.documents) < _FEW_DOCUMENTS:
+        doubts.append(f"only {len(read.documents)} documents: fewer than {_FEW_DOCUMENTS} teach a model little")
+    unusable = sum(count for reason, count in read.skipped.items() if reason not in _NO_DOUBT)
+    if unusable > len(read.documents):
+        doubts.append(f"more files of these extensions are unusable ({unusable}) than usable: see what was left out")
+    return doubts
 
 
 def _offline(records: list[dict[str, Any]], config: SdgConfig) -> Generated:

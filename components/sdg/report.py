@@ -16,6 +16,7 @@ from components.sdg.component import SdgConfig
 from components.sdg.corpus import Corpus
 from components.sdg.generation import Generated
 from components.sdg.prompts import quotas
+from components.sdg.shares import by_source
 
 SAMPLES = 10
 TEXT_CHARACTERS = 400
@@ -36,6 +37,7 @@ def build_report(config: SdgConfig, records: Sequence[dict[str, Any]], read: Cor
         _headline(records, pairs, scores, config, made),
         _scores(scores),
         _kinds(pairs, config),
+        _sources(records, config),
         _left_out(records, read, made),
         _cost(config, made),
         _samples(records, config),
@@ -133,6 +135,25 @@ def _kinds(pairs: Sequence[dict[str, Any]], config: SdgConfig) -> Markup:
     return section(
         "Kinds of question", table(["Kind", "Value", "Questions", "Share", "Asked for"], rows, text_columns=2)
     )
+
+
+def _sources(records: Sequence[dict[str, Any]], config: SdgConfig) -> Markup:
+    """What each of several sources gave."""
+    if len(config.sources) < 2:
+        return Markup("")
+    found = by_source(records, config)
+    pairs = sum(one["pairs"] for one in found.values())
+    rows: list[list[object]] = [
+        [
+            name,
+            f"{one['documents']:,}",
+            f"{one['pairs']:,}",
+            _percent(one["pairs"], pairs),
+            one["weight"] or "all of it",
+        ]
+        for name, one in found.items()
+    ]
+    return section("Sources", table(["Source", "Documents", "Questions", "Share", "Weight"], rows))
 
 
 def _left_out(records: Sequence[dict[str, Any]], read: Corpus, made: Generated) -> Markup:

@@ -176,6 +176,7 @@ def test_program_takes_what_the_declaration_promises(stage: Stage) -> None:
     assert {p.kind for p in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
     promised: dict[str, Any] = dict.fromkeys(stage.inputs + stage.outputs, Path)
     promised |= dict.fromkeys(stage.optional_inputs, Path | None) | {f"{name}_uri": str for name in stage.by_uri}
+    promised |= dict.fromkeys(stage.replaced_by, Path | None)
     assert {name: p.annotation for name, p in parameters.items()} == promised
 
 

@@ -38,6 +38,14 @@ def test_optional_artifacts_are_brought_only_when_asked_for() -> None:
     assert "golden_eval" in make_plan(extra=["golden_eval"]).brought
 
 
+def test_what_a_setting_does_for_can_be_left_out() -> None:
+    plan = make_plan(without=["corpus"])
+    assert (plan.brought, plan.left_out) == ((), ("corpus",))
+    for start, name in (("prep", "corpus"), ("prep", "qa_pairs")):
+        with pytest.raises(InputError, match=f"do without '{name}'"):
+            make_plan(start, without=[name])
+
+
 @pytest.mark.parametrize(
     ("start", "end", "extra", "message"),
     [

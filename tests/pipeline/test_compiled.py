@@ -241,6 +241,21 @@ def test_optional_artifacts_are_asked_for_where_a_stage_takes_them(compiled: Com
     assert "golden_eval_uri" not in compiled()["sdg"].spec.root.input_definitions.parameters
 
 
+def test_a_corpus_that_sdg_fetches_itself_is_not_asked_for(compiled: Compile) -> None:
+    whole = compiled("--without", "corpus")["sdg"]
+    assert dangling(whole) == []
+    assert "corpus_uri" not in whole.spec.root.input_definitions.parameters
+    assert "import-corpus" not in str(whole.spec.root.dag.tasks)
+    assert not whole.task("sdg").inputs.artifacts
+    # No key of the cache tells whether what lies behind an address is new.
+    assert not whole.task("sdg").caching_options.enable_cache
+    assert whole.task("prep").caching_options.enable_cache
+    assert compiled("--without", "corpus")["prep"].spec == compiled()["prep"].spec
+    sources = [{"name": "wiki", "uri": "s3://bucket/wiki", "weight": 2.0}]
+    preset = compiled("--without", "corpus", "--set", f"sdg.sources={json.dumps(sources)}")["sdg"]
+    assert preset.default("sdg_overrides")["sources"] == sources
+
+
 def test_objects_for_gitops_hold_the_same_pipeline(tmp_path: Path) -> None:
     names = []
     for number, options in enumerate(([], [], ["--set", "gate_k=5"])):

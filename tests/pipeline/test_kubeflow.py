@@ -105,6 +105,13 @@ def test_a_server_that_restarts_does_not_end_the_wait(server: KfpApi) -> None:
         pytest.param([CORPUS, "finetune_node_selector={a: [}"], "expected a mapping", id="no YAML"),
         pytest.param([CORPUS, "num_epochs"], "expected NAME=VALUE", id="no value"),
         pytest.param([CORPUS, "--params", "nowhere.yaml"], "nowhere.yaml cannot be read", id="no file"),
+        pytest.param(["corpus_uri=hf://team/docs"], "use --without corpus, and sources of sdg_overrides", id="hub"),
+        pytest.param(["--without", "corpus"], "sdg_overrides: set sources", id="neither corpus nor sources"),
+        pytest.param(["--without", "corpus", CORPUS], "no field 'corpus_uri'", id="corpus left out and given"),
+        pytest.param(["--without", "qa_pairs", CORPUS], "no chosen stage can do without it", id="needed"),
+        pytest.param(
+            ["--without", "corpus", "sdg_overrides={sources: [{uri: 'hf://team/docs@main'}]}"], "40 hex", id="no commit"
+        ),
     ],
 )
 def test_wrong_parameters_are_named_before_the_server_is_asked(

@@ -265,3 +265,16 @@ def test_a_table_with_dates_and_gaps(tmp_path: Path) -> None:
     write_eval_data(tmp_path / "eval", records.examples, records.passages)
     written = [json.loads(line) for line in (tmp_path / "eval" / "queries.jsonl").read_text().splitlines()]
     assert [one["metadata"]["written"][:10] for one in written] == ["2026-01-31", "2026-02-01"]
+
+
+def test_generated_questions_carry_the_source_that_their_record_names(tmp_path: Path) -> None:
+    record = {
+        "source_id": "wiki/a",
+        "source": "wiki",
+        "chunks": [{"chunk_id": 1, "text": "The valve opens at 3 bar."}],
+        "deduplicated_qa_pairs": [{"question": "when", "segment_ids": [1], "question_style": "keywords"}],
+    }
+    (tmp_path / "qa_pairs.jsonl").write_text(json.dumps(record) + "\n")
+    (example,) = read_records(tmp_path, Rules()).examples
+    assert example.generated
+    assert example.metadata == {"source": "wiki", "segment_ids": [1], "question_style": "keywords"}

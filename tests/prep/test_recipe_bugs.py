@@ -28,9 +28,9 @@ from components.prep.read import read_records
 from components.prep.records import Example, Records, Rules
 from components.prep.write import TRAINING_FILE, write_training_data
 from components.sdg.component import SdgConfig
-from components.sdg.corpus import read_corpus
 from components.stages import by_name
 from tests.finetune.training import finetune, records, settings, texts, write_base, write_data
+from tests.sdg.reading import read_directory
 
 PARTS = ("valve", "pump", "filter", "motor", "sensor", "bearing")
 
@@ -112,7 +112,7 @@ def test_b2_every_number_of_examples_makes_batches(local: int) -> None:
 def test_b5_short_files_are_not_replaced_by_repeats_of_others(tmp_path: Path) -> None:
     for name, text in zip("abcde", ["long enough " * 9, "short", "also long " * 9, "", "quite long " * 9], strict=True):
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
-    assert [one.source_id for one in read_corpus(tmp_path, SdgConfig()).documents] == ["a.txt", "c.txt", "e.txt"]
+    assert [one.source_id for one in read_directory(tmp_path, SdgConfig()).documents] == ["a.txt", "c.txt", "e.txt"]
 
 
 def test_b8_test_and_validation_documents_are_never_mined(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_b37_files_that_cannot_be_used_are_named_and_extensions_fit_in_any_spell
 ) -> None:
     (tmp_path / "SHOUTED.TXT").write_text("loud and long enough " * 5, encoding="utf-8")
     (tmp_path / "latin.txt").write_bytes("größe ".encode("latin-1") * 20)
-    found = read_corpus(tmp_path, SdgConfig(file_extensions="txt"))
+    found = read_directory(tmp_path, SdgConfig(file_extensions="txt"))
     assert [one.source_id for one in found.documents] == ["SHOUTED.TXT"]
     assert found.skipped == {"not UTF-8": 1}
     assert "latin.txt: not UTF-8" in caplog.text

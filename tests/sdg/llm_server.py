@@ -27,6 +27,7 @@ class LlmServer:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.authorizations: set[str | None] = set()
         self.proxy_authorizations: set[str | None] = set()
+        self.teams: set[str | None] = set()
         self.fault: Fault | None = None
         self.edit: Callable[[str, str], str] = lambda step, text: text
         self.delay = 0.0  # seconds that an answer takes
@@ -73,6 +74,7 @@ def llm_server(tls: ssl.SSLContext | None = None, *, port: int = 0) -> Iterator[
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             script.authorizations.add(self.headers["authorization"])
             script.proxy_authorizations.add(self.headers["proxy-authorization"])
+            script.teams.add(self.headers["x-team"])
             status, headers, text = script.answer(self.path, body)
             if status == RESET:
                 self.connection.close()

@@ -10,7 +10,7 @@ import pytest
 
 from components.core.errors import InputError
 from components.sdg.component import SdgConfig
-from components.sdg.corpus import read_corpus
+from tests.sdg.reading import read_directory
 
 TEXT = "A document that is long enough to be used, {}, by any of the tests here."
 
@@ -23,7 +23,7 @@ def write(root: Path, *names: str) -> Path:
 
 
 def read(root: Path, **settings: object) -> list[str]:
-    return [document.source_id for document in read_corpus(root, SdgConfig(**settings)).documents]
+    return [document.source_id for document in read_directory(root, SdgConfig(**settings)).documents]
 
 
 def test_reads_nothing_that_a_link_names(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_reads_nothing_that_a_link_names(tmp_path: Path) -> None:
     corpus = write(tmp_path / "corpus", "a.txt")
     (corpus / "file.txt").symlink_to(secret / "token.txt")
     (corpus / "folder").symlink_to(secret)
-    result = read_corpus(corpus, SdgConfig())
+    result = read_directory(corpus, SdgConfig())
     assert [document.source_id for document in result.documents] == ["a.txt"]
     assert result.skipped == {"link": 2}
 
@@ -46,7 +46,7 @@ def test_a_fifo_does_not_block(tmp_path: Path) -> None:
     previous = signal.signal(signal.SIGALRM, blocked)
     signal.alarm(20)
     try:
-        result = read_corpus(tmp_path, SdgConfig())
+        result = read_directory(tmp_path, SdgConfig())
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
@@ -67,7 +67,7 @@ def test_a_fifo_does_not_block(tmp_path: Path) -> None:
 def test_leaves_out_what_is_no_text_and_says_why(tmp_path: Path, content: bytes, reason: str) -> None:
     write(tmp_path, "a.txt")
     (tmp_path / "b.txt").write_bytes(content)
-    result = read_corpus(tmp_path, SdgConfig())
+    result = read_directory(tmp_path, SdgConfig())
     assert [document.source_id for document in result.documents] == ["a.txt"]
     assert result.skipped == {reason: 1}
 
@@ -94,7 +94,7 @@ def test_folds_line_ends_and_byte_order_mark_and_keeps_equal_texts_once(tmp_path
     text = "First line of a text that is long enough.\nSecond line of it.\n"
     (tmp_path / "a.txt").write_bytes(text.encode())
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    result = read_corpus(tmp_path, SdgConfig())
+    result = read_directory(tmp_path, SdgConfig())
     assert [document.text for document in result.documents] == [text]
     assert result.skipped == {"same text as another file": 1}
 
@@ -112,4 +112,4 @@ def test_a_corpus_without_documents_is_an_error_that_says_what_to_change(
     tmp_path: Path, names: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        read_corpus(write(tmp_path, *names), SdgConfig())
+        read_directory(write(tmp_path, *names), SdgConfig())

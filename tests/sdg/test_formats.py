@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from components.core.errors import InputError
 from components.sdg.component import SdgConfig
-from components.sdg.corpus import Corpus, read_corpus
+from components.sdg.corpus import Corpus
+from tests.sdg.reading import read_directory
 
 CONFIG = SdgConfig(file_extensions=".html,.htm,.pdf,.docx,.txt")
 HTML = """<!doctype html><html><head><title>Not seen</title><style>p{color:red}</style></head><body>
@@ -23,7 +24,7 @@ HTML = """<!doctype html><html><head><title>Not seen</title><style>p{color:red}<
 
 
 def read(root: Path, config: SdgConfig = CONFIG) -> Corpus:
-    return read_corpus(root, config)
+    return read_directory(root, config)
 
 
 def pdf(*pages: str) -> bytes:

@@ -210,3 +210,47 @@ def test_missing_key_is_said_before_anything_is_sent(
 def test_quotas_sum_to_the_number_of_pairs(total: int) -> None:
     assert sum(quotas(total, {"a": 3, "b": 2, "c": 2, "d": 0}).values()) == total
     assert quotas(7, {"a": 3, "b": 2, "c": 2}) == {"a": 3, "b": 2, "c": 2}
+
+
+def test_a_key_may_lie_in_a_file_that_only_the_header_shows(
+    server: LlmServer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NVIDIA_API_KEY")
+    (tmp_path / "key").write_text("from-a-file-1234\n")
+    generate(server, corpus, tmp_path, api_key_file=str(tmp_path / "key"))
+    assert server.authorizations == {"Bearer from-a-file-1234"}
+    assert "from-a-file-1234" not in "".join(path.read_text() for path in (tmp_path / "out").iterdir())
+    with pytest.raises(InputError, match="api_key_file"):
+        generate(server, corpus, tmp_path, api_key_file=str(tmp_path / "nowhere"))
+
+
+def test_each_role_has_its_own_endpoint_key_headers_and_sampling(
+    server: LlmServer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", "of-the-judge")
+    with llm_server() as judge:
+        generate(
+            server,
+            corpus,
+            tmp_path,
+            providers={"judge": {"base_url": judge.url, "api_key_env": "JUDGE_API_KEY", "headers": {"X-Team": "a"}}},
+            quality_judge_provider="judge",
+            quality_judge_model="strict",
+            role_parameters={"quality_judge": {"temperature": 0, "top_p": 0.5, "max_tokens": 900}},
+        )
+        assert judge.authorizations == {"Bearer of-the-judge"}
+        assert judge.teams == {"a"}
+        sampled = {
+            tuple(body[k] for k in ("model", "temperature", "top_p", "max_tokens")) for _, body in judge.requests
+        }
+        assert sampled == {("strict", 0, 0.5, 900)}
+    assert server.authorizations == {f"Bearer {KEY}"}
+    assert server.teams == {None}
+    assert len(judge.requests) == 8
+    assert not any("pair_id" in json.dumps(body) for _, body in server.requests)
+
+
+def test_more_than_was_asked_for_is_left_out(server: LlmServer, corpus: Path, tmp_path: Path) -> None:
+    records, metrics = generate(server, corpus, tmp_path, num_pairs=2)  # the server gives three
+    assert {len(record["deduplicated_qa_pairs"]) for record in records} == {2}
+    assert metrics["rejected_pairs"]["more than num_pairs"] == len(records)

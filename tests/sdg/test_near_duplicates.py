@@ -10,7 +10,7 @@ import pytest
 
 from components.core.near_duplicates import NearDuplicates
 from components.sdg.component import SdgConfig
-from components.sdg.corpus import read_corpus
+from tests.sdg.reading import read_directory
 
 
 def words(seed: int, count: int) -> list[str]:
@@ -60,10 +60,10 @@ def test_only_one_of_near_duplicates_is_read_and_the_rest_is_counted(tmp_path: P
     for number, changed in enumerate(("", "draft", "final version")):
         (tmp_path / f"{number}.txt").write_text(" ".join([*text, changed]))
     (tmp_path / "other.txt").write_text(" ".join(words(2, 300)))
-    found = read_corpus(tmp_path, SdgConfig())
+    found = read_directory(tmp_path, SdgConfig())
     assert [document.source_id for document in found.documents] == ["0.txt", "other.txt"]
     assert found.skipped == {"nearly the same text as another file": 2}
-    assert len(read_corpus(tmp_path, SdgConfig(near_duplicate_threshold=1)).documents) == 4
+    assert len(read_directory(tmp_path, SdgConfig(near_duplicate_threshold=1)).documents) == 4
 
 
 def test_order_of_reading_is_order_of_paths(tmp_path: Path) -> None:
@@ -71,5 +71,5 @@ def test_order_of_reading_is_order_of_paths(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(" ".join([*words(1, 300), name]))
-    assert [document.source_id for document in read_corpus(tmp_path, SdgConfig()).documents] == ["a.txt"]
+    assert [document.source_id for document in read_directory(tmp_path, SdgConfig()).documents] == ["a.txt"]
     assert all(left < right for left, right in pairwise(sorted(names)))

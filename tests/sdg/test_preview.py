@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,3 +65,39 @@ def test_dry_run_of_an_unusable_corpus_says_so(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "corpus").mkdir()
     assert main(["sdg", "--dry-run", "--work", str(tmp_path), "--corpus", str(tmp_path / "corpus")]) == 2
     assert "holds no files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("generator", ["llm", "offline"])
+def test_preview_shows_the_first_document_and_writes_nothing(
+    server: LlmServer, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], generator: str
+) -> None:
+    ledger = tmp_path / "ledger"
+    arguments = ["sdg", "--work", str(tmp_path / "work"), "--corpus", str(corpus), f"llm_base_url={server.url}"]
+    arguments += [f"generator={generator}", f"ledger_uri={ledger}"]
+    assert main([*arguments, "--preview"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["source_id"] == "0.txt"
+    assert shown["deduplicated_qa_pairs"]
+    assert not (tmp_path / "work").exists()
+    assert len(server.requests) == (4 if generator == "llm" else 0)
+    assert main(arguments) == 0  # what was shown is not paid for again
+    assert len(server.requests) == (20 if generator == "llm" else 0)
+
+
+def test_a_poor_corpus_is_doubted_before_anything_is_paid(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sdg", "--dry-run", "--work", str(tmp_path), "--corpus", str(corpus)]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "at most 35 questions" in shown
+    assert "only 5 documents" in shown
+    assert "unusable" not in shown
+    for number in range(9):
+        (corpus / f"empty{number}.txt").write_text("")
+    assert main(arguments) == 0
+    assert "unusable (10) than usable" in capsys.readouterr().out
+    for number in range(60):
+        (corpus / f"good{number}.txt").write_text(f"A text about pump{number} and its valve{number}. " * 4)
+    assert main(arguments) == 0
+    assert "warning" not in capsys.readouterr().out

@@ -20,13 +20,17 @@ _PAGE = 1000
 
 
 class S3Server:
-    """``objects`` by ``bucket/key``, ``parts`` of uploads under way. Writes answer ``put_status`` when it is set."""
+    """``objects`` by ``bucket/key``, ``parts`` of uploads under way.
+
+    Writes answer ``put_status`` when it is set, reads and lists ``refusal``.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.metadata: dict[str, dict[str, str]] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
         self.put_status: int | None = None
+        self.refusal: tuple[int, str] | None = None  # status and code
         self.url = ""
         self.environment: dict[str, str] = {}
         self.lock = threading.Lock()
@@ -63,6 +67,8 @@ class _Handler(BaseHTTPRequestHandler):
         signed = self.headers.get("x-amz-content-sha256", "")
         if re.fullmatch("[0-9a-f]{64}", signed) and hashlib.sha256(sent).hexdigest() != signed:
             self._error(400, "XAmzContentSHA256Mismatch")
+        elif self.command in ("GET", "HEAD") and self.state.refusal:
+            self._error(*self.state.refusal)
         elif self.command in ("GET", "HEAD"):
             self._listed(key, query) if "list-type" in query else self._get(key)
         elif self.state.put_status:

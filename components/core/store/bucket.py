@@ -59,6 +59,11 @@ class Bucket:
         found = _again(lambda: [entry["path"] for batch in self._store.list(folder) for entry in batch])
         return sorted(name for name in found if name.startswith(prefix))
 
+    def listed(self) -> dict[str, tuple[int, float]]:
+        """Size in bytes and time of the last change, in seconds, of all files."""
+        found = (entry for batch in self._store.list() for entry in batch)
+        return {entry["path"]: (entry["size"], entry["last_modified"].timestamp()) for entry in found}
+
     def read(self, name: str) -> bytes:
         return _again(lambda: self._read(name))
 

@@ -1,0 +1,154 @@
+"""Documents that are fetched: a prefix of a bucket, or a data set on the Hugging Face hub at one commit.
+
+All names and sizes are known before anything is fetched. A file appears on the disk whole or not at all, and one that
+is there already, unchanged, is not fetched again: what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from obstore.exceptions import InvalidPathError
+
+from components.core.errors import ActionNeeded, InputError, Transient
+from components.core.store.bucket import Bucket
+from components.core.store.errors import store_failure
+from components.sdg.component import HUB_URI
+
+_AT_ONCE = 8
+_REFUSED = (401, 403)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """``sizes`` in bytes of all files, by name; ``fetch`` brings some of them below ``root``."""
+
+    root: Path
+    sizes: dict[str, int]
+    fetch: Callable[[Sequence[str]], None]
+
+
+def open_remote(uri: str, where: str, directory: Path) -> Remote:
+    """List what is at ``uri``; ``directory`` is for what will be fetched of it.
+
+    Raises InputError when there is no such place or an object's name is no path, ActionNeeded when access is refused,
+    Transient when the place does not answer. So does ``fetch``.
+    """
+    return _hub(uri, where, directory) if uri.startswith("hf://") else _bucket(uri, where, directory)
+
+
+def _bucket(uri: str, where: str, directory: Path) -> Remote:
+    with _bucket_errors(where):
+        bucket = Bucket(uri)
+        listed = bucket.listed()
+
+    def fetch(name: str) -> None:
+        size, modified = listed[name]
+        if not _is_there(directory / name, size, modified):
+            with _bucket_errors(where):
+                _write(directory / name, bucket.chunks(name), size, modified)
+
+    return Remote(directory, {name: size for name, (size, _) in listed.items()}, _in_parallel(fetch, listed))
+
+
+def _hub(uri: str, where: str, directory: Path) -> Remote:
+    import huggingface_hub as hub  # noqa: PLC0415 -- only users of the hub need the package
+
+    hub.utils.disable_progress_bars()
+    matched = HUB_URI.fullmatch(uri)
+    assert matched is not None  # Source says so
+    dataset, revision = matched["dataset"], matched["revision"]
+    folder = (matched["folder"] or "").strip("/")
+    # The environment only: never the file where `hf auth login` keeps a token. The endpoint may be a mirror.
+    token: Any = os.environ.get("HF_TOKEN") or False
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    here = {"repo_type": "dataset", "revision": revision, "token": token}
+    with _hub_errors(where):
+        tree = hub.HfApi(endpoint=endpoint).list_repo_tree(dataset, folder or None, recursive=True, **here)
+        files = [entry for entry in tree if isinstance(entry, hub.RepoFile)]
+    start = f"{folder}/" if folder else ""
+    sizes = {entry.path.removeprefix(start): entry.size for entry in files if entry.path.startswith(start)}
+
+    def fetch(name: str) -> None:
+        with _hub_errors(where):
+            hub.hf_hub_download(dataset, start + name, local_dir=directory, endpoint=endpoint, **here)
+
+    return Remote(directory / folder, sizes, _in_parallel(fetch, sizes))
+
+
+def _in_parallel(fetch: Callable[[str], None], known: Any) -> Callable[[Sequence[str]], None]:
+    def fetch_all(names: Sequence[str]) -> None:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(fetch, [name for name in names if name in known]))
+
+    return fetch_all
+
+
+def _is_there(path: Path, size: int, modified: float) -> bool:
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return found.st_size == size and found.st_mtime == modified
+
+
+def _write(path: Path, chunks: Iterator[bytes], size: int, modified: float) -> None:
+    """Write ``size`` bytes under another name first. Raises Transient when there are more or fewer."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Fetched names are never hidden, so none is like this.
+    partial = path.with_name(f".{threading.get_ident()}.partial")
+    written = 0
+    try:
+        with partial.open("wb") as out:
+            for chunk in chunks:
+                written += out.write(chunk)
+                if written > size:
+                    break
+        if written != size:
+            raise Transient(f"{path.name} had {size} bytes when it was listed, and has not now: run again")
+        os.utime(partial, (modified, modified))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _bucket_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except InvalidPathError as error:
+        raise InputError(f"{where} holds an object whose name is no path ({_line(error)}): rename it") from None
+    except Exception as error:
+        raise store_failure(error, where) from None
+
+
+@contextmanager
+def _hub_errors(where: str) -> Iterator[None]:
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise ActionNeeded(f"{where}: the hub refuses it: accept its terms and set HF_TOKEN") from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError):
+        raise InputError(f"{where}: no such data set, commit or folder, or HF_TOKEN may not see it") from None
+    except errors.HFValidationError as error:
+        raise InputError(f"{where} is no name of a data set ({_line(error)})") from None
+    except errors.HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in _REFUSED:
+            raise ActionNeeded(f"{where}: the hub refuses access: check HF_TOKEN") from None
+        raise Transient(f"{where} cannot be read ({_line(error)}): run again later") from None
+    except Exception as error:  # whatever the library's HTTP client raises
+        raise Transient(f"{where} cannot be read ({_line(error)}): check the network, or run again") from None
+
+
+def _line(error: BaseException) -> str:
+    """The first line of the error: the packages add pages of detail."""
+    return " ".join((str(error).splitlines() or [""])[0].split())[:300] or type(error).__name__
