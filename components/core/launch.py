@@ -33,8 +33,6 @@ from components.core.ranks import join, leave
 
 _REQUEST, _RESULT, _ERROR = "request.json", "result.json", "error-{}.json"
 _ERRORS = {kind.exit_code: kind for kind in (StageError, InputError, ActionNeeded, Transient)}
-# Seconds for the ranks to save what they have after SIGTERM, or after one of them failed.
-_GRACE = 30
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -107,7 +105,6 @@ def _config(count: int, folder: Path) -> LaunchConfig:
         rdzv_endpoint="localhost:0",
         local_addr="127.0.0.1",
         max_restarts=0,
-        shutdown_timeout=_GRACE,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
     )
 

@@ -1,0 +1,108 @@
+"""Fine-tuning on one GPU and on two: ``python -m benchmarks.scaling [--tiny] [--json FILE] [--only WORD]``.
+
+Every contestant is the stage's own command on the same data: 16 steps of 128 queries with one positive and four
+negatives each, all passages distinct, a model of the 1B shape with random weights. What counts is the median of the
+steps' tokens per second, without the first four, and the largest difference of a loss to that of the first contestant
+with the same loss. Without GPUs two processes share the cores: the figures say only that everything runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks import report
+from benchmarks.stages import write_base
+from benchmarks.workload import LLAMA_1B, TINY, Shape, passages, queries, text
+
+WARM_UP = 4
+NEGATIVES = 4
+IN_BATCH = ["in_batch_negatives=true", "local_batch_size=128"]
+# Name -> processes, settings. The first of each loss is what the others are compared with.
+CONTESTANTS: dict[str, tuple[int, list[str]]] = {
+    "one GPU": (1, []),
+    "two GPUs": (2, []),
+    "two GPUs, sums in bfloat16": (2, ["gradient_reduction=bf16"]),
+    "two GPUs, fsdp": (2, ["parallelism=fsdp", "local_batch_size=16"]),
+    "one GPU, in-batch negatives 128 x 640": (1, IN_BATCH),
+    "two GPUs, in-batch negatives 128 x 640": (2, IN_BATCH),
+}
+
+
+def main() -> None:
+    args = report.arguments("Fine-tuning on one GPU and on two, side by side.")
+    # 128 queries per step are scaled down for fewer than 2000 examples.
+    shape, steps, batch = (TINY, 8, 16) if args.tiny else (LLAMA_1B, 16, 128)
+    rows: list[dict[str, Any]] = []
+    first: dict[bool, tuple[list[float], float]] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        write_base(shape, work / "base")
+        data = write_data(shape, steps * batch, work / "data")
+        for name, (processes, settings) in CONTESTANTS.items():
+            if args.only not in name:
+                continue
+            given = [f"base_model={work / 'base'}", "num_epochs=1", f"global_batch_size={batch}", *settings]
+            losses, speed, seconds = _train(data, work / "work", [*given, f"num_processes={processes}"])
+            losses_of_first, speed_of_first = first.setdefault("in-batch" in name, (losses, speed))
+            rows.append(
+                {
+                    "contestant": name,
+                    "tokens/s": round(speed),
+                    "times the first": round(speed / speed_of_first, 2),
+                    "largest difference of a loss": max(
+                        abs(a - b) for a, b in zip(losses, losses_of_first, strict=True)
+                    ),
+                    "loss of the last step": losses[-1],
+                    "seconds in all": round(seconds),
+                }
+            )
+            print(rows[-1], flush=True)
+    report.publish(f"Fine-tuning on several GPUs, {steps} steps of {batch} queries x (1 + {NEGATIVES})", rows, args)
+
+
+def write_data(shape: Shape, count: int, directory: Path) -> Path:
+    """``count`` training examples; no passage occurs twice."""
+    (directory / "corpus").mkdir(parents=True)
+    texts = [text(ids) for ids in passages(shape, count * (1 + NEGATIVES))]
+    rows = [
+        {
+            "question": text(ids),
+            "pos_doc": [{"id": str(number)}],
+            "neg_doc": [{"id": str(count + number * NEGATIVES + place)} for place in range(NEGATIVES)],
+        }
+        for number, ids in enumerate(queries(shape, count))
+    ]
+    content = {"corpus": {"path": "./corpus/"}, "data": rows}
+    (directory / "train_mined.automodel_unrolled.json").write_text(json.dumps(content), encoding="utf-8")
+    table = pa.table({"id": [str(number) for number in range(len(texts))], "text": texts})
+    pq.write_table(table, directory / "corpus" / "train.parquet")
+    return directory
+
+
+def _train(data: Path, work: Path, settings: list[str]) -> tuple[list[float], float, float]:
+    """Loss of each step, median tokens per second, and seconds of the whole command."""
+    argv = [sys.executable, "-m", "components", "finetune", "--training-data", str(data), "--work", str(work)]
+    started = time.perf_counter()
+    done = subprocess.run([*argv, *settings], stderr=subprocess.PIPE, text=True, env=os.environ, check=False)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        sys.exit(f"{' '.join(settings)}: exit code {done.returncode}\n{done.stderr[-3000:]}")
+    lines = (work / "checkpoint" / "training.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [json.loads(line) for line in lines]
+    speed = statistics.median(step["tokens_per_second"] for step in steps[WARM_UP:])
+    return [step["loss"] for step in steps], speed, seconds
+
+
+if __name__ == "__main__":
+    main()
