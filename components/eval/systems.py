@@ -158,7 +158,8 @@ def _search(embed: Embed, label: str, sets: BeirSets, k: int, dimensions: Sequen
 
 
 def _best(queries: np.ndarray, passages: np.ndarray, data: BeirData, k: int, what: str) -> Run:
-    return to_run(*top_k(queries, passages, search_depth(data, k), what=what), data, k)
+    found = top_k(queries, passages, search_depth(data, k), what=what)
+    return to_run(found.scores, found.positions, data, k)
 
 
 def _cut(vectors: np.ndarray, dimension: int) -> np.ndarray:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from components.core.encoder.checkpoint import load_base, load_checkpoint
+from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
 from components.core.history import given_or_champions
 from components.prep.component import PrepConfig
 from components.prep.frozen import copy_frozen, read_frozen
-from components.prep.mining import Choice, Mined, mine
+from components.prep.hard_negatives import Choice
+from components.prep.mining import Embed, Mined, mine
 from components.prep.read import read_records
 from components.prep.records import Records, Rules
 from components.prep.report import build_report
@@ -71,12 +76,11 @@ def _prepare(
     )
     warnings = _check(config, records, parts, frozen is not None)
     mined = mine(
-        load_checkpoint(miner) if miner else load_base(config.encoder()),
+        _embed_with(config, miner or config.encoder()),
         parts,
         _choice(config),
         query_block=config.mining_batch_size,
-        batch_tokens=config.encode_batch_tokens,
-        checker=load_checkpoint(checker) if checker else None,
+        check=_embed_with(config, checker) if checker else None,
     )
     warnings += _shortage(config, mined)
     for warning in warnings:
@@ -98,6 +102,17 @@ def _prepare(
         "train_examples": rows,
         "eval_queries": len(frozen.queries) if frozen else len(parts.test),
     }
+
+
+def _embed_with(config: PrepConfig, model: EncoderConfig | Path) -> Embed:
+    """The vectors of the base model, or of the checkpoint ``model``."""
+
+    def embed(passages: Sequence[str], queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        encoder = load_checkpoint(model) if isinstance(model, Path) else load_base(model)
+        vectors = encoder.encode(passages, "passage", batch_tokens=config.encode_batch_tokens)
+        return vectors, encoder.encode(queries, "query", batch_tokens=config.encode_batch_tokens)
+
+    return embed
 
 
 def _choice(config: PrepConfig) -> Choice:

@@ -17,7 +17,7 @@ def test_equals_brute_force_with_ties_in_any_blocks(query_block: int, passage_bl
     # Small whole numbers: products are exact and many scores tie.
     queries = rng.integers(-2, 3, (9, 4)).astype(np.float32)
     passages = rng.integers(-2, 3, (40, 4)).astype(np.float32)
-    scores, rows = top_k(queries, passages, k, query_block=query_block, passage_block=passage_block)
+    scores, rows, _ = top_k(queries, passages, k, query_block=query_block, passage_block=passage_block)
     every = queries @ passages.T
     assert scores.shape == rows.shape == (9, min(k, 40))
     np.testing.assert_array_equal(scores, -np.sort(-every, axis=1)[:, :k])
@@ -35,7 +35,7 @@ def test_excluded_passages_end_a_row_with_minus_infinity() -> None:
         part = banned[rows, first_passage : first_passage + scores.shape[1]]
         scores[torch.from_numpy(part).to(scores.device)] = -torch.inf
 
-    scores, rows = top_k(queries, passages, 10, exclude=exclude, query_block=2, passage_block=3)
+    scores, rows, _ = top_k(queries, passages, 10, exclude=exclude, query_block=2, passage_block=3)
     expected = np.where(banned, -np.inf, queries @ passages.T)
     np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :10], rtol=1e-5, atol=1e-6)
     found = np.isfinite(scores)
@@ -56,7 +56,7 @@ def test_groups_of_scores_give_the_exact_best(passages: int, k: int, share_banne
         part = banned[first_query : first_query + scores.shape[0], first_passage : first_passage + scores.shape[1]]
         scores[torch.from_numpy(part)] = -torch.inf
 
-    scores, rows = top_k(queries, searched, k, exclude=exclude, query_block=3, passage_block=25_000)
+    scores, rows, _ = top_k(queries, searched, k, exclude=exclude, query_block=3, passage_block=25_000)
     expected = np.where(banned, -np.inf, queries @ searched.T)
     np.testing.assert_array_equal(scores, -np.sort(-expected, axis=1)[:, :k])
     found = np.isfinite(scores)
@@ -67,7 +67,7 @@ def test_groups_of_scores_give_the_exact_best(passages: int, k: int, share_banne
 def test_tensors_stay_where_they_are_and_bfloat16_is_summed_in_float32() -> None:
     rng = np.random.default_rng(4)
     queries, passages = (torch.from_numpy(rng.normal(size=(n, 32)).astype(np.float32)).bfloat16() for n in (5, 900))
-    scores, rows = top_k(queries, passages, 10)
+    scores, rows, _ = top_k(queries, passages, 10)
     every = queries.double() @ passages.double().T
     np.testing.assert_allclose(scores, every.sort(dim=1, descending=True).values[:, :10].numpy(), rtol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(every.numpy(), rows, axis=1), scores, rtol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 
 from components.core.beir_data import read_beir
 from components.prep.frozen import copy_frozen, read_frozen
-from components.prep.mining import Choice, mine
+from components.prep.hard_negatives import Choice
+from components.prep.mining import mine
 from components.prep.read import read_records
 from components.prep.records import Rules
 from components.prep.split import Split, split
@@ -24,15 +26,13 @@ THRESHOLD = 0.8
 FOOTER = "all rights reserved by the makers of this manual who wish you a pleasant day with your pump"
 
 
-class WordCounts:
+def word_counts(texts: Sequence[str]) -> np.ndarray:
     """A mining model: a text's vector counts its words, at length 1."""
-
-    def encode(self, texts: list[str], kind: str, *, batch_tokens: int) -> np.ndarray:
-        vectors = np.zeros((len(texts), 64), dtype=np.float32)
-        for row, text in enumerate(texts):
-            for word in text.lower().split():
-                vectors[row, zlib.crc32(word.encode()) % 64] += 1
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = np.zeros((len(texts), 64), dtype=np.float32)
+    for row, text in enumerate(texts):
+        for word in text.lower().split():
+            vectors[row, zlib.crc32(word.encode()) % 64] += 1
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def hostile_corpus(seed: int, folder: str = "") -> list[dict]:
@@ -86,7 +86,7 @@ def prepare(records: list[dict], work: Path, seed: int, frozen: Path | None = No
     )
     if not parts.train:
         return parts
-    mined = mine(WordCounts(), parts, Choice(5), query_block=7, batch_tokens=100)
+    mined = mine(lambda *texts: tuple(map(word_counts, texts)), parts, Choice(5), query_block=7)
     write_training_data(work / "training_data", parts.train, mined, parts.val, parts.training_passages)
     if frozen:
         copy_frozen(frozen, work / "eval_data")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.prep.mining import Choice, hard_negatives
+from components.prep.hard_negatives import Choice, Negatives, hard_negatives
 
 CHOICES = st.builds(
     lambda count, first, room, **other: Choice(
@@ -21,6 +21,17 @@ CHOICES = st.builds(
     absolute_margin=st.sampled_from([0.0, 0.25, 1.0, 4.0]),
     seed=st.integers(0, 5),
 )
+
+
+def listed(found: Negatives) -> list[list[tuple[int, float, str]]]:
+    """Row, score and origin of each negative, by query."""
+    return [
+        [
+            (int(found.rows[n, i]), float(found.scores[n, i]), "mined" if i < found.mined[n] else "filled")
+            for i in range(found.found[n])
+        ]
+        for n in range(len(found.found))
+    ]
 
 
 @settings(max_examples=250, deadline=None)
@@ -52,9 +63,10 @@ def test_equals_brute_force(
     positives = [order[: rng.integers(1, 3)].tolist() for order in pick]
     excluded = [order[: rng.integers(2, 5)].tolist() for order in pick]
     given_vectors = [torch.from_numpy(v) if tensors else v for v in (queries, passages)]
-    found, above = hard_negatives(
+    result = hard_negatives(
         *given_vectors, positives=positives, excluded=excluded, choice=choice, query_block=query_block, check=second
     )
+    found, above = listed(result), result.above
     every = queries @ passages.T
     models = [every, *([second[0] @ second[1].T] if second else [])]
     for number, chosen in enumerate(found):
@@ -90,9 +102,9 @@ def test_sampling_draws_every_eligible_rank_alike_and_repeats_itself() -> None:
     top = int(passages.argmax())
     same = {"positives": [[top]] * 3000, "excluded": [[top]] * 3000}
     choice = Choice(2, range_min=3, range_max=9, sampling="random", seed=7)
-    found, _ = hard_negatives(queries, passages, choice=choice, **same)
-    assert found == hard_negatives(queries, passages, choice=choice, **same)[0]
-    assert found != hard_negatives(queries, passages, choice=Choice(**{**vars(choice), "seed": 8}), **same)[0]
+    found = listed(hard_negatives(queries, passages, choice=choice, **same))
+    assert found == listed(hard_negatives(queries, passages, choice=choice, **same))
+    assert found != listed(hard_negatives(queries, passages, choice=Choice(**{**vars(choice), "seed": 8}), **same))
     rank = {row: place for place, row in enumerate(np.argsort(-passages[:, 0])[1:].tolist())}
     drawn = [rank[row] for one in found for row, _, _ in one]
     counts = np.bincount(drawn, minlength=30)
@@ -105,7 +117,7 @@ def test_tensors_in_bfloat16_score_as_their_float32_products() -> None:
     rng = np.random.default_rng(3)
     queries, passages = (torch.from_numpy(rng.normal(size=(n, 16)).astype(np.float32)).bfloat16() for n in (20, 700))
     same = {"positives": [[n] for n in range(20)], "excluded": [[n] for n in range(20)]}
-    found, above = hard_negatives(queries, passages, choice=Choice(4), **same)
-    expected, also = hard_negatives(queries.float().numpy(), passages.float().numpy(), choice=Choice(4), **same)
-    assert [[row for row, _, _ in one] for one in found] == [[row for row, _, _ in one] for one in expected]
-    assert above == also
+    found = hard_negatives(queries, passages, choice=Choice(4), **same)
+    expected = hard_negatives(queries.float().numpy(), passages.float().numpy(), choice=Choice(4), **same)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.above, expected.above)

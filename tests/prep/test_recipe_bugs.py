@@ -23,7 +23,8 @@ from components.finetune.data import batch_size, batches
 from components.finetune.schedule import learning_rate
 from components.plan import resolve
 from components.prep.component import STAGE, PrepConfig
-from components.prep.mining import Choice, Mined, Negative, hard_negatives
+from components.prep.hard_negatives import Choice, hard_negatives
+from components.prep.mining import Mined, Negative
 from components.prep.read import read_records
 from components.prep.records import Example, Records, Rules
 from components.prep.write import TRAINING_FILE, write_training_data
@@ -91,10 +92,10 @@ def corpus(work: Path) -> dict[str, str]:
 
 def test_b1_no_negative_above_the_margin_comes_back_with_an_infinite_score(tmp_path: Path) -> None:
     query, passages = np.float32([[1, 0]]), np.float32([[0.5, 0], [0.9, 0], [0.49, 0]])
-    found, above = hard_negatives(query, passages, positives=[[0]], excluded=[[0]], choice=Choice(5, margin=0.99))
-    assert [(row, origin) for row, _, origin in found[0]] == [(2, "mined")]
-    assert above == [1]
-    mined = [Mined((0.5,), tuple(Negative("n", score, origin) for _, score, origin in found[0]))]
+    found = hard_negatives(query, passages, positives=[[0]], excluded=[[0]], choice=Choice(5, margin=0.99))
+    assert found.mined.tolist() == found.found.tolist() == found.above.tolist() == [1]
+    assert found.rows[0, 0] == 2
+    mined = [Mined((0.5,), (Negative("n", float(found.scores[0, 0]), "mined"),))]
     write_training_data(tmp_path / "t", [Example("q", ("p",), "d")], mined, [], ["p", "n"])
     text = (tmp_path / "t" / TRAINING_FILE).read_text(encoding="utf-8")
     assert len(json.loads(text, parse_constant=lambda name: pytest.fail(name))["data"][0]["neg_doc"]) == 1
