@@ -68,6 +68,8 @@ def top_k(
                     exclude(scores, first_query, first_passage)
                 best.add(scores, first_query, first_passage)
                 progress.add(scores.numel())
+                # The next block is made before this name is bound again.
+                del scores
     return best.found(len(searched))
 
 
