@@ -24,7 +24,8 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from benchmarks import report
 from components.core import log
 from components.core.beir_data import BeirData, read_beir
-from components.core.encoder.checkpoint import load_base, load_checkpoint, save_checkpoint
+from components.core.embedding import How
+from components.core.encoder.checkpoint import load_base, save_checkpoint
 from components.eval.metrics import FAMILIES, measure, metric_name
 from components.eval.systems import search_with_encoder
 from components.plan import resolve
@@ -86,9 +87,7 @@ def _compare(folder: Path, model: Path, batch_size: int) -> list[dict[str, Any]]
 
 
 def _ours(_: Path, data: BeirData, model: Path, __: int) -> dict[str, float]:
-    search = search_with_encoder(
-        lambda: load_checkpoint(model), "model", {"test": data}, max(CUTOFFS), batch_tokens=4096
-    )
+    search = search_with_encoder(model, "model", {"test": data}, max(CUTOFFS), How(batch_tokens=4096))
     mean = measure(data.qrels, search.runs["test"], CUTOFFS).mean
     return {name: value for family in mean.values() for name, value in family.items()}
 

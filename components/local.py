@@ -18,7 +18,7 @@ import yaml
 from components.core.artifacts import ARTIFACTS
 from components.core.errors import InputError
 from components.core.runner import Source, check_input, execute, is_sealed
-from components.core.settings import Settings
+from components.core.settings import Settings, on_this_machine
 from components.core.stage import Stage
 from components.plan import Plan
 from components.summary import summary
@@ -58,7 +58,8 @@ class StageRun:
             for name, path in values.items():
                 print(f"    {name}: {path}" + ("" if title == "outputs" or path.exists() else "  (not there yet)"))
         print("  settings:")
-        for line in yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False).splitlines():
+        config = on_this_machine(self.config, self.work)
+        for line in yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).splitlines():
             print(f"    {line}")
         if self.stage.previews and all(source.path.exists() for source in self.inputs().values()):
             for name, source in self.inputs().items():
@@ -76,7 +77,8 @@ class StageRun:
         """Run the stage here; its figures go to ``work/<stage>_metrics.json``."""
         for name in self.stage.by_uri:
             check_input(name, Source(self._place(name), sealed=True))
-        outcome = execute(self.stage, self.config, inputs=self.inputs(), outputs=self.outputs(), uris=self.uris())
+        config = on_this_machine(self.config, self.work)
+        outcome = execute(self.stage, config, inputs=self.inputs(), outputs=self.outputs(), uris=self.uris())
         body = json.dumps({"metrics": outcome.metrics, "results": outcome.results}, indent=2)
         metrics_file(self.work, self.stage).write_text(body + "\n", encoding="utf-8")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 import typing
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -25,19 +26,34 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-def setting(default: Any, description: str, *, form: bool = False, **constraints: Any) -> Any:
+def setting(
+    default: Any, description: str, *, form: bool = False, in_work: str | None = None, **constraints: Any
+) -> Any:
     """A field of a settings model.
 
     ``form`` puts the setting into the pipeline's run form; every other setting is reached through the stage's
-    ``<stage>_overrides``. ``constraints`` are pydantic's (``ge``, ``le``, ``min_length``, ...).
+    ``<stage>_overrides``. ``in_work`` names the directory inside of WORK that null stands for in a run on one machine.
+    ``constraints`` are pydantic's (``ge``, ``le``, ``min_length``, ...).
     """
-    return Field(default, description=description, json_schema_extra={"form": form}, **constraints)
+    extra: Any = {"form": form, "in_work": in_work}
+    return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 
 def in_form(field: FieldInfo) -> bool:
     """Whether the setting stands in the pipeline's run form."""
+    return bool(_extra(field, "form"))
+
+
+def on_this_machine(config: Any, work: Path) -> Any:
+    """``config`` with directories inside of ``work`` for the settings that have one and are null."""
+    fields = type(config).model_fields
+    found = {name: _extra(field, "in_work") for name, field in fields.items() if getattr(config, name) is None}
+    return config.model_copy(update={name: str(work / inside) for name, inside in found.items() if inside})
+
+
+def _extra(field: FieldInfo, name: str) -> Any:
     extra = field.json_schema_extra
-    return bool(extra.get("form")) if isinstance(extra, dict) else False
+    return extra.get(name) if isinstance(extra, dict) else None
 
 
 def parse_text(model: type[Settings], name: str, text: str) -> Any:

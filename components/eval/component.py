@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from components.core.settings import Settings, setting
+from components.core.embedding_settings import EmbeddingSettings
+from components.core.settings import setting
 from components.core.stage import Gate, Node, Secret, Stage, s3_secrets
 
 
-class EvalConfig(Settings):
+class EvalConfig(EmbeddingSettings):
     """Settings of eval. Names and defaults are the recipe's where it has them."""
 
     k_values: list[Annotated[int, Field(gt=0)]] = setting(
@@ -31,7 +32,6 @@ class EvalConfig(Settings):
     fail_on_nim_metric_drift: bool = setting(
         False, "A larger difference does not pass the gate; set it when the endpoint serves this checkpoint"
     )
-    encode_batch_tokens: int = setting(16384, "Tokens encoded at once, padding included", gt=0)
     gate_metric: Literal["ndcg", "map", "recall", "precision", "mrr"] = setting("ndcg", "Metric that the gate looks at")
     gate_k: int = setting(10, "Cut-off of the gate's metric; computed even when not in `k_values`", gt=0)
     min_gain: float = setting(0.0, "Smallest gain over the base model that passes the gate, absolute", form=True)

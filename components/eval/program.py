@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from components.core.beir_data import BeirData, read_beir
-from components.core.encoder.checkpoint import load_base, load_checkpoint
+from components.core.embedding import How
 from components.core.encoder.config import EncoderConfig, read_encoder
 from components.core.errors import InputError
 from components.core.history import given_or_champions, this_run
+from components.core.launch import processes
 from components.eval.component import EvalConfig
 from components.eval.drift import drift
 from components.eval.gate import Gate, decide
@@ -134,20 +135,15 @@ def _search(
     config: EvalConfig, checkpoint: Path, champion: Path | None, encoder: EncoderConfig, sets: BeirSets, k: int
 ) -> dict[str, Search]:
     """What each system found. The checkpoint comes first: it is what a user may have wrong."""
-    search = partial(
-        search_with_encoder,
-        sets=sets,
-        k=k,
-        batch_tokens=config.encode_batch_tokens,
-        dimensions=sorted(config.eval_dimensions),
-    )
+    how = How(config.encode_batch_tokens, config.embedding_cache_uri, processes(config.num_processes))
+    search = partial(search_with_encoder, sets=sets, k=k, how=how, dimensions=sorted(config.eval_dimensions))
     runs = {}
     if config.eval_finetuned:
-        runs["finetuned"] = search(partial(load_checkpoint, checkpoint), "fine-tuned")
+        runs["finetuned"] = search(checkpoint, "fine-tuned")
     if config.eval_base:
-        runs["base"] = search(partial(load_base, encoder), "base")
+        runs["base"] = search(encoder, "base")
     if champion is not None:
-        runs["champion"] = search(partial(load_checkpoint, champion), "champion")
+        runs["champion"] = search(champion, "champion")
     if config.eval_nim:
         runs["nim"] = search_with_endpoint(config, sets, k)
     if config.eval_bm25:

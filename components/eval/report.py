@@ -166,15 +166,15 @@ def _costs(costs: Mapping[str, Cost]) -> Markup:
             LABELS[system],
             cost.dimension,
             f"{cost.bytes_per_passage:,}",
-            f"{cost.passages_per_second:,.0f}",
-            f"{cost.milliseconds_per_query:.2f}",
+            "–" if cost.passages_per_second is None else f"{cost.passages_per_second:,.0f}",
+            "–" if cost.milliseconds_per_query is None else f"{cost.milliseconds_per_query:.2f}",
         ]
         for system, cost in costs.items()
     ]
     header = ["Model", "Dimensions", "Bytes per passage", "Passages per second", "Milliseconds per query"]
     note = (
         "On the machine of this evaluation: passages encoded, queries encoded and searched exactly, all of them at "
-        "once. Vectors as 32-bit floats, without the index around them."
+        "once. Vectors as 32-bit floats, without the index around them. Not measured where vectors came from the cache."
     )
     return section("What an index costs", table(header, rows), element("p", note, class_="soft"))
 

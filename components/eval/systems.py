@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 
 from components.core.beir_data import BeirData
-from components.core.encoder.config import Kind
-from components.core.encoder.model import Encoder
+from components.core.embedding import Embedded, How, Model, Texts, embed
 from components.core.endpoint import Endpoint
 from components.core.errors import ActionNeeded, InputError
 from components.core.progress import Progress
@@ -23,8 +20,9 @@ from components.eval.component import EvalConfig
 from components.eval.metrics import Run, search_depth, to_run
 
 BeirSets = Mapping[str, BeirData]
-# (texts, query or passage, what to call the work) -> float32 [texts, dimension]
-Embed = Callable[[Sequence[str], Kind, str], np.ndarray]
+Embed = Callable[[Sequence[Texts]], Sequence[Embedded]]
+# Texts encoded, from which on a rate means something.
+_ENOUGH = 100
 
 
 @dataclass(frozen=True)
@@ -32,11 +30,12 @@ class Cost:
     """What an index of the model's vectors costs on this machine.
 
     ``milliseconds_per_query``: encoding and exact search, all queries at once, so latency of one query is higher.
+    None where the vectors came from the cache.
     """
 
     dimension: int
-    passages_per_second: float
-    milliseconds_per_query: float
+    passages_per_second: float | None
+    milliseconds_per_query: float | None
 
     @property
     def bytes_per_passage(self) -> int:
@@ -64,38 +63,14 @@ def search_with_bm25(sets: BeirSets, k: int) -> Search:
 
 
 def search_with_encoder(
-    load: Callable[[], Encoder],
-    label: str,
-    sets: BeirSets,
-    k: int,
-    *,
-    batch_tokens: int,
-    dimensions: Sequence[int] = (),
+    model: Model, label: str, sets: BeirSets, k: int, how: How, *, dimensions: Sequence[int] = ()
 ) -> Search:
-    """As ``search_with_bm25``, with the vectors of the encoder that ``load`` returns; only this one is in memory.
+    """As ``search_with_bm25``, with the vectors of ``model``; only this one is in memory.
 
-    Raises InputError when the accelerator's memory is too small for ``batch_tokens``, and when the vectors are
-    shorter than one of ``dimensions``.
+    Raises InputError as ``embed`` does, and when the vectors are shorter than one of ``dimensions``.
     """
-    gc.collect()
-    torch.cuda.empty_cache()
-    encoder = load()
-    if dimensions and max(dimensions) > encoder.dimension:
-        raise InputError(
-            f"eval_dimensions has {max(dimensions)} and the vectors of the {label} model have {encoder.dimension}: "
-            f"leave it out"
-        )
-
-    def embed(texts: Sequence[str], kind: Kind, what: str) -> np.ndarray:
-        return encoder.encode(texts, kind, batch_tokens=batch_tokens, what=what)
-
-    try:
-        return _search(embed, label, sets, k, dimensions)
-    except torch.OutOfMemoryError:
-        raise InputError(
-            f"{label} model: {batch_tokens} tokens at once do not fit into the accelerator's memory: "
-            f"lower encode_batch_tokens"
-        ) from None
+    how = replace(how, least_dimension=max(dimensions, default=1))
+    return _search(lambda groups: embed(model, groups, how), label, sets, k, dimensions)
 
 
 def check_endpoint(config: EvalConfig) -> None:
@@ -113,18 +88,19 @@ def check_endpoint(config: EvalConfig) -> None:
 def search_with_endpoint(config: EvalConfig, sets: BeirSets, k: int) -> Search:
     """As ``search_with_bm25``, with the vectors of the served model; prefixes are the server's business."""
     with _endpoint(config) as endpoint:
+        return _search(lambda groups: [_served(config, endpoint, group) for group in groups], "nim", sets, k)
 
-        def embed(texts: Sequence[str], kind: Kind, what: str) -> np.ndarray:
-            size, vectors = config.nim_batch_size, []
-            with Progress(what, total=len(texts), unit="texts") as progress:
-                for start in range(0, len(texts), size):
-                    dimension = vectors[0].shape[1] if vectors else None
-                    batch = texts[start : start + size]
-                    vectors.append(endpoint.embed(batch, kind, batch_size=size, truncate="END", dimension=dimension))
-                    progress.add(len(batch))
-            return np.concatenate(vectors)
 
-        return _search(embed, "nim", sets, k)
+def _served(config: EvalConfig, endpoint: Endpoint, group: Texts) -> Embedded:
+    size, vectors = config.nim_batch_size, []
+    started = time.perf_counter()
+    with Progress(group.what, total=len(group.texts), unit="texts") as progress:
+        for start in range(0, len(group.texts), size):
+            dimension = vectors[0].shape[1] if vectors else None
+            batch = group.texts[start : start + size]
+            vectors.append(endpoint.embed(batch, group.kind, batch_size=size, truncate="END", dimension=dimension))
+            progress.add(len(batch))
+    return Embedded(np.concatenate(vectors), len(group.texts), time.perf_counter() - started)
 
 
 def _endpoint(config: EvalConfig) -> Endpoint:
@@ -136,25 +112,38 @@ def _search(embed: Embed, label: str, sets: BeirSets, k: int, dimensions: Sequen
     """Search each set; a passage that stands in several of them is embedded once."""
     texts = list(dict.fromkeys(text for data in sets.values() for text in data.corpus.values()))
     row = {text: number for number, text in enumerate(texts)}
-    started = time.perf_counter()
-    vectors = _finite(embed(texts, "passage", f"{label}: passages"), label)
-    encoded = time.perf_counter()
+    groups = [Texts(texts, "passage", f"{label}: passages")]
+    groups += [Texts([*data.queries.values()], "query", f"{label}: {name} queries") for name, data in sets.items()]
+    passages, *asked = (replace(one, vectors=_finite(one.vectors, label)) for one in embed(groups))
     runs: dict[str, Run] = {}
     shortened: dict[int, dict[str, Run]] = {dimension: {} for dimension in dimensions}
     searching = 0.0
-    for name, data in sets.items():
+    for (name, data), queries in zip(sets.items(), asked, strict=True):
+        rows = [row[text] for text in data.corpus.values()]
+        searched = passages.vectors if rows == list(range(len(texts))) else passages.vectors[rows]
         before = time.perf_counter()
-        queries = _finite(embed([*data.queries.values()], "query", f"{label}: {name} queries"), label)
-        passages = vectors[[row[text] for text in data.corpus.values()]]
-        runs[name] = _best(queries, passages, data, k, f"{label}: {name} search")
+        runs[name] = _best(queries.vectors, searched, data, k, f"{label}: {name} search")
         searching += time.perf_counter() - before
         for dimension in dimensions:
-            short = _cut(queries, dimension), _cut(passages, dimension)
+            short = _cut(queries.vectors, dimension), _cut(searched, dimension)
             what = f"{label}: {name} search, {dimension} dimensions"
             shortened[dimension][name] = _best(*short, data, k, what)
-    asked = sum(len(data.queries) for data in sets.values())
-    cost = Cost(vectors.shape[1], round(len(texts) / (encoded - started), 1), round(1000 * searching / asked, 3))
-    return Search(runs, shortened, cost)
+    return Search(runs, shortened, _cost(passages, asked, searching))
+
+
+def _cost(passages: Embedded, queries: Sequence[Embedded], searching: float) -> Cost:
+    asked, encoded = sum(len(one.vectors) for one in queries), sum(one.encoded for one in queries)
+    seconds = sum(one.seconds for one in queries)
+    return Cost(
+        passages.vectors.shape[1],
+        round(passages.encoded / passages.seconds, 1) if _measured(passages) else None,
+        round(1000 * (searching / asked + seconds / encoded), 3) if all(map(_measured, queries)) else None,
+    )
+
+
+def _measured(found: Embedded) -> bool:
+    """Whether enough texts were encoded, and not found in the cache, to tell how long one takes."""
+    return found.encoded >= min(len(found.vectors), _ENOUGH)
 
 
 def _best(queries: np.ndarray, passages: np.ndarray, data: BeirData, k: int, what: str) -> Run:
@@ -169,7 +158,8 @@ def _cut(vectors: np.ndarray, dimension: int) -> np.ndarray:
 
 
 def _finite(vectors: np.ndarray, label: str) -> np.ndarray:
-    broken = int((~np.isfinite(vectors)).any(axis=1).sum())
+    # A sum is finite when all its terms are.
+    broken = int((~np.isfinite(vectors.sum(axis=1))).sum())
     if broken:
         raise InputError(
             f"{label} model: {broken} of {len(vectors)} vectors hold NaN or infinity: the model is broken; "

@@ -6,12 +6,13 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from components.core.embedding_settings import EmbeddingSettings
 from components.core.encoder.config import EncoderConfig
 from components.core.settings import setting
 from components.core.stage import Node, Secret, Stage, s3_secrets
 
 
-class PrepConfig(EncoderConfig):
+class PrepConfig(EncoderConfig, EmbeddingSettings):
     """Settings of prep. Names and defaults are the recipe's where it has them."""
 
     quality_threshold: float = setting(
@@ -50,7 +51,6 @@ class PrepConfig(EncoderConfig):
         "top", "Which candidates of the rank range become negatives: the best, or any, by `conversion_seed`"
     )
     mining_batch_size: int = setting(128, "Queries scored at once", gt=0)
-    encode_batch_tokens: int = setting(16384, "Tokens encoded at once, padding included", gt=0)
 
     @model_validator(mode="after")
     def _ratios_sum_to_one(self) -> PrepConfig:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from components.core.encoder.checkpoint import load_base, load_checkpoint
-from components.core.encoder.config import EncoderConfig
+from components.core.embedding import How, Model, Texts, embed
 from components.core.errors import InputError
 from components.core.history import given_or_champions
+from components.core.launch import processes
 from components.prep.component import PrepConfig
 from components.prep.frozen import copy_frozen, read_frozen
 from components.prep.hard_negatives import Choice
@@ -104,15 +104,16 @@ def _prepare(
     }
 
 
-def _embed_with(config: PrepConfig, model: EncoderConfig | Path) -> Embed:
-    """The vectors of the base model, or of the checkpoint ``model``."""
+def _embed_with(config: PrepConfig, model: Model) -> Embed:
+    """The vectors of the base model, or of a checkpoint."""
+    how = How(config.encode_batch_tokens, config.embedding_cache_uri, processes(config.num_processes))
 
-    def embed(passages: Sequence[str], queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        encoder = load_checkpoint(model) if isinstance(model, Path) else load_base(model)
-        vectors = encoder.encode(passages, "passage", batch_tokens=config.encode_batch_tokens)
-        return vectors, encoder.encode(queries, "query", batch_tokens=config.encode_batch_tokens)
+    def embed_both(passages: Sequence[str], queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        groups = [Texts(passages, "passage", "encoding passages"), Texts(queries, "query", "encoding queries")]
+        of_passages, of_queries = embed(model, groups, how)
+        return of_passages.vectors, of_queries.vectors
 
-    return embed
+    return embed_both
 
 
 def _choice(config: PrepConfig) -> Choice:

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from components.core.beir_data import BeirData, read_beir
-from components.core.encoder.checkpoint import load_checkpoint
+from components.core.embedding import How
 from components.core.errors import InputError
 from components.eval.bm25 import bm25_top_k
 from components.eval.metrics import Scores, check_ids, measure, metric_name, search_depth, to_run
@@ -27,9 +27,7 @@ CUTOFFS = [1, 3, 10, 100]
 def ours(collection: Path, checkpoints: dict[str, Path]) -> Scores:
     """MiniLM on the collection; 100 is more than it has passages."""
     data = read_beir(collection)
-    runs = search_with_encoder(
-        lambda: load_checkpoint(checkpoints["base"]), "base", {"test": data}, max(CUTOFFS), batch_tokens=2048
-    ).runs
+    runs = search_with_encoder(checkpoints["base"], "base", {"test": data}, max(CUTOFFS), How(batch_tokens=2048)).runs
     return measure(data.qrels, runs["test"], CUTOFFS)
 
 
@@ -146,7 +144,7 @@ def test_bm25_finds_nothing_without_a_common_word(passages: list[str]) -> None:
 def test_shorter_vectors_equal_to_sentence_transformers(collection: Path, checkpoints: dict[str, Path]) -> None:
     data = read_beir(collection)
     found = search_with_encoder(
-        lambda: load_checkpoint(checkpoints["base"]), "base", {"test": data}, 10, batch_tokens=2048, dimensions=[32, 96]
+        checkpoints["base"], "base", {"test": data}, 10, How(batch_tokens=2048), dimensions=[32, 96]
     )
     for dimension, runs in found.shortened.items():
         model = SentenceTransformer(str(checkpoints["base"]), truncate_dim=dimension, device="cpu")
@@ -167,7 +165,5 @@ def test_shorter_vectors_equal_to_sentence_transformers(collection: Path, checkp
 
 def test_more_dimensions_than_the_vectors_have_are_refused(collection: Path, checkpoints: dict[str, Path]) -> None:
     sets = {"test": read_beir(collection)}
-    with pytest.raises(InputError, match="eval_dimensions has 385 and the vectors of the base model have 384"):
-        search_with_encoder(
-            lambda: load_checkpoint(checkpoints["base"]), "base", sets, 10, batch_tokens=2048, dimensions=[385]
-        )
+    with pytest.raises(InputError, match="the vectors have 384 dimensions, and eval_dimensions has 385"):
+        search_with_encoder(checkpoints["base"], "base", sets, 10, How(batch_tokens=2048), dimensions=[385])
