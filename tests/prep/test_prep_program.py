@@ -272,3 +272,23 @@ def test_bad_input_is_one_line_and_publishes_nothing(tmp_path: Path, records: st
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out" / "training_data").exists()
+
+
+def test_two_processes_mine_what_one_mines_and_the_cache_is_used_again(tmp_path: Path) -> None:
+    given = {"hard_neg_margin": 1.0, "embedding_cache_uri": str(tmp_path / "cache")}
+    prep(tmp_path / "one", labelled(), hard_neg_margin=1.0)
+    prep(tmp_path / "two", labelled(), num_processes=2, **given)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.*")}
+    prep(tmp_path / "again", labelled(), **given)
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.*")}
+    assert len(kept) == 8
+    found = [
+        json.loads((tmp_path / name / "out" / "training_data" / TRAINING_FILE).read_text(encoding="utf-8"))["data"]
+        for name in ("one", "two", "again")
+    ]
+    assert found[1] == found[2]
+    for one, two in zip(found[0], found[1], strict=True):
+        listed = ([*row["pos_doc"], *row["neg_doc"]] for row in (one, two))
+        for first, second in zip(*listed, strict=True):
+            assert (first["id"], first.get("origin")) == (second["id"], second.get("origin"))
+            assert first["score"] == pytest.approx(second["score"], abs=2e-6)

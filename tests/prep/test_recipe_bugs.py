@@ -145,10 +145,10 @@ def test_b9_one_text_in_two_files_is_on_one_side(tmp_path: Path) -> None:
 
 
 def test_b10_nothing_of_an_earlier_mining_is_used_again(tmp_path: Path, small_config: EncoderConfig) -> None:
-    """In the same place with another prefix: every score is that of the settings of its own run."""
+    """In the same place, with one cache and another prefix: every score is that of the settings of its own run."""
     for prefix in ("", "an entirely different prefix: "):
         shutil.rmtree(tmp_path / "pairs", ignore_errors=True)
-        prep(tmp_path, labelled(), passage_prefix=prefix)
+        prep(tmp_path, labelled(), passage_prefix=prefix, embedding_cache_uri=str(tmp_path / "cache"))
         encoder = load_base(small_config.model_copy(update={"passage_prefix": prefix}))
         row, found = rows(tmp_path)[0], corpus(tmp_path)
         vectors = encoder.encode([found[one["id"]] for one in row["neg_doc"]], "passage")
