@@ -15,7 +15,7 @@ from components.core.encoder.checkpoint import load_base, load_checkpoint, save_
 from components.core.encoder.config import EncoderConfig
 from components.core.encoder.model import Encoder
 from components.core.errors import InputError, StageError
-from tests.sdg.s3_server import s3_server
+from tests.storage.s3_server import s3_server
 
 TEXTS = [f"text {n} \udcff" for n in range(40)]
 VECTORS = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)

@@ -124,7 +124,7 @@ def _torn_weights(directory: Path) -> None:
 
 
 def _no_tokenizer(directory: Path) -> None:
-    for file in directory.glob("*token*"):
+    for file in (*directory.glob("*token*"), *directory.glob("vocab*")):
         file.unlink()
 
 
