@@ -113,7 +113,7 @@ class _Container:
         self.task.code = self.process.wait()
         self.seconds.append(round(time.monotonic() - self.started, 1))
         if self.task.code == 0 and (problem := unpublished(self.command)):
-            self.task.output += f"error: {problem}\n"
+            print(f"error: a cluster's launcher would refuse what {self.task.stage} wrote: {problem}")
             self.task.code = 1
         return {"StatusCode": self.task.code}
 
