@@ -150,16 +150,21 @@ def store_url(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, s
 
 
 @pytest.fixture
-def proxy(store_url: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Between a client of little patience and the store."""
-    url, environment = store_url
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that wait little, and send in small parts."""
     # S3 takes no parts below 5 MiB but the last: the model's largest file has two.
     monkeypatch.setattr(bucket_module, "_PART_BYTES", 5 * 1024**2)
     monkeypatch.setattr(bucket_module, "_WAITS", (0.01, 0.01))
     backoff = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=20)}
     monkeypatch.setattr(bucket_module, "_RETRIES", {"max_retries": 4, "backoff": backoff})
-    patience = {"timeout": timedelta(seconds=2), "connect_timeout": timedelta(seconds=1)}
-    monkeypatch.setattr(bucket_module, "_TIMEOUTS", patience)
+    limits = {"timeout": timedelta(seconds=2), "connect_timeout": timedelta(seconds=1)}
+    monkeypatch.setattr(bucket_module, "_TIMEOUTS", limits)
+
+
+@pytest.fixture
+def proxy(store_url: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch, patience: None) -> Iterator[Proxy]:
+    """Between a client of little patience and the store."""
+    url, environment = store_url
     with proxy_before(url) as running:
         for name, value in (environment | {"AWS_ENDPOINT_URL": running.url}).items():
             monkeypatch.setenv(name, value)
