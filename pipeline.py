@@ -67,16 +67,22 @@ NO_GPU = "none"
 SERVING_NODE_SELECTOR = "serving_node_selector"
 GPU_COUNT = "gpu_count"
 GPU_TOLERATIONS = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+CACHE = "/cache"
 NO_DEFAULT = inspect.Parameter.empty
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is decided when a pipeline is compiled; ``configs`` are the settings of each of its stages."""
+    """What is decided when a pipeline is compiled; ``configs`` are the settings of each of its stages.
+
+    ``queue`` is the Kueue LocalQueue in which GPU stages wait; ``cache_claim`` the volume that keeps base models.
+    """
 
     configs: Mapping[str, Settings]
     images: Mapping[str, str]
     node_labels: str = "gfd"
+    queue: str | None = None
+    cache_claim: str | None = None
 
     def asks_for_gpu(self, stage: Stage) -> bool:
         """Whether the task of ``stage`` asks for a GPU node."""
@@ -237,8 +243,13 @@ def _place(task: dsl.PipelineTask, stage: Stage, options: Options, given: Mappin
         kubernetes.empty_dir_mount(
             task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=node.shared_memory
         )
+    if options.cache_claim and (stage.node.gpu or issubclass(stage.config, EncoderConfig)):
+        kubernetes.mount_pvc(task, pvc_name=options.cache_claim, mount_path=CACHE)
+        task.set_env_variable("HF_HOME", f"{CACHE}/huggingface")
     if not options.asks_for_gpu(stage):
         return
+    if options.queue:
+        kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", options.queue)
     task.set_accelerator_type("nvidia.com/gpu")
     task.set_accelerator_limit(given[f"{stage.name}_{GPU_COUNT}"])
     kubernetes.add_node_selector_json(task, given[f"{stage.name}_node_selector"])
@@ -435,6 +446,10 @@ def _add_compile_options(sub: argparse.ArgumentParser) -> None:
         metavar="ARTIFACT",
         help=f"do not ask for an artifact that a setting of its stage does for: {replaceable}",
     )
+    sub.add_argument("--queue", metavar="NAME", help="Kueue LocalQueue in which GPU stages wait for quota")
+    sub.add_argument(
+        "--cache-claim", metavar="NAME", help="PersistentVolumeClaim that keeps base models for later runs"
+    )
     sub.add_argument(
         "--set", dest="given", action="append", default=[], metavar="NAME=VALUE", help="another default in the form"
     )
@@ -467,7 +482,7 @@ def _compile(args: argparse.Namespace) -> int:
     pinned = images()
     stale = []
     for plan, configs in _requested(args):
-        options = Options(configs, pinned, args.node_labels)
+        options = Options(configs, pinned, args.node_labels, args.queue, args.cache_claim)
         text = compiled(plan, options) if args.format == "kfp" else objects(plan, options, namespace=args.namespace)
         path = args.out / f"{pipeline_name(plan)}.yaml"
         if not args.check:
@@ -637,7 +652,7 @@ def _read(name: str, kind: type, text: str) -> Any:
 def _chosen(args: argparse.Namespace) -> tuple[Plan, Options]:
     """The one pipeline that ``args`` choose."""
     ((plan, configs),) = _requested(argparse.Namespace(**{**vars(args), "starts": [args.start]}))
-    return plan, Options(configs, images(), args.node_labels)
+    return plan, Options(configs, images(), args.node_labels, args.queue, args.cache_claim)
 
 
 def _requested(args: argparse.Namespace) -> list[tuple[Plan, dict[str, Settings]]]:

@@ -25,6 +25,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.core.artifacts import MANIFEST, verify
 from components.core.errors import ActionNeeded, InputError
-from components.core.history_store import HistoryStore
 
 RUN_FILE = "run.json"
 _DOCUMENTS = "documents.json"
+_CHUNK_BYTES = 8 * 2**20
 _log = logging.getLogger(__name__)
 
 
@@ -125,12 +126,15 @@ def _documents(started: Started) -> str:
 class History:
     """The runs at ``uri``: a directory, ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
 
-    Raises InputError for another address, ActionNeeded when it cannot be read or written.
+    Raises InputError for another address, and what ``store_failure`` says of a place that cannot be read or written.
     """
 
     def __init__(self, uri: str) -> None:
+        # Runs without a history need no obstore.
+        from components.core.store import open_store  # noqa: PLC0415
+
         self.uri = uri
-        self._store = HistoryStore(uri)
+        self._store = open_store(uri, setting="history_uri")
 
     def runs(self) -> list[RunRecord]:
         """Every run, oldest first."""
@@ -156,30 +160,37 @@ class History:
 
     def documents(self, run: str) -> dict[str, str]:
         """sha256 by document of ``run``."""
-        return json.loads(self._store.read(f"runs/{run}/{_DOCUMENTS}"))
+        with self._asking():
+            return json.loads(self._store.read(f"runs/{run}/{_DOCUMENTS}"))
 
     def write(self, run: str, record: _Record, documents: dict[str, str] | None = None) -> None:
         """Add ``record`` to ``run``."""
-        if documents is not None:
-            self._store.write(f"runs/{run}/{_DOCUMENTS}", json.dumps(documents, sort_keys=True).encode())
-        name = type(record).__name__.lower()
-        self._store.write(f"runs/{run}/{name}.json", record.model_dump_json(indent=2).encode() + b"\n")
+        with self._asking():
+            if documents is not None:
+                self._store.write(f"runs/{run}/{_DOCUMENTS}", json.dumps(documents, sort_keys=True).encode())
+            name = type(record).__name__.lower()
+            self._store.write(f"runs/{run}/{name}.json", record.model_dump_json(indent=2).encode() + b"\n")
 
     def keep(self, run: str, kind: str, directory: Path) -> None:
         """Copy the artifact ``directory`` to ``run``, its manifest last."""
-        files = [str(path.relative_to(directory)) for path in sorted(directory.rglob("*")) if path.is_file()]
-        for name in sorted(files, key=lambda name: (name == MANIFEST, name)):
-            self._store.write(f"runs/{run}/{kind}/{name}", directory / name)
+        manifest = json.loads((directory / MANIFEST).read_bytes())
+        with self._asking():
+            for name, file in sorted(manifest["files"].items()):
+                chunks = partial(_chunks, directory / name)
+                place = f"runs/{run}/{kind}/{name}"
+                self._store.write_chunks(place, chunks, size=file["bytes"], sha256=file["sha256"])
+            self._store.write(f"runs/{run}/{kind}/{MANIFEST}", (directory / MANIFEST).read_bytes())
         _log.info("kept %s at %s/runs/%s/%s", kind, self.uri, run, kind)
 
     def fetch(self, run: str, kind: str, target: Path) -> None:
         """Copy the artifact ``kind`` of ``run`` to ``target`` and check it."""
         where = f"{self.uri}/runs/{run}/{kind}"
         try:
-            for name in self._store.names(f"runs/{run}/{kind}/"):
-                self._store.copy(name, target / name.removeprefix(f"runs/{run}/{kind}/"))
+            with self._asking():
+                for name in self._store.names(f"runs/{run}/{kind}/"):
+                    self._copy(name, target / name.removeprefix(f"runs/{run}/{kind}/"))
             verify(target, kind, sealed=True)
-        except InputError as error:
+        except (InputError, ActionNeeded) as error:
             raise ActionNeeded(
                 f"{where} is not whole ({error}): put it back, or remove runs/{run}/served.json to forget that model"
             ) from None
@@ -187,24 +198,50 @@ class History:
 
     def forget_models_before(self, run: str) -> None:
         """Remove checkpoints and test sets of runs before ``run``; their records stay."""
-        for name, files in self._files().items():
-            if name < run:
-                self._store.delete(f"runs/{name}/{file}" for file in files if "/" in file)
+        old = {name: files for name, files in self._files().items() if name < run}
+        with self._asking():
+            for name, files in old.items():
+                self._store.delete([f"runs/{name}/{file}" for file in sorted(files) if "/" in file])
+
+    def _copy(self, name: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as out:
+            for chunk in self._store.chunks(name):
+                out.write(chunk)
 
     def _read(self, run: str, kind: str, model: type[_Record]) -> Any:
         name = f"runs/{run}/{kind}.json"
+        with self._asking():
+            body = self._store.read(name)
         try:
-            return model.model_validate_json(self._store.read(name))
+            return model.model_validate_json(body)
         except ValidationError as error:
             raise InputError(f"{self.uri}/{name} cannot be read ({error.errors()[0]['msg']}): remove it") from None
 
     def _files(self) -> dict[str, set[str]]:
         """Names of files by run, oldest run first."""
         found: dict[str, set[str]] = defaultdict(set)
-        for path in self._store.names("runs/"):
+        with self._asking():
+            names = self._store.names("runs/")
+        for path in names:
             run, _, file = path.removeprefix("runs/").partition("/")
             found[run].add(file)
         return dict(sorted(found.items()))
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        from components.core.store.errors import store_failure  # noqa: PLC0415
+
+        try:
+            yield
+        except Exception as error:
+            raise store_failure(error, f"history_uri = {self.uri}") from None
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
 
 
 def new_run_name() -> str:

@@ -64,6 +64,8 @@ EVERYTHING: dict[str, Any] = {
         "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 443, "protocol": "TCP"}]}],
     },
     "monitoring": {"enabled": True, "labels": {"release": "prometheus"}, "alerts": {"queuedTexts": 10}},
+    "kueue": {"enabled": True, "clusterQueue": "gpus"},
+    "cache": {"enabled": True, "storageClassName": "filestore"},
     "pipelines": {
         "upload": ["sdg", "prep"],
         "set": {"num_epochs": 2},
@@ -148,6 +150,8 @@ def test_defaults_install_no_secret_no_job_and_nothing_of_operators() -> None:
         pytest.param({"pipelines": {"host": "https://user:password@kfp"}}, "host", id="password in the address"),
         pytest.param({"monitoring": {"alerts": {"errorRatio": 5}}}, "errorRatio", id="five times all requests"),
         pytest.param({"kfpLauncher": {"defaultPipelineRoot": "bucket"}}, "defaultPipelineRoot", id="no URI"),
+        pytest.param({"kueue": {"enabled": True}}, "kueue.clusterQueue: name the ClusterQueue", id="no ClusterQueue"),
+        pytest.param({"cache": {"accessModes": ["ReadOnlyMany"]}}, "accessModes", id="a cache that cannot be filled"),
         pytest.param({"verify": {"model": "x"}}, "verify.bundle: give the URI", id="no bundle"),
         pytest.param(
             {"secrets": {"external": {"secrets": {"nim-api-key": {"data": {"NIM_API_KEY": {"key": "x"}}}}}}},
@@ -233,6 +237,16 @@ def test_the_schema_takes_what_the_stages_take(profile: str) -> None:
         for stage in STAGES
     }
     assert rendered({"pipelines": {"schedules": [SCHEDULE | {"parameters": SCHEDULE["parameters"] | overrides}]}})
+
+
+def test_jobs_compile_for_the_queue_and_the_cache_and_openshift_gives_the_user() -> None:
+    found = objects(EVERYTHING)
+    (container,) = one(found, "Job", "nemotron-embed-upload-sdg")["spec"]["template"]["spec"]["containers"]
+    given = dict(zip(container["args"][1::2], container["args"][2::2], strict=False))
+    assert given["--queue"] == one(found, "LocalQueue")["metadata"]["name"]
+    assert given["--cache-claim"] == one(found, "PersistentVolumeClaim")["metadata"]["name"]
+    pod = one(objects(EVERYTHING | {"openshift": True}), "Pod")["spec"]["securityContext"]
+    assert pod == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
 def test_what_is_verified_is_the_service_that_deploy_keeps() -> None:

@@ -115,7 +115,7 @@ def test_the_artifact_leads_to_the_champions_parts_unless_others_are_given(uri: 
 
 
 @pytest.mark.parametrize(
-    ("uri", "message"), [("ftp://host/x", "expected a directory"), ("s3://", "is no address of a history")]
+    ("uri", "message"), [("ftp://host/x", "expected a directory"), ("s3://", "is no address of a bucket")]
 )
 def test_another_address_is_wrong_input(uri: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -126,7 +126,7 @@ def test_a_bucket_that_refuses_needs_a_person(monkeypatch: pytest.MonkeyPatch) -
     with s3_server() as server:
         use(server, monkeypatch)
         server.put_status = 403
-        with pytest.raises(ActionNeeded, match="check the address, credentials and rights"):
+        with pytest.raises(ActionNeeded, match="access is refused"):
             History("s3://bucket/history").write("1", STARTED)
 
 

@@ -14,7 +14,7 @@ import pipeline
 from tests.chart.rendering import CHART, Object, objects, one, problems, without_labels
 from tests.manifests.kustomize import MANIFESTS, built, documents, needs_kubectl
 
-OVERLAYS = ["gke", "eks", "onprem"]
+OVERLAYS = ["gke", "eks", "onprem", "openshift", "kind"]
 KUSTOMIZATIONS = sorted(path.parent for path in MANIFESTS.rglob("kustomization.yaml"))
 COMPONENTS = sorted(path.parent for path in (MANIFESTS / "components").glob("*/kustomization.yaml"))
 
@@ -87,11 +87,12 @@ def test_components_are_the_charts_options() -> None:
     options = {
         "monitoring": {"enabled": True},
         "networkPolicy": {"enabled": True},
+        "kueue": {"enabled": True, "clusterQueue": "gpus"},
         "secrets": {"external": {"store": store, "secrets": remote}},
     }
     chart = by_name(objects(options))
     own = [item for path in COMPONENTS for item in documents(path / f"{path.name}.yaml")]
-    assert len(own) == 5
+    assert len(own) == 6
     for item in own:
         item["metadata"]["namespace"] = "team-a"
         assert without_labels(item) == chart[item["kind"], item["metadata"]["name"]]

@@ -145,6 +145,21 @@ def test_other_stages_ask_for_no_gpu(compiled: Compile) -> None:
         assert config is None or not (config.tolerations or config.HasField("node_selector"))
 
 
+def test_gpu_stages_wait_in_a_queue_and_keep_base_models_when_asked(compiled: Compile) -> None:
+    whole = compiled("--queue", "gpus", "--cache-claim", "models")["sdg"]
+    assert dangling(whole) == []
+    for stage in STAGES:
+        config = whole.kubernetes[f"exec-{stage.name}"]
+        assert dict(config.pod_metadata.labels) == ({"kueue.x-k8s.io/queue-name": "gpus"} if stage.node.gpu else {})
+        claims = [
+            (one.constant or one.pvc_name_parameter.runtime_value.constant.string_value) for one in config.pvc_mount
+        ]
+        environment = {one.name: one.value for one in whole.container(stage.name).env}
+        wanted = (["models"], {"HF_HOME": "/cache/huggingface"}) if stage.name != "deploy" else ([], {})
+        assert (claims, environment) == wanted
+    assert "queue-name" not in (pipeline.PIPELINES / "nemotron-embed.yaml").read_text(encoding="utf-8")
+
+
 def test_no_gpu_at_all_when_asked(compiled: Compile) -> None:
     for start, whole in compiled("--profile", "small", "--node-labels", "none").items():
         for name, executor in whole.deployment.executors.items():

@@ -19,9 +19,11 @@ imagePullSecrets:
 {{- define "podSecurity" -}}
 securityContext:
   runAsNonRoot: true
+  {{- if not .Values.openshift }}
   runAsUser: 10001
   runAsGroup: 10001
   fsGroup: 10001
+  {{- end }}
   seccompProfile:
     type: RuntimeDefault
 {{- end }}
@@ -70,7 +72,7 @@ spec:
       {{- with include "pullSecrets" .root }}
       {{- trim . | nindent 6 }}
       {{- end }}
-      {{- include "podSecurity" . | nindent 6 }}
+      {{- include "podSecurity" .root | nindent 6 }}
       containers:
         - name: pipeline
           image: {{ quote $values.images.cpu }}
@@ -108,6 +110,12 @@ spec:
 {{- $pipelines := .Values.pipelines }}
 {{- $args := list "--host" $pipelines.host "--profile" $pipelines.profile "--node-labels" $pipelines.nodeLabels }}
 {{- $args = concat $args (list "--version" ($pipelines.version | default .Chart.AppVersion)) }}
+{{- if .Values.kueue.enabled }}
+{{- $args = concat $args (list "--queue" .Values.kueue.localQueue) }}
+{{- end }}
+{{- if .Values.cache.enabled }}
+{{- $args = concat $args (list "--cache-claim" "nemotron-embed-cache") }}
+{{- end }}
 {{- if $pipelines.multiUser }}
 {{- $args = concat $args (list "--namespace" .Release.Namespace) }}
 {{- end }}
