@@ -17,7 +17,7 @@ LLM := $(if $(NVIDIA_API_KEY)$(LLM_BASE_URL),sdg.generator=llm sdg.num_pairs=7) 
        $(if $(LLM_MODEL),$(foreach role,artifact_extraction qa_generation quality_judge,sdg.$(role)_model=$(LLM_MODEL)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop demo-containers test lint format compile docs check images push release sbom stage lock clean
+.PHONY: help demo demo-stop demo-containers test lint format compile docs check images push release sbom stage lock clean checkov
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-16s%s\n", $$1, $$2}'
@@ -55,6 +55,13 @@ check: lint ## Check style, and that compiled pipelines and generated tables are
 
 images: ## Build the images (REGISTRY=, DOCKER=docker, podman or buildah, VARIANT=cpu or gpu)
 	@$(IMAGE_TOOL) build $(IMAGE_OPTIONS)
+checkov: $(VENV)/.test ## Chart, overlays and Dockerfiles by checkov, in an environment of its own
+	@$(RUN) -m tests.chart.render_all build/rendered
+	@test -x build/checkov/bin/checkov || { $(PYTHON) -m venv build/checkov && build/checkov/bin/pip install --quiet checkov==3.3.30; }
+	build/checkov/bin/checkov --config-file checkov.yaml -d build/rendered -d images
+
+images: ## Build the images (REGISTRY=, DOCKER=docker, podman or buildah)
+	@for image in $(IMAGES); do $(DOCKER) build -f images/$$image/Dockerfile -t $(REGISTRY)/$$image:$(VERSION) . || exit; done
 
 push: ## Push the images, and write their digests to images/pins.env (REGISTRY=, DOCKER=)
 	@$(IMAGE_TOOL) push $(IMAGE_OPTIONS)

@@ -174,23 +174,26 @@ def compiled(plan: Plan, options: Options, objects: compiler.KubernetesManifestO
     With ``objects`` it is the Pipeline and PipelineVersion that a cluster with KFP's Kubernetes API takes. kfp writes a
     comment with the parameters, in an order that changes from run to run, before the YAML: ours stands there instead.
     """
+    manifest = {"kubernetes_manifest_format": objects is not None, "kubernetes_manifest_options": objects}
+    title = f"{pipeline_name(plan)} {__version__}: {', '.join(stage.name for stage in plan.stages)}."
+    return _yaml(build(plan, options), title, **manifest)
+
+
+def alone(stage: Stage, image: str) -> str:
+    """The component of ``stage`` as YAML, for ``kfp.components.load_component_from_file`` and ``_from_url``."""
+    return _yaml(component(stage, image), f"{stage.name} {__version__}: {stage.summary}.")
+
+
+def _yaml(what: Any, title: str, **manifest: Any) -> str:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "pipeline.yaml"
-        compiler.Compiler().compile(
-            build(plan, options),
-            str(path),
-            kubernetes_manifest_format=objects is not None,
-            kubernetes_manifest_options=objects,
-        )
+        compiler.Compiler().compile(what, str(path), **manifest)
         body = path.read_text(encoding="utf-8")
     lines = body.splitlines()
     while lines and lines[0].startswith("#"):
         lines.pop(0)
-    header = [
-        f"# {pipeline_name(plan)} {__version__}: {', '.join(stage.name for stage in plan.stages)}.",
-        "# Written by `python pipeline.py compile`; change the stages' declarations, not this file.",
-    ]
-    return "\n".join([*header, *lines]) + "\n"
+    header = "# Written by `python pipeline.py compile`; change the stages' declarations, not this file."
+    return "\n".join([f"# {title}", header, *lines]) + "\n"
 
 
 def objects(plan: Plan, options: Options, *, namespace: str) -> str:
@@ -480,18 +483,21 @@ def _add_server_options(sub: argparse.ArgumentParser, *, experiment: bool = Fals
 
 def _compile(args: argparse.Namespace) -> int:
     pinned = images()
-    stale = []
+    wanted = {}
     for plan, configs in _requested(args):
         options = Options(configs, pinned, args.node_labels, args.queue, args.cache_claim)
         text = compiled(plan, options) if args.format == "kfp" else objects(plan, options, namespace=args.namespace)
-        path = args.out / f"{pipeline_name(plan)}.yaml"
-        if not args.check:
-            args.out.mkdir(parents=True, exist_ok=True)
+        wanted[args.out / f"{pipeline_name(plan)}.yaml"] = text
+    if args.out == PIPELINES and not args.starts:
+        # For pipelines of other people; what a stage is does not depend on the options.
+        wanted |= {ROOT / "components" / s.name / "component.yaml": alone(s, pinned[s.image]) for s in STAGES}
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    if not args.check:
+        for path, text in wanted.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
             print(path)
-        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            stale.append(path)
-    if stale:
+    elif stale:
         raise InputError(f"not what would be compiled: {', '.join(map(str, stale))}: run `python pipeline.py compile`")
     return 0
 

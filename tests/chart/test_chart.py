@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -239,6 +240,23 @@ def test_the_schema_takes_what_the_stages_take(profile: str) -> None:
     assert rendered({"pipelines": {"schedules": [SCHEDULE | {"parameters": SCHEDULE["parameters"] | overrides}]}})
 
 
+def test_nobody_may_ask_the_charts_own_pods() -> None:
+    found = objects(EVERYTHING)
+    spec = one(found, "NetworkPolicy", "nemotron-embed-jobs")["spec"]
+    assert (spec["policyTypes"], "ingress" in spec) == (["Ingress"], False)
+    jobs = [item["spec"]["template"] for item in found if item["kind"] == "Job"]
+    for pod in (*jobs, one(found, "Pod")):
+        assert spec["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+
+
+def test_what_checkov_is_not_asked_for_has_a_date_and_a_reason() -> None:
+    lines = (ROOT / "checkov.yaml").read_text(encoding="utf-8").partition("skip-check:")[2].strip().splitlines()
+    for reason, check in zip(lines[::2], lines[1::2], strict=True):
+        assert re.match(r" *- CKV\w+$", check)
+        assert datetime.now(UTC) - datetime.fromisoformat(reason.split()[1].rstrip(":") + "T00:00Z") < timedelta(366)
+        assert len(reason.split()) > 4
+
+
 def test_jobs_compile_for_the_queue_and_the_cache_and_openshift_gives_the_user() -> None:
     found = objects(EVERYTHING)
     (container,) = one(found, "Job", "nemotron-embed-upload-sdg")["spec"]["template"]["spec"]["containers"]
@@ -300,7 +318,7 @@ def test_policy_and_monitor_select_the_pods_that_deploy_starts(tmp_path: Path) -
     release = render(config, bundle, contract(config), model_uri="s3://models/x", namespace=NAMESPACE)
     served = {item["kind"]: item for item in release.objects}
     found = objects(EVERYTHING)
-    policy, monitor = one(found, "NetworkPolicy")["spec"], one(found, "PodMonitor")["spec"]
+    policy, monitor = one(found, "NetworkPolicy", "nemotron-embed-serving")["spec"], one(found, "PodMonitor")["spec"]
     # KServe copies labels of the InferenceService to its pods.
     labels = served["InferenceService"]["metadata"]["labels"]
     for selector in (policy["podSelector"], monitor["selector"]):
