@@ -55,13 +55,11 @@ check: lint ## Check style, and that compiled pipelines and generated tables are
 
 images: ## Build the images (REGISTRY=, DOCKER=docker, podman or buildah, VARIANT=cpu or gpu)
 	@$(IMAGE_TOOL) build $(IMAGE_OPTIONS)
+
 checkov: $(VENV)/.test ## Chart, overlays and Dockerfiles by checkov, in an environment of its own
 	@$(RUN) -m tests.chart.render_all build/rendered
 	@test -x build/checkov/bin/checkov || { $(PYTHON) -m venv build/checkov && build/checkov/bin/pip install --quiet checkov==3.3.30; }
 	build/checkov/bin/checkov --config-file checkov.yaml -d build/rendered -d images
-
-images: ## Build the images (REGISTRY=, DOCKER=docker, podman or buildah)
-	@for image in $(IMAGES); do $(DOCKER) build -f images/$$image/Dockerfile -t $(REGISTRY)/$$image:$(VERSION) . || exit; done
 
 push: ## Push the images, and write their digests to images/pins.env (REGISTRY=, DOCKER=)
 	@$(IMAGE_TOOL) push $(IMAGE_OPTIONS)

@@ -36,6 +36,7 @@ from components import __version__
 from components.core.artifacts import ARTIFACTS
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
+from components.core.history import History
 from components.core.kfp_io import ENCODER_OVERRIDES, OVERRIDES, settings_of
 from components.core.settings import Settings, is_optional, parse_text
 from components.core.stage import Stage
@@ -512,10 +513,23 @@ def _submit(args: argparse.Namespace) -> int:
     run_id = server.start(name, compiled(plan, options), _launch(args, given))
     if not args.wait:
         return 0
+    began = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     state = server.wait(run_id, timeout=args.timeout, show=lambda line: print(line, flush=True))
+    for line in _figures(given.get("history_uri"), since=began):
+        print(line)
     if state != "SUCCEEDED":
         raise ActionNeeded(f"run {run_id} ended as {state}: its page shows the task and its log")
     return 0
+
+
+def _figures(history_uri: str | None, *, since: str) -> list[str]:
+    """What the run came to: KFP's API has no metrics, the history has them."""
+    if not history_uri:
+        return []
+    try:
+        return [run.summary() for run in History(history_uri).runs() if run.name >= since]
+    except (StageError, ImportError) as error:
+        return [f"figures: {history_uri} cannot be read from here ({error})"]
 
 
 def _upload(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 import typing
 from pathlib import Path
@@ -17,6 +18,7 @@ from components.core.errors import InputError
 # A few lines of YAML can stand for more elements than memory holds.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 3
+_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 _SHORT.maxstring = _SHORT.maxother = 200
 
 
@@ -74,12 +76,26 @@ def parse_text(model: type[Settings], name: str, text: str) -> Any:
 def load(model: type[Settings], values: dict[str, Any], *, stage: str) -> Any:
     """``values`` as settings of ``stage``.
 
-    Raises InputError with one line that names every wrong setting.
+    Raises InputError with one line that names every wrong setting, and for an address with a password in it: settings
+    stand in compiled pipelines, run forms and logs.
     """
+    if exposed := [name for name, value in values.items() if _has_password(value)]:
+        raise InputError(
+            f"{stage}: {', '.join(exposed)}: an address with a password in it, which everyone who sees the run would "
+            f"see: give the address alone, and the credentials in the environment or a Secret"
+        )
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{stage}: " + "; ".join(_explain(e, model) for e in error.errors())) from None
+
+
+def _has_password(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_password, value.values()))
+    if isinstance(value, list):
+        return any(map(_has_password, value))
+    return isinstance(value, str) and _PASSWORD.search(value) is not None
 
 
 def _explain(error: Any, model: type[Settings]) -> str:
@@ -90,6 +106,9 @@ def _explain(error: Any, model: type[Settings]) -> str:
     if error["type"] == "value_error" and not name:
         return str(error["ctx"]["error"])
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error" or name.endswith("_env"):
+        # What was found may be a secret, also where the name of its variable belongs.
+        return f"{name}: {message[0].lower()}{message[1:]}"
     return f"{name} = {_SHORT.repr(error['input'])}: {message[0].lower()}{message[1:]}"
 
 

@@ -18,6 +18,7 @@ QuestionStyle = Literal["question", "keywords", "problem"]
 ChatRole = Literal["artifact_extraction", "qa_generation", "quality_judge"]
 Role = Literal["artifact_extraction", "qa_generation", "quality_judge", "embed"]
 HUB_URI = re.compile(r"hf://(?P<dataset>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[0-9a-f]{40})(?:/(?P<folder>[^?#]*))?")
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 # Headers that carry credentials: those come from the environment.
 _SECRET_HEADERS = {"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"}
 
@@ -26,7 +27,7 @@ class Provider(Settings):
     """An OpenAI-compatible endpoint. Its key is in the variable ``api_key_env`` or in a file, or there is none."""
 
     base_url: str
-    api_key_env: str | None = None
+    api_key_env: str | None = Field(None, pattern=_VARIABLE)
     api_key_file: str | None = None
     headers: dict[str, str] = Field(default_factory=dict)
 
@@ -157,7 +158,9 @@ class SdgConfig(EncoderConfig):
     llm_base_url: str = setting(
         "https://integrate.api.nvidia.com/v1", "OpenAI-compatible endpoint of the LLM", form=True
     )
-    api_key_env: str = setting("NVIDIA_API_KEY", "Environment variable that holds the endpoint's key")
+    api_key_env: str = setting(
+        "NVIDIA_API_KEY", "Environment variable that holds the endpoint's key", pattern=_VARIABLE
+    )
     api_key_file: str | None = setting(None, "File that holds the key instead, a mounted Secret for instance")
     artifact_extraction_model: str = setting(
         "nvidia/nemotron-3-nano-30b-a3b", "LLM that extracts what a document is about", form=True

@@ -11,6 +11,7 @@ import yaml
 
 import pipeline
 from components import kubeflow
+from components.core.history import History, Judged, Started
 from tests.pipeline.compiled import parse
 from tests.pipeline.kfp_api import KfpApi, serving
 
@@ -64,6 +65,53 @@ def test_wait_shows_each_change_once_and_ends_with_the_run(server: KfpApi, capsy
     shown = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("Run details")]
     assert shown == ["sdg: running", "run: running", "sdg: succeeded", "prep: running", "prep: succeeded",
                      "run: succeeded"]  # fmt: skip
+
+
+def test_waiting_ends_with_the_runs_figures_where_it_keeps_a_history(
+    server: KfpApi, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = History(str(tmp_path))
+    started = Started(documents=9, new=9, changed=0, removed=0, documents_digest="d", settings_digest="s")
+    scores = {"base": 0.61, "finetuned": 0.72}
+    verdict = Judged(passed=False, reasons=("no better",), metric="NDCG@10", queries=50, scores=scores)
+    history.write("20000101T000000Z-aaaaaa", started)
+    history.write("99991231T000000Z-bbbbbb", started)
+    history.write("99991231T000000Z-bbbbbb", verdict)
+    assert call(server, "submit", CORPUS, "--wait", f"history_uri={tmp_path}") == 0
+    said = capsys.readouterr().out
+    assert "NDCG@10 base 0.6100, finetuned 0.7200 on 50 queries; not promoted: no better" in said
+    assert "20000101" not in said
+    assert call(server, "submit", CORPUS, "--wait", "history_uri=ftp://nowhere") == 0
+    assert "cannot be read from here" in capsys.readouterr().out
+
+
+CANARY = "canary-0123456789"
+ROUTES = {
+    "password in an address": ["llm_base_url=https://user:canary-0123456789@llm.example.com/v1"],
+    "password in a bucket": ["history_uri=s3://key:canary-0123456789@bucket/history"],
+    "the key for the name of its variable": ["sdg_overrides={api_key_env: nvapi-canary-0123456789}"],
+    "a header": [
+        "sdg_overrides={providers: {a: {base_url: 'https://a', headers: {Authorization: canary-0123456789}}}}"
+    ],
+    "a setting that is none": ["sdg_overrides={nvidia_api_key: canary-0123456789}"],
+    "a field that is none": ["api_key=canary-0123456789"],
+    "a default of the form": ["--set", "sdg.llm_base_url=https://u:canary-0123456789@llm.example.com/v1"],
+}
+
+
+@pytest.mark.parametrize("options", ROUTES.values(), ids=ROUTES)
+@pytest.mark.parametrize("command", ["submit", "schedule"])
+def test_no_way_leads_a_secret_into_a_run(
+    server: KfpApi, command: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["submit"] if command == "submit" else ["schedule", "create", "nightly", "--cron", "0 2 * * *"]
+    assert call(server, *start, CORPUS, *options) == 2
+    assert server.requests == []
+    said = capsys.readouterr()
+    assert CANARY not in said.out + said.err
+    if options[0] == "--set":
+        assert pipeline.main(["compile", *options, "--out", str(tmp_path / "out")]) == 2
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
