@@ -14,6 +14,35 @@ from components.stages import NAMES, STAGES
 
 # What a NIM needs besides what the stages read.
 _NIM_SECRETS = {"ngc-api": ["NGC_API_KEY"], "ngc-pull": ["NGC_API_KEY"]}
+# How the Jobs' pipelines are compiled for the cluster: --queue, --cache-claim.
+_SWITCH = {"type": "boolean"}
+_PLACEMENT = {
+    "kueue": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "enabled": _SWITCH,
+            "localQueue": {"$ref": "#/definitions/name"},
+            "clusterQueue": {"type": "string", "pattern": "^([a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?)?$"},
+        },
+    },
+    "cache": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "enabled": _SWITCH,
+            "size": {"type": "string", "pattern": "^[0-9]+[MGT]i$"},
+            "storageClassName": {"type": "string"},
+            "accessModes": {
+                "type": "array",
+                "items": {"enum": ["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"]},
+                "minItems": 1,
+                "uniqueItems": True,
+            },
+        },
+    },
+    "openshift": _SWITCH,
+}
 _ANNOTATIONS = {"$ref": "#/definitions/annotations"}
 
 
@@ -22,6 +51,7 @@ def derived(text: str) -> str:
     schema = json.loads(text)
     schema["definitions"]["start"] = {"enum": list(NAMES)}
     values = schema["properties"]
+    values |= _PLACEMENT
     made = values["secrets"]["properties"]
     made["create"] = _secrets({"type": "string", "minLength": 1})
     made["external"]["properties"]["secrets"] = _secrets(

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.sdg.s3_server import S3Server, s3_server
 
 from components.core.artifacts import seal
 from components.core.errors import ActionNeeded, InputError, StageError
@@ -20,6 +19,7 @@ from components.core.history import (
     new_run_name,
     this_run,
 )
+from tests.storage.s3_server import S3Server, s3_server
 
 STARTED = Started(documents=2, new=2, changed=0, removed=0, documents_digest="d", settings_digest="s")
 PASSED = Judged(passed=True, reasons=("better",), metric="NDCG@10", queries=30, scores={"base": 0.5, "finetuned": 0.6})
