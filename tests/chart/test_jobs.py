@@ -104,9 +104,10 @@ def test_an_upload_can_be_repeated(server: KfpApi, image: Path) -> None:
 
 
 def test_wrong_parameters_end_the_job_at_once(server: KfpApi, image: Path) -> None:
-    wrong = schedule(server, parameters=PARAMETERS | {"num_epochs": 0})
+    """Those that only the stage's own model can refuse; the rest is the schema's."""
+    wrong = schedule(server, parameters=PARAMETERS | {"prep_overrides": {"train_ratio": 0.5}})
     done = start(wrong, image)
-    assert "finetune: num_epochs" in done.stderr
+    assert "prep: train_ratio + val_ratio + test_ratio must be 1" in done.stderr
     assert server.requests == []
     (rule,) = wrong["spec"]["podFailurePolicy"]["rules"]
     assert (rule["action"], done.returncode in rule["onExitCodes"]["values"]) == ("FailJob", True)
