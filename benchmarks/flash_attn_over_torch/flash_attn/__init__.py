@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pkgutil
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 __version__ = "2.8.3"
+# flash-attn-4 lives in flash_attn.cute, in a folder of its own.
+__path__ = pkgutil.extend_path(__path__, __name__)
 
 
 class _Flash(torch.autograd.Function):

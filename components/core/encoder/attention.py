@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
+import importlib.util
+import logging
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_SIZES = (64, 128)  # of heads, for which flash-attn-4 was measured or is known to be made
+_only_torch = False
+_log = logging.getLogger(__name__)
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, max_length: int) -> Tensor:
@@ -13,7 +24,9 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, 
 
     ``query``: [tokens, heads, size]; ``key``, ``value``: [tokens, kv_heads, size], each shared by heads / kv_heads
     query heads; ``bounds``: int32 [texts + 1]. Returns the shape of ``query``. bfloat16 or float16 on a GPU runs
-    FlashAttention-2 (Dao, 2023) as compiled into torch; everything else a masked product, for tests and small inputs.
+    FlashAttention: version 4 where the package flash-attn-4 is installed and the GPU is a Hopper or newer, else version
+    2 (Dao, 2023, arXiv 2307.08691) as compiled into torch. Everything else is a masked product, for tests and small
+    inputs.
     """
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _flash(query, key, value, bounds, max_length)[0]
@@ -31,9 +44,45 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor
     return mixed[0].transpose(0, 1)
 
 
+@contextlib.contextmanager
+def only_torch() -> Iterator[None]:
+    """Inside, attention runs the kernels compiled into torch whatever is installed: to compare the two."""
+    global _only_torch
+    _only_torch = True
+    try:
+        yield
+    finally:
+        _only_torch = False
+
+
+def _newer(query: Tensor) -> ModuleType | None:
+    """The functions of flash-attn-4 where they are to be had and serve heads of this size."""
+    return None if _only_torch or query.shape[-1] not in _SIZES else _flash_attention_4()
+
+
+@functools.cache
+def _flash_attention_4() -> ModuleType | None:
+    if importlib.util.find_spec("flash_attn") is None or importlib.util.find_spec("flash_attn.cute") is None:
+        return None
+    if torch.cuda.get_device_capability() < (9, 0):
+        return None
+    try:
+        return importlib.import_module("flash_attn.cute.interface")
+    except (ImportError, OSError) as error:
+        _log.warning("flash-attn-4 is installed and cannot be used (%s): attention runs torch's own kernels", error)
+        return None
+
+
 # torch.nn.attention.varlen calls the same kernels, but takes grouped key heads only from torch 2.12 on.
 @torch.library.custom_op("nemotron_embed::flash", mutates_args=())
 def _flash(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
+    newer = _newer(query)
+    if newer is not None:
+        mixed, log_sum_exp, *_ = newer._flash_attn_fwd(
+            query, key, value, cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=max_length,
+            max_seqlen_k=max_length, return_lse=True,
+        )  # fmt: skip
+        return mixed, log_sum_exp
     mixed, log_sum_exp, *_ = torch.ops.aten._flash_attention_forward(
         query, key, value, bounds, bounds, max_length, max_length, 0.0, False, False
     )
@@ -56,6 +105,12 @@ def _flash_backward(
     bounds: Tensor,
     max_length: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    newer = _newer(query)
+    if newer is not None:
+        return newer._flash_attn_bwd(
+            query, key, value, mixed, gradient.contiguous(), log_sum_exp, cu_seqlens_q=bounds, cu_seqlens_k=bounds,
+            max_seqlen_q=max_length, max_seqlen_k=max_length,
+        )[:3]  # fmt: skip
     # No dropout: the state of the random generator is asked for and not used.
     unused = torch.empty(0, device=query.device)
     state = torch.zeros(2, dtype=torch.uint64, device=query.device)
