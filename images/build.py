@@ -23,8 +23,8 @@ NAMES = ("cpu", "gpu", "export", "server")
 # a server that has one.
 LOCKS = {
     "cpu/requirements.txt": ("sdg", "documents", "server", "deploy", "kfp"),
-    "gpu/requirements.txt": ("train",),
-    "gpu/requirements-cpu.txt": ("train",),
+    "gpu/requirements.txt": ("train", "track"),
+    "gpu/requirements-cpu.txt": ("train", "track"),
     "export/requirements.txt": ("export",),
     "export/requirements-cpu.txt": ("export",),
     "server/requirements.txt": ("server",),

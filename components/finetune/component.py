@@ -12,6 +12,12 @@ from components.core.stage import Node, Secret, Stage, s3_secrets
 
 # What obstore reads; AWS_ALLOW_HTTP=true is for a store inside the cluster without TLS.
 
+_WANDB = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_PROJECT")
+_MLFLOW = (
+    "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_EXPERIMENT_NAME",
+)  # fmt: skip
+
 
 class FinetuneConfig(EncoderConfig):
     """Settings of finetune. Names and defaults are the recipe's where it has them."""
@@ -24,7 +30,9 @@ class FinetuneConfig(EncoderConfig):
         4, "Queries per forward and backward pass; where texts are packed, only the size of in-batch negatives", gt=0
     )
     packed_batch_tokens: int = setting(
-        16384, "Tokens per forward and backward pass where texts are packed (Llama on a GPU); sets the memory", gt=0
+        24576,
+        "Tokens per forward and backward pass where texts are packed (Llama, Ministral, BERT on GPUs); sets the memory",
+        gt=0,
     )
     learning_rate: float = setting(1e-5, "Peak learning rate", form=True, gt=0)
     lr_warmup_steps: int = setting(5, "Steps until the peak; at most a tenth of all steps", ge=0)
@@ -86,6 +94,12 @@ class FinetuneConfig(EncoderConfig):
         None, "Optimizer steps between training states, beside those by time", gt=0
     )
     keep_checkpoints: int = setting(2, "Training states kept; older ones are removed", ge=1)
+    tensorboard_uri: str | None = setting(
+        None,
+        "Where TensorBoard's event files go, a folder for each run: a directory that outlives the pod, "
+        "`s3://bucket/prefix` or `gs://bucket/prefix`; null writes none",
+        min_length=1,
+    )
     hang_timeout_seconds: float | None = setting(
         600.0, "Without progress for so long the run ends with code 75 and says where it stood; null waits", gt=0
     )
@@ -99,9 +113,12 @@ STAGE = Stage(
     outputs=("checkpoint", "training_report"),
     image="gpu",
     node=Node(gpu="H100", cpu="16", memory="128Gi", shared_memory="32Gi"),
-    # Of checkpoint_uri only; workload identity needs none of the latter.
+    # checkpoints-s3: of checkpoint_uri and tensorboard_uri only; workload identity needs none. Figures go to W&B and
+    # MLflow when their Secret exists.
     secrets=(
         Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"),
         *s3_secrets("checkpoints-s3"),
+        *(Secret(env=name, name="wandb", key=name) for name in _WANDB),
+        *(Secret(env=name, name="mlflow", key=name) for name in _MLFLOW),
     ),
 )

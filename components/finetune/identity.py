@@ -19,6 +19,7 @@ WITHOUT_EFFECT = {
     "checkpoint_every_steps",
     "keep_checkpoints",
     "hang_timeout_seconds",
+    "tensorboard_uri",
     "num_processes",
     "parallelism",
     "gradient_reduction",

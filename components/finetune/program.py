@@ -22,15 +22,16 @@ from components.finetune.data import TrainingData, read_training_data
 from components.finetune.identity import identity
 from components.finetune.lora import add_lora, merge_lora
 from components.finetune.model import load_trainable
+from components.finetune.plan import log_plan
 from components.finetune.report import build_report
 from components.finetune.state import set_weights
 from components.finetune.tokenized import TokenizedData
 from components.finetune.trainer import Trainer
 from components.finetune.validation import Selection, Validation, read_validation
+from components.finetune.watch import Watch
 
 _log = logging.getLogger(__name__)
 LOG_FILE = "training.jsonl"
-FEW_STEPS = 50
 
 
 def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path, training_report: Path) -> dict[str, Any]:
@@ -75,12 +76,23 @@ def train(
     if storage is not None:
         same = identity(config, tokenized, validation, model.base_weights, dtype, device)
         checkpoints = Checkpoints(storage, same, keep=config.keep_checkpoints, where=str(config.checkpoint_uri))
+    watch = Watch(encoder, tokenized.lengths, config, ranks)
     trainer = Trainer(
-        encoder, tokenized, config, model.gradient, ranks=ranks, validation=validation, checkpoints=checkpoints
+        encoder,
+        tokenized,
+        config,
+        model.gradient,
+        watch=watch,
+        ranks=ranks,
+        validation=validation,
+        checkpoints=checkpoints,
     )
-    _log_plan(config, data, trainer, dtype)
     if ranks.first:
+        measured = bool(validation and config.val_every_steps)
+        size = {"batch_size": trainer.batch_size, "total": trainer.total}
+        log_plan(config, tokenized, watch, ranks=ranks, **size, dtype=dtype, device=device, validates=measured)
         checkpoint.mkdir()
+    done = None
     try:
         done = trainer.train(checkpoint / LOG_FILE if ranks.first else Path(os.devnull))
     except torch.OutOfMemoryError:
@@ -88,11 +100,15 @@ def train(
             f"weights, gradients and optimizer do not fit into the memory of {device}: take a larger GPU, several with "
             f"parallelism=fsdp, or lora_rank; with fsdp a lower local_batch_size helps, too"
         ) from None
+    finally:
+        watch.close(complete=done is not None)
     if not ranks.first:
         return {}
     save_checkpoint(_finished(config, encoder, trainer, dtype), checkpoint)
     figures = _figures(data, trainer)
-    training_report.write_text(build_report(config, done, trainer.selection.history, figures), encoding="utf-8")
+    training_report.write_text(
+        build_report(config, done, trainer.selection.history, figures, chip=watch.chip), encoding="utf-8"
+    )
     return figures
 
 
@@ -121,8 +137,13 @@ def _figures(data: TrainingData, trainer: Trainer) -> dict[str, Any]:
         "first_loss": done[0].loss,
         "last_loss": round(statistics.fmean(step.loss for step in tail), 6),
         "tokens_per_second": round(statistics.median(step.tokens_per_second for step in done), 1),
+        **_utilization([step.mfu for step in done if step.mfu is not None]),
         **_validation_figures(trainer.selection),
     }
+
+
+def _utilization(shares: list[float]) -> dict[str, float]:
+    return {"mfu": round(statistics.median(shares), 4)} if shares else {}
 
 
 def _validation_figures(selection: Selection) -> dict[str, Any]:
@@ -157,19 +178,3 @@ def _dtype(config: FinetuneConfig, device: torch.device) -> torch.dtype:
     if config.precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.float32 if config.precision == "fp32" else torch.bfloat16
-
-
-def _log_plan(config: FinetuneConfig, data: TrainingData, trainer: Trainer, dtype: torch.dtype) -> None:
-    _log.info(
-        "%d examples, %d epochs, %d steps of %d queries, %d passages each, %s on %d x %s",
-        len(data.examples), config.num_epochs, trainer.total, trainer.batch_size, config.train_n_passages,
-        str(dtype).removeprefix("torch."), trainer.ranks.size, trainer.encoder.device.type,
-    )  # fmt: skip
-    if trainer.total < FEW_STEPS:
-        _log.warning("only %d steps: more epochs, more data or a smaller batch may be needed", trainer.total)
-    negatives = statistics.median(len(example.negatives) for example in data.examples)
-    if negatives < config.train_n_passages - 1:
-        _log.warning(
-            "half of the examples have %g negatives or fewer, %d are used: they repeat",
-            negatives, config.train_n_passages - 1,
-        )  # fmt: skip

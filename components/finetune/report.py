@@ -13,14 +13,22 @@ from components.finetune.trainer import Step
 
 
 def build_report(
-    config: FinetuneConfig, done: Sequence[Step], val: Sequence[tuple[int, float]], figures: Mapping[str, Any]
+    config: FinetuneConfig,
+    done: Sequence[Step],
+    val: Sequence[tuple[int, float]],
+    figures: Mapping[str, Any],
+    *,
+    chip: str | None = None,
 ) -> str:
-    """The page. ``val``: step (0 is the base model) and nDCG@10 on the val split; empty without one."""
+    """The page. ``val``: step (0 is the base model) and nDCG@10 on the val split; empty without one.
+
+    ``chip``: what ``mfu`` of the figures is a share of.
+    """
     return page(
         "Training report",
         element("h1", "Fine-tuning"),
         element("p", f"{config.base_model}, {figures['examples']:,} examples", class_="soft"),
-        _headline(done, val, figures),
+        _headline(done, val, figures, chip),
         section("Course", element("div", *_charts(done, val), class_="charts")),
         _validations(val, figures) if val else "",
         section("Run", facts(_run(config, figures))),
@@ -28,12 +36,16 @@ def build_report(
     )
 
 
-def _headline(done: Sequence[Step], val: Sequence[tuple[int, float]], figures: Mapping[str, Any]) -> Markup:
+def _headline(
+    done: Sequence[Step], val: Sequence[tuple[int, float]], figures: Mapping[str, Any], chip: str | None
+) -> Markup:
     items: list[tuple[str, object, str]] = [
         ("Loss", f"{figures['last_loss']:.4f}", f"mean of the last tenth; {figures['first_loss']:.4f} at the start"),
         ("Steps", f"{figures['steps']:,}", f"of {figures['batch_size']} queries, {done[-1].epoch + 1} epochs"),
         ("Tokens per second", f"{figures['tokens_per_second']:,.0f}", "median of the steps"),
     ]
+    if "mfu" in figures:
+        items.append(("Use of the GPUs (MFU)", f"{figures['mfu']:.0%}", f"of {chip}"))
     if val:
         base = f"base {figures['base_val_ndcg_at_10']:.4f}, " if "base_val_ndcg_at_10" in figures else ""
         note = f"{base}best after step {figures['best_step']}"

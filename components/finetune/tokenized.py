@@ -31,6 +31,11 @@ class TokenizedData:
         first: dict[tuple[int, ...], str] = {}
         self._same = {name: first.setdefault(tuple(ids), name) for name, ids in self._passages.items()}
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every text."""
+        return [len(ids) for texts in (self._queries, self._passages) for ids in texts.values()]
+
     def batch(self, rows: Sequence[int]) -> Batch:
         """The examples ``rows``; equal passages stand in the batch once."""
         examples = [self.data.examples[row] for row in rows]

@@ -31,6 +31,7 @@ from components.finetune.sharding import whole
 from components.finetune.state import TrainingState
 from components.finetune.tokenized import TokenizedData
 from components.finetune.validation import Selection, Validation
+from components.finetune.watch import Watch
 
 _log = logging.getLogger(__name__)
 _BEST = "best."
@@ -46,11 +47,16 @@ class Step:
     grad_norm: float
     lr: float
     tokens_per_second: float
+    mfu: float | None = None
     val_ndcg_at_10: float | None = None
+
+    def figures(self) -> dict[str, float]:
+        """Name and value of all that was measured."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def line(self) -> str:
         """As JSON; a step after which nothing was measured says nothing about it."""
-        return json.dumps({name: value for name, value in asdict(self).items() if value is not None}) + "\n"
+        return json.dumps(self.figures()) + "\n"
 
 
 class Trainer:
@@ -68,6 +74,7 @@ class Trainer:
         config: FinetuneConfig,
         gradient: Gradient,
         *,
+        watch: Watch,
         ranks: Ranks | None = None,
         validation: Validation | None = None,
         checkpoints: Checkpoints | None = None,
@@ -80,6 +87,7 @@ class Trainer:
         self.resumed_at = 0
         self.selection = Selection()
         self.result: dict[str, Tensor] = {}
+        self._watch = watch
         self._optimizer = build_optimizer(encoder, config)
         self._gradient = gradient
         self._state = TrainingState(encoder.backbone, self._optimizer, self.ranks)
@@ -127,7 +135,8 @@ class Trainer:
                 self.done.append(step)
                 out.write(step.line())
                 out.flush()
-                progress.add(loss=step.loss, tokens_per_second=step.tokens_per_second)
+                self._watch.step(step.figures())
+                progress.add(**self._watch.shown(step.figures()))
                 self._watchdog.beat()
                 if self._together(self._autosave.due(step.step)):
                     self._check_weights()
@@ -195,7 +204,8 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         self._gradient.weights_changed()
         speed = tokens / (time.perf_counter() - started)
-        return Step(number + 1, epoch, round(loss, 6), round(norm, 6), rate, round(speed, 1))
+        used = self._watch.utilization(speed)
+        return Step(number + 1, epoch, round(loss, 6), round(norm, 6), rate, round(speed, 1), used)
 
     def _add_gradient(self, number: int, rows: Sequence[int]) -> tuple[float, int]:
         """Mean loss of ``rows`` and their tokens. When memory runs out the batch is repeated in smaller passes."""
@@ -290,7 +300,9 @@ class Trainer:
         self._gradient.weights_changed()
         self.done = [Step(**step) for step in about["done"]]
         self.selection = Selection([(step, value) for step, value in about["val"]], best)
-        out.writelines(step.line() for step in self.done)
+        for step in self.done:
+            out.write(step.line())
+            self._watch.step(step.figures())
         self.resumed_at = len(self.done)
         _log.info("continuing after step %d of %d, which an earlier attempt saved", len(self.done), self.total)
 
