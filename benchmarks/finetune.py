@@ -48,13 +48,14 @@ def contestants(shape: Shape, device: torch.device, distinct: Batch, shared: Bat
         }
     return found | {
         "ours, bf16": (5, lambda: ours(shape, device, distinct)),
+        "ours, bf16, FlashAttention-2": (3, lambda: ours(shape, device, distinct, newest=False)),
         "ours, fp8": (3, lambda: ours(shape, device, distinct, fp8=True)),
         "ours, bf16, in-batch negatives 128 x 640": (
             2,
             lambda: ours(shape, device, distinct, capacity=whole, in_batch=True),
         ),
         "ours, bf16; every passage twice, encoded twice": (3, lambda: ours(shape, device, shared.repeated())),
-        "ours, bf16; every passage twice, encoded once": (3, lambda: ours(shape, device, shared, capacity=24576)),
+        "ours, bf16; every passage twice, encoded once": (3, lambda: ours(shape, device, shared)),
         "ours, bf16; every passage twice, encoded once, all activations kept": (
             3,
             lambda: ours(shape, device, shared, capacity=whole),

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("torch", "transformers", "sentence-transformers", "liger-kernel")
+_PACKAGES = ("torch", "transformers", "sentence-transformers", "liger-kernel", "flash-attn-4")
 
 
 def arguments(description: str) -> argparse.Namespace:
@@ -43,6 +43,16 @@ def seconds(work: Callable[[], Any], repeats: int) -> tuple[float, list[float]]:
         synchronize()
         taken.append(time.perf_counter() - start)
     return min(taken), taken
+
+
+def kernel_seconds(work: Callable[[], Any]) -> float | None:
+    """Seconds that the GPU's kernels took of ``work``: what a faster host could not shorten. None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        synchronize()
+    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
 
 
 def forget() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from benchmarks.batch import NEGATIVES, TEMPERATURE, Batch, explicit_loss, in_batch_loss
 from benchmarks.peers import flat, liger, padded, sentence_transformer
 from benchmarks.workload import Shape, llama, text
+from components.core.encoder.attention import only_torch
 from components.core.encoder.contrastive import backward
 from components.core.encoder.master import ComputeCopy
 from components.core.encoder.packed import PackedEncoder
@@ -138,11 +139,15 @@ def ours(
     device: torch.device,
     batch: Batch,
     *,
-    capacity: int = 16384,
+    capacity: int = 24576,
     in_batch: bool = False,
     fp8: bool = False,
+    newest: bool = True,
 ) -> Iterator[Step]:
-    """Packed, compiled, float32 masters; each distinct text once where that is cheaper."""
+    """Packed, compiled, float32 masters; each distinct text once where that is cheaper.
+
+    ``newest``: the attention of flash-attn-4 where that is installed, else that of torch.
+    """
     master = llama(shape, device, torch.float32)
     copy = ComputeCopy(master)
     packed = PackedEncoder(copy.module, "avg", compiled=device.type == "cuda", fp8=fp8)
@@ -153,7 +158,8 @@ def ours(
         def share(vectors: Tensor) -> Tensor:
             return loss_of(vectors) / len(batch.groups)
 
-        total = backward(packed, batch.ids, batch.groups, share, capacity=capacity, together=in_batch)
+        with contextlib.nullcontext() if newest else only_torch():
+            total = backward(packed, batch.ids, batch.groups, share, capacity=capacity, together=in_batch)
         update(master, optimizer)
         copy.refresh()
         return float(total)

@@ -1,4 +1,4 @@
-"""Exact search and mining of hard negatives: ``python -m benchmarks.mining [--passages N --dimension D --queries N]``.
+"""Exact search and mining of hard negatives: ``python -m benchmarks.search [--passages N --dimension D --queries N]``.
 
 Without sizes: 1,000,000 passages x 2048 against 10,000 queries on a GPU, bfloat16 vectors that lie on it; 100,000 x 384
 against 20,000 on a CPU, float32. Beside ours: matrix product and top-k of torch, block by block, and the loop of the
