@@ -26,6 +26,7 @@ class Progress:
         self.what, self.total, self.unit = what, total, unit
         self.done = 0
         self._started = self._last_line = time.monotonic()
+        self._first: tuple[int, float] | None = None  # units done at first, and when
         # Of several ranks, the one that logs shows it.
         shown = sys.stderr.isatty() and _log.isEnabledFor(logging.INFO)
         self._bar = tqdm(total=total, desc=what, unit=f" {unit}", leave=False) if shown else None
@@ -44,23 +45,36 @@ class Progress:
         """``count`` more units are done; ``figures`` stand beside them."""
         self.done += count
         if self._bar is not None:
-            self._bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()}, refresh=False)
+            self._bar.set_postfix({name: _short(value) for name, value in figures.items()}, refresh=False)
             self._bar.update(count)
             return
         now = time.monotonic()
+        if self._first is None:
+            self._first = self.done, now
         if now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
             _log.info("%s", self._line(now, figures))
 
     def _line(self, now: float, figures: dict[str, float]) -> str:
-        rate = self.done / max(now - self._started, 1e-9)
+        rate = self._rate(now)
         line = f"{self.what}: {self.done}"
         if self.total:
             line += f" of {self.total} {self.unit}, {rate:.1f}/s"
             line += f", {max(self.total - self.done, 0) / rate:.0f} s to go" if rate else ""
         else:
             line += f" {self.unit}, {rate:.1f}/s"
-        return line + "".join(f", {name} {value:.4g}" for name, value in figures.items())
+        return line + "".join(f", {name} {_short(value)}" for name, value in figures.items())
+
+    def _rate(self, now: float) -> float:
+        """Units per second after the first piece, which pays for compiling; with it while there is no other."""
+        done, since = self._first or (0, self._started)
+        if self.done == done:
+            done, since = 0, self._started
+        return (self.done - done) / max(now - since, 1e-9)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def track(items: Iterable[Item], what: str, *, unit: str, total: int | None = None) -> Iterator[Item]:

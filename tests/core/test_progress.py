@@ -37,6 +37,20 @@ def test_a_line_every_ten_seconds_with_rate_and_time_to_go(clock: Clock, caplog:
     ]
 
 
+def test_a_slow_first_piece_does_not_make_the_rest_look_slow(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    with Progress("training", total=60, unit="steps") as progress:
+        clock.now += 20  # compiles
+        progress.add(tokens_per_second=85240.0)
+        for _ in range(10):
+            clock.now += 1
+            progress.add(tokens_per_second=85240.0, mfu=0.5123)
+    assert caplog.messages == [
+        "training: 1 of 60 steps, 0.1/s, 1180 s to go, tokens_per_second 85,240",
+        "training: 11 of 60 steps, 1.0/s, 49 s to go, tokens_per_second 85,240, mfu 0.5123",
+        "training: 11 steps in 30.0 s",
+    ]
+
+
 def test_without_a_total_nothing_is_foretold(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     with Progress("reading", total=None, unit="files") as progress:
         clock.now += 10

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,6 +24,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
+from components.core.encoder import attention
 from components.core.encoder.bidirectional import LlamaBidirectionalConfig, LlamaBidirectionalModel
 from components.core.encoder.model import pool
 from components.core.encoder.packed import PackedEncoder, Pooling, supports
@@ -149,3 +154,35 @@ def test_flash_attention_in_bfloat16(make, ids: list[list[int]]) -> None:
     theirs = nn.functional.cosine_similarity(padded(model.bfloat16(), ids, "avg"), exact).min()
     ours = nn.functional.cosine_similarity(packed(PackedEncoder(model, "avg", compiled=True), ids, 40), exact).min()
     assert ours > 1 - 2 * (1 - theirs)
+
+
+@pytest.fixture
+def flash_attn_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package of that name, on a Hopper GPU; returns the module that attention imports."""
+    folder = tmp_path / "flash_attn" / "cute"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    attention._flash_attention_4.cache_clear()
+    yield folder / "interface.py"
+    attention._flash_attention_4.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("flash_attn")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_flash_attn_4_serves_the_sizes_of_heads_that_it_was_measured_with(flash_attn_4: Path, size: int) -> None:
+    flash_attn_4.write_text("")
+    query = torch.zeros(1, 2, size)
+    assert (attention._newer(query) is not None) == (size == 64)
+    with attention.only_torch():
+        assert attention._newer(query) is None
+
+
+def test_a_flash_attn_4_that_cannot_be_imported_is_passed_over(
+    flash_attn_4: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flash_attn_4.write_text("import a_package_that_is_missing")
+    assert attention._newer(torch.zeros(1, 2, 64)) is None
+    assert "a_package_that_is_missing" in caplog.text
