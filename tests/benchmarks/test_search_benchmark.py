@@ -20,5 +20,6 @@ def test_all_contestants_run_and_agree(monkeypatch: pytest.MonkeyPatch, tmp_path
         "torch",
         "ours",
         "recipe's miner",
+        "ours",
     ]
     assert all(float(row["seconds"]) > 0 for row in rows)
