@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.core.errors import ActionNeeded, InputError
-from components.sdg.chunking import parts
+from components.sdg.chunking import parts, words_of
 from components.sdg.component import SdgConfig
 from components.sdg.prompts import (
     ARTIFACT_KINDS,
@@ -128,30 +128,31 @@ def estimate(records: Sequence[dict[str, Any]], config: SdgConfig) -> Estimate:
         tokens.completion += completion
 
     for record in records:
-        for role, messages in _requests(record, config):
-            add(role, prompt_tokens(messages), completion_tokens(role, config))
-        embedded = {"answer": 0, "judge": 0}.get(config.task, len(parts(record["chunks"], config.max_prompt_words)))
-        for _ in range(embedded):
-            add("embed", config.num_pairs * _TOKENS_PER_QUESTION, 0)
+        for role, messages, pairs in _requests(record, config):
+            add(role, prompt_tokens(messages), completion_tokens(role, config, pairs))
+        if config.task not in ("answer", "judge"):
+            for part in parts(record["chunks"], config.max_prompt_words):
+                add("embed", config.pairs_for(words_of(part)) * _TOKENS_PER_QUESTION, 0)
     return found
 
 
-def _requests(record: dict[str, Any], config: SdgConfig) -> Iterator[tuple[str, Messages]]:
-    """The chats about ``record``, with made-up answers where one needs another's."""
+def _requests(record: dict[str, Any], config: SdgConfig) -> Iterator[tuple[str, Messages, int]]:
+    """The chats about ``record`` and the pairs in their answers, with made-up ones where a chat needs another's."""
     item = {"text": "x" * 30, "description": "x" * 90}
     artifacts = {kind: [item] * config.max_artifacts_per_type for kind in ARTIFACT_KINDS}
     pair = {"question": "x" * 120, "answer": "x" * 240, "segment_ids": [1]}
     existing = record["qa_generation"]["pairs"]
     if config.task == "judge":
-        yield "quality_judge", ask_for_scores(existing, cited(record, config), config)
+        yield "quality_judge", ask_for_scores(existing, cited(record, config), config), len(existing)
     elif config.task == "answer":
         for part in parts(record["chunks"], config.max_prompt_words):
-            yield "qa_generation", ask_for_answers([one["question"] for one in existing], part, config)
+            yield "qa_generation", ask_for_answers([one["question"] for one in existing], part, config), len(existing)
     elif config.task != "deduplicate":
         for part in parts(record["chunks"], config.max_prompt_words):
-            yield "artifact_extraction", ask_for_artifacts(text_of(record, part), config)
-            yield "qa_generation", ask_for_pairs(artifacts, part, config)
-            yield "quality_judge", ask_for_scores([pair] * config.num_pairs, part, config)
+            pairs = config.pairs_for(words_of(part))
+            yield "artifact_extraction", ask_for_artifacts(text_of(record, part), config), pairs
+            yield "qa_generation", ask_for_pairs(artifacts, part, config), pairs
+            yield "quality_judge", ask_for_scores([pair] * pairs, part, config), pairs
 
 
 def cited(record: dict[str, Any], config: SdgConfig) -> list[dict[str, Any]]:
@@ -191,9 +192,11 @@ def prompt_tokens(messages: Messages) -> int:
     return sum(len(message["content"].encode()) for message in messages) // _BYTES_PER_TOKEN
 
 
-def completion_tokens(role: str, config: SdgConfig) -> int:
-    """Tokens of the answer of ``role``, roughly."""
-    items = config.num_pairs if role != "artifact_extraction" else len(ARTIFACT_KINDS) * config.max_artifacts_per_type
+def completion_tokens(role: str, config: SdgConfig, pairs: int | None = None) -> int:
+    """Tokens of the answer of ``role``, roughly; as long as they get when nobody says about how many ``pairs``."""
+    items = config.pairs_for(config.max_prompt_words) if pairs is None else pairs
+    if role == "artifact_extraction":
+        items = len(ARTIFACT_KINDS) * config.max_artifacts_per_type
     expected = items * _TOKENS_PER_ITEM[role]
     limit = config.parameters[role].max_tokens
     return min(expected, limit) if limit else expected

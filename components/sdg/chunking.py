@@ -76,9 +76,14 @@ def chunk(
     return chunks
 
 
+def words_of(chunks: Sequence[dict[str, Any]]) -> int:
+    """Words of all ``chunks``."""
+    return sum(one["word_count"] for one in chunks)
+
+
 def parts(chunks: Sequence[dict[str, Any]], max_words: int) -> list[list[dict[str, Any]]]:
     """``chunks`` in order, in parts of about the same length and at most ``max_words`` words (or one passage)."""
-    total = sum(one["word_count"] for one in chunks)
+    total = words_of(chunks)
     count = max(1, math.ceil(total / max_words))
     while True:
         found: list[list[dict[str, Any]]] = [[] for _ in range(count)]
@@ -87,7 +92,7 @@ def parts(chunks: Sequence[dict[str, Any]], max_words: int) -> list[list[dict[st
             found[min(count - 1, int((words + one["word_count"] / 2) * count / total))].append(one)
             words += one["word_count"]
         found = [part for part in found if part]
-        if all(len(part) == 1 or sum(one["word_count"] for one in part) <= max_words for part in found):
+        if all(len(part) == 1 or words_of(part) <= max_words for part in found):
             return found
         count += 1
 

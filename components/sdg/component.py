@@ -122,6 +122,11 @@ class SdgConfig(EncoderConfig):
     )
     num_sections: int = setting(1, "Sections into which the LLM gets a document's passages", gt=0)
     num_pairs: int = setting(7, "Questions per document (`llm`), or per passage at most (`offline`)", gt=0)
+    num_pairs_per_1000_words: float = setting(
+        0.0,
+        "Ask the LLM for so many questions per thousand words of a document, where that is more than `num_pairs`",
+        ge=0,
+    )
     max_prompt_words: int = setting(
         6000, "Longer documents are asked about in parts of at most so many words, `num_pairs` questions each", gt=0
     )
@@ -297,6 +302,10 @@ class SdgConfig(EncoderConfig):
     def answers_uri(self) -> str | None:
         """Where paid answers are kept."""
         return self.ledger_uri or (self.history_uri and f"{self.history_uri.rstrip('/')}/answers")
+
+    def pairs_for(self, words: int) -> int:
+        """How many pairs the LLM is asked for about so many words."""
+        return max(self.num_pairs, round(words * self.num_pairs_per_1000_words / 1000))
 
     @property
     def extensions(self) -> frozenset[str]:

@@ -16,7 +16,7 @@ import numpy as np
 from components.core.errors import ActionNeeded, StageError, Transient
 from components.core.progress import Progress
 from components.sdg.budget import Budget, Tokens, cited, describe, estimate, text_of
-from components.sdg.chunking import parts
+from components.sdg.chunking import parts, words_of
 from components.sdg.component import SdgConfig
 from components.sdg.endpoint import GivenUp
 from components.sdg.ledger import Ledger, open_ledger
@@ -211,7 +211,7 @@ async def _part(
     known = {chunk["chunk_id"] for chunk in chunks}
     pairs = [pair.model_dump() for pair in answer.pairs]
     known_only = [pair for pair in pairs if set(pair["segment_ids"]) <= known]
-    usable = known_only[: config.num_pairs]
+    usable = known_only[: config.pairs_for(words_of(chunks))]
     if not usable:
         raise GivenUp("every pair names segments that the document does not have")
     cosines = await llm.similarities([pair["question"] for pair in usable], bill)
@@ -224,7 +224,7 @@ async def _part(
     rejected = Counter(
         {
             "names unknown segments": len(pairs) - len(known_only),
-            "more than num_pairs": len(known_only) - len(usable),
+            "more than were asked for": len(known_only) - len(usable),
             "repeats a question": len(usable) - len(distinct),
             "not scored by the judge": len(distinct) - len(scored),
         }

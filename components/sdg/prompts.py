@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from components.core.errors import InputError
+from components.sdg.chunking import words_of
 from components.sdg.component import QueryType, QuestionStyle, ReasoningType, SdgConfig
 
 ARTIFACT_KINDS = (
@@ -171,7 +172,7 @@ def ask_for_artifacts(text: str, config: SdgConfig) -> Messages:
 def ask_for_pairs(artifacts: dict[str, Any], chunks: Sequence[dict[str, Any]], config: SdgConfig) -> Messages:
     """Messages that ask for question-answer pairs with the segments that hold each answer."""
     about = [f"{item['text']}: {item['description']}" for items in artifacts.values() for item in items]
-    task = _task("qa_generation", _PAIRS, config)
+    task = _task("qa_generation", _PAIRS, config, config.pairs_for(words_of(chunks)))
     known = f"The document is about: {'; '.join(about) or 'not known'}."
     return _messages(f"{task}\n{known}\n{_PAIRS_FORM}", _sections(chunks, config))
 
@@ -201,19 +202,20 @@ def ask_for_scores(pairs: Sequence[dict[str, Any]], chunks: Sequence[dict[str, A
     )
 
 
-def _task(role: str, built_in: str, config: SdgConfig) -> str:
+def _task(role: str, built_in: str, config: SdgConfig, num_pairs: int | None = None) -> str:
     """The instruction of ``role`` with its names filled in. Raises InputError for one that cannot be."""
+    pairs = config.num_pairs if num_pairs is None else num_pairs
     given = config.prompts.get(role)
     text = built_in if given is None else _given(role, given)
     try:
         return Template(text).substitute(
             kinds=", ".join(ARTIFACT_KINDS),
             max_artifacts=config.max_artifacts_per_type,
-            num_pairs=config.num_pairs,
+            num_pairs=pairs,
             language=config.language or "the language of the document",
-            question_styles=_counts(config.num_pairs, config.question_styles),
-            query_types=_counts(config.num_pairs, config.query_counts),
-            reasoning_types=_counts(config.num_pairs, config.reasoning_counts),
+            question_styles=_counts(pairs, config.question_styles),
+            query_types=_counts(pairs, config.query_counts),
+            reasoning_types=_counts(pairs, config.reasoning_counts),
             min_complexity=config.min_complexity,
             min_hops=config.min_hops,
             max_hops=config.max_hops,

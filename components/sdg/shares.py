@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from components.sdg.chunking import parts
+from components.sdg.chunking import parts, words_of
 from components.sdg.component import SdgConfig
 from components.sdg.corpus import Corpus
 
@@ -63,8 +63,9 @@ def asked_for(record: dict[str, Any], config: SdgConfig) -> int:
     """How many pairs there will be when nothing is rejected."""
     if config.task not in ("generate", "generate_from_chunks"):
         return len(record["qa_generation"]["pairs"])
-    places = record["chunks"] if config.generator == "offline" else parts(record["chunks"], config.max_prompt_words)
-    return config.num_pairs * len(places)
+    if config.generator == "offline":
+        return config.num_pairs * len(record["chunks"])
+    return sum(config.pairs_for(words_of(part)) for part in parts(record["chunks"], config.max_prompt_words))
 
 
 def _draw(record: dict[str, Any], config: SdgConfig) -> bytes:

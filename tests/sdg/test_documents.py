@@ -113,6 +113,19 @@ def test_a_long_document_is_asked_about_in_parts_and_gets_more_questions(server:
     assert len(long["deduplicated_qa_pairs"]) == len(long["qa_evaluations"]["evaluations"])
 
 
+def test_questions_can_grow_with_the_length_of_a_document(server: LlmServer, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name, count in (("long", 200), ("short", 10)):
+        text = " ".join(f"Sentence {n} of {name} is about part{n}of{name}." for n in range(count))
+        (corpus / f"{name}.txt").write_text(text)
+    generate(corpus, tmp_path / "out", llm_base_url=server.url, num_pairs_per_1000_words=15)
+    prompts = [body["messages"][1]["content"] for path, body in server.requests if "chat" in path]
+    asked = {name: re.search(r"Write (\d+) questions.*question_style: (\d+) question", p, re.DOTALL).groups()
+             for name in ("long", "short") for p in prompts if "Write" in p and f"of {name} " in p}  # fmt: skip
+    assert asked == {"long": ("21", "12"), "short": ("7", "4")}  # 1,400 words and 70: shares are scaled, too
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 50])
 def test_parts_hold_every_passage_once_and_are_of_about_one_length(count: int) -> None:
     chunks = [{"word_count": 90 + n % 20, "chunk_id": n} for n in range(count)]

@@ -253,4 +253,4 @@ def test_each_role_has_its_own_endpoint_key_headers_and_sampling(
 def test_more_than_was_asked_for_is_left_out(server: LlmServer, corpus: Path, tmp_path: Path) -> None:
     records, metrics = generate(server, corpus, tmp_path, num_pairs=2)  # the server gives three
     assert {len(record["deduplicated_qa_pairs"]) for record in records} == {2}
-    assert metrics["rejected_pairs"]["more than num_pairs"] == len(records)
+    assert metrics["rejected_pairs"]["more than were asked for"] == len(records)
