@@ -2,8 +2,8 @@
 
 A server in another process, on another core, takes 200 ms for every answer. With 64 requests in flight nobody can get
 more than 320 answers a second; how many does a whole run of sdg get on one core, reading, checking, and keeping every
-answer on disk included? On a machine that others use, ``chrt -f 1`` before the command keeps them off the cores. And does it get each of 1,000 answers once when all are asked for at the same time and 30 % of
-the requests fail in seven ways?
+answer on disk included? And does it get each of 1,000 answers once when all are asked for at the same time and 30 % of
+the requests fail in seven ways? On a machine that others use, ``chrt -f 1`` before the command keeps them off it.
 """
 
 from __future__ import annotations

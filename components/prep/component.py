@@ -36,6 +36,12 @@ class PrepConfig(EncoderConfig, EmbeddingSettings):
         None, "Field with a date or number: the oldest documents train, the newest test; null shuffles", min_length=1
     )
     max_pos_docs: int = setting(5, "Most passages that one question may have as answers", gt=0)
+    round_trip_top_k: int | None = setting(
+        None,
+        "Train on a generated question only when the model that mines finds its passage among its best so many; null "
+        "trains on all",
+        gt=0,
+    )
     hard_negatives_to_mine: int = setting(5, "Hard negatives per query", form=True, gt=0)
     hard_neg_margin: float = setting(
         0.95, "A negative scores at most this share of the query's worst positive", gt=0, le=1

@@ -22,6 +22,7 @@ from components.prep.mining import Embed, Mined, mine
 from components.prep.read import read_records
 from components.prep.records import Records, Rules
 from components.prep.report import build_report
+from components.prep.round_trip import round_trip
 from components.prep.split import Split, split
 from components.prep.write import write_eval_data, write_training_data
 
@@ -75,8 +76,11 @@ def _prepare(
         frozen=frozen,
     )
     warnings = _check(config, records, parts, frozen is not None)
+    embed_by_miner = _embed_with(config, miner or config.encoder())
+    if config.round_trip_top_k is not None:
+        parts, embed_by_miner = round_trip(embed_by_miner, parts, config.round_trip_top_k)
     mined = mine(
-        _embed_with(config, miner or config.encoder()),
+        embed_by_miner,
         parts,
         _choice(config),
         query_block=config.mining_batch_size,

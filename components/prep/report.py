@@ -215,7 +215,7 @@ def _how(config: PrepConfig, frozen: FrozenEval | None) -> Markup:
     code = "code"
     shown = (
         "base_model", "quality_threshold", "max_pos_docs", "conversion_seed", "near_duplicate_threshold",
-        "split_group_field", "split_time_field", "hard_negatives_to_mine", "hard_neg_margin",
+        "split_group_field", "split_time_field", "round_trip_top_k", "hard_negatives_to_mine", "hard_neg_margin",
         "hard_neg_absolute_margin", "hard_neg_range_min", "hard_neg_range_max", "hard_neg_sampling",
     )  # fmt: skip
     ratios = f"{config.train_ratio:g}, {config.val_ratio:g}, {config.test_ratio:g}"

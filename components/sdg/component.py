@@ -124,7 +124,7 @@ class SdgConfig(EncoderConfig):
     num_pairs: int = setting(7, "Questions per document (`llm`), or per passage at most (`offline`)", gt=0)
     num_pairs_per_1000_words: float = setting(
         0.0,
-        "Ask the LLM for so many questions per thousand words of a document, where that is more than `num_pairs`",
+        "Questions asked of the LLM per thousand words of a document, where that is more than `num_pairs`",
         ge=0,
     )
     max_prompt_words: int = setting(

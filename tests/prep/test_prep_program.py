@@ -292,3 +292,33 @@ def test_two_processes_mine_what_one_mines_and_the_cache_is_used_again(tmp_path:
         for first, second in zip(*listed, strict=True):
             assert (first["id"], first.get("origin")) == (second["id"], second.get("origin"))
             assert first["score"] == pytest.approx(second["score"], abs=2e-6)
+
+
+def test_generated_questions_that_do_not_find_their_passage_are_not_trained_on(tmp_path: Path) -> None:
+    topics = ["whales", "violins", "volcanoes", "bread", "chess", "glaciers", "saddles", "lighthouses"]
+    records = []
+    for n in range(24):
+        topic = topics[n % 8]
+        text = f"Part {n} is about {topic}: what a person who works with {topic} in year {1900 + n} ought to know."
+        wrong = f"Tell me all there is to learn on {topics[(n + 1) % 8]}, number {n}"
+        asked = [f"What should people know about {topic} in {1900 + n}?", wrong]
+        pairs = [{"question": question, "answer": "so", "segment_ids": [1]} for question in asked]
+        chunks = [{"chunk_id": 1, "text": text}]
+        records.append({"source_id": f"{n}.txt", "chunks": chunks, "deduplicated_qa_pairs": pairs})
+
+    def trained(work: Path, **given: object) -> tuple[set[str], bytes, Outcome]:
+        outcome = prep(work, records, near_duplicate_threshold=None, hard_neg_margin=1.0, **given)
+        data = json.loads((work / "out" / "training_data" / TRAINING_FILE).read_text())["data"]
+        test = (work / "out" / "eval_data" / "queries.jsonl").read_bytes()
+        return {one["question"] for one in data}, test, outcome
+
+    every, test, _ = trained(tmp_path / "all")
+    good, same_test, outcome = trained(tmp_path / "filtered", round_trip_top_k=1)
+    assert any(question.startswith("Tell me") for question in every)
+    assert good
+    assert {question for question in good if question.startswith("Tell me")} == set()
+    assert same_test == test
+    assert b"Tell me" in test
+    report = (tmp_path / "filtered" / "out" / "data_report").read_text()
+    assert "does not find its own passage" in report
+    assert outcome.metrics["dropped_questions"] > 10
