@@ -149,7 +149,7 @@ def build(plan: Plan, options: Options) -> Any:
     def flow(*channels: Any) -> None:
         given = dict(zip((name for name, *_ in parameters), channels, strict=True))
         made = {name: _importer(name, given[f"{name}_uri"]) for name in plan.brought}
-        made |= {f"{name}_uri": given[f"{name}_uri"] for name in plan.brought_by_uri}
+        made |= {f"{name}_uri": given[f"{name}_uri"] for name in plan.brought + plan.brought_by_uri}
         with contextlib.ExitStack() as gates:
             for stage in plan.stages:
                 made |= _add(stage, options, given, made)
@@ -268,8 +268,10 @@ def _importer(name: str, uri: Any) -> Any:
 
 def _form(plan: Plan, options: Options) -> Iterable[tuple[str, Any, Any]]:
     """Name, type and default of each field of the run form, in the order in which a person fills it in."""
-    for name in plan.brought + plan.brought_by_uri:
+    for name in plan.brought:
         yield f"{name}_uri", str, NO_DEFAULT
+    for name in plan.brought_by_uri:
+        yield f"{name}_uri", str, ""
     said: dict[str, Any] = {}
     for name, field in form_settings(plan.stages).items():
         owner = next(stage for stage in plan.stages if name in stage.config.model_fields)

@@ -45,10 +45,10 @@ class StageRun:
         return {name: place(self.work, name) for name in self.stage.outputs}
 
     def uris(self) -> dict[str, str]:
-        """Paths stand for URIs here."""
-        taken = {name: self._place(name).resolve() for name in self.stage.by_uri}
-        made = {name: path.resolve() for name, path in self.outputs().items()}
-        return {name: str(path) for name, path in {**taken, **made}.items()}
+        """Paths stand for URIs here; the URI of what is not there is empty."""
+        read = {name: self._place(name) for name in self.stage.inputs + self.stage.by_uri}
+        found = {name: str(path.resolve()) if path.exists() else "" for name, path in read.items()}
+        return found | {name: str(path.resolve()) for name, path in self.outputs().items()}
 
     def show(self) -> None:
         """Print the resolved settings, inputs and outputs, and what the run would do and cost where it can say so."""
@@ -76,7 +76,8 @@ class StageRun:
     def execute(self) -> None:
         """Run the stage here; its figures go to ``work/<stage>_metrics.json``."""
         for name in self.stage.by_uri:
-            check_input(name, Source(self._place(name), sealed=True))
+            if self._has(name):
+                check_input(name, Source(path := self._place(name), sealed=is_sealed(path)))
         config = on_this_machine(self.config, self.work)
         outcome = execute(self.stage, config, inputs=self.inputs(), outputs=self.outputs(), uris=self.uris())
         body = json.dumps({"metrics": outcome.metrics, "results": outcome.results}, indent=2)
@@ -137,7 +138,7 @@ class Run:
             if name in replaced:
                 continue
             path = self.brought.get(name, place(self.work, name))
-            if not path.exists():
+            if not path.exists() and (name in self.plan.brought or name in self.brought):
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{name}: there is nothing at {path}: give its path with {option}")
         unused = set(self.brought) - set(self.plan.brought) - set(self.plan.brought_by_uri)

@@ -20,8 +20,8 @@ from components.stages import NAMES, STAGES, by_name
 class Plan:
     """Stages that run one after the other.
 
-    ``brought`` are the artifacts that no chosen stage makes; ``brought_by_uri`` those of them of which a stage only
-    wants the URI; ``left_out`` those that settings do for.
+    ``brought`` are the artifacts that no chosen stage makes; ``brought_by_uri`` those of which every stage only
+    wants the URI, and that may be left out when the settings need none; ``left_out`` those that settings do for.
     """
 
     stages: tuple[Stage, ...]
@@ -68,7 +68,8 @@ def make_plan(
     for name in without:
         if name not in replaceable:
             raise InputError(f"none of the stages {start} to {end} can do without '{name}'")
-    return Plan(stages, tuple(name for name in brought if name not in without), tuple(by_uri), without)
+    wanted = tuple(name for name in brought if name not in without)
+    return Plan(stages, wanted, tuple(name for name in by_uri if name not in brought), without)
 
 
 def resolve(stages: Iterable[Stage], *, profile_name: str, given: Mapping[str, Any]) -> dict[str, Settings]:

@@ -48,6 +48,13 @@ def write_probes(directory: Path, probes: list[Probe], tuned: np.ndarray, base: 
     save_file({"tuned": tuned, "base": base}, directory / REFERENCE_VECTORS)
 
 
+def write_bundle(bundle: Bundle, directory: Path) -> None:
+    """Write the files of ``bundle`` into ``directory``, which exists."""
+    bundle.manifest.write(directory)
+    bundle.encoder.write(directory)
+    write_probes(directory, bundle.probes, bundle.tuned, bundle.base)
+
+
 def read_bundle(directory: Path) -> Bundle:
     """The deploy bundle, or the exported model, which has the same files. Raises InputError when it is not whole."""
     manifest = read_model_manifest(directory)

@@ -84,7 +84,8 @@ class Endpoint:
     ) -> np.ndarray:
         """Vectors of ``texts``: float32 [len(texts), d], in their order.
 
-        ``dimension``, when given, is what d must be; ``shortened_to`` asks for shorter vectors.
+        ``dimension``, when given, is what d must be; ``shortened_to`` asks for shorter vectors,
+        which some services ignore.
         Raises ActionNeeded for refused credentials and for answers that are no vectors, InputError for a refused
         request, Transient when the service stays unavailable.
         """
@@ -93,7 +94,7 @@ class Endpoint:
             batch = list(texts[start : start + batch_size])
             request = EmbedRequest(self.model, batch, kind, truncate, encoding_format, shortened_to)
             answer = self._json(self._send("POST", self._api.embed_path, self._api.body(request)))
-            found.append(self._vectors(answer, request, shortened_to or dimension))
+            found.append(self._vectors(answer, request, dimension))
         if not found:
             return np.empty((0, dimension or 0), dtype=np.float32)
         if len({vectors.shape[1] for vectors in found}) > 1:

@@ -34,14 +34,15 @@ def run_from_executor_input(stage: Stage, text: str) -> None:
     offered = message.get("outputs", {})
     parameters = received.get("parameterValues", {})
     config = settings_of(stage, parameters)
-    inputs = {}
+    inputs, uris = {}, {}
     for name in stage.inputs + stage.optional_inputs:
         found = received.get("artifacts", {}).get(name, {}).get("artifacts", [])
         if found:
             sealed = bool(found[0].get("metadata", {}).get("manifest_sha256"))
             inputs[name] = Source(local_path(found[0]), sealed=sealed)
+            uris[name] = found[0]["uri"]
     made = {name: found["artifacts"][0] for name, found in offered.get("artifacts", {}).items() if name in ARTIFACTS}
-    uris = {name: artifact["uri"] for name, artifact in made.items()}
+    uris |= {name: artifact["uri"] for name, artifact in made.items()}
     uris |= {name: parameters[f"{name}_uri"] for name in stage.by_uri}
     outputs = {name: local_path(artifact) for name, artifact in made.items()}
     outcome = execute(stage, config, inputs=inputs, outputs=outputs, uris=uris)

@@ -48,9 +48,9 @@ def execute(
 ) -> Outcome:
     """Run ``stage``; publish its outputs at ``outputs`` when it succeeded, leave nothing there when it failed.
 
-    ``uris`` holds the URIs of artifacts that the stage takes by URI, and of its own outputs. A previous output at the
-    same place is replaced only by a complete one; it stays when the stage has nothing new. Raises StageError for what
-    the user can act on.
+    ``uris`` holds the URIs of artifacts that the stage takes by URI, of its inputs and of its outputs. A previous
+    output at the same place is replaced only by a complete one; it stays when the stage has nothing new. Raises
+    StageError for what the user can act on.
     """
     for name in stage.needed_inputs(config):
         if name not in inputs:
@@ -143,7 +143,7 @@ def _results(stage: Stage, returned: Mapping[str, Any], uris: Mapping[str, str])
     for name, kind in stage.results.items():
         if name in returned:
             results[name] = kind(returned[name])
-        elif name.removesuffix("_uri") in stage.outputs:
+        elif name.removesuffix("_uri") in stage.outputs + stage.inputs:
             results[name] = uris[name.removesuffix("_uri")]
         else:
             raise StageError(f"{stage.name} returned no {name}: this is a bug")

@@ -57,10 +57,11 @@ class Stage:
 
     ``inputs`` and ``outputs`` are artifact names; wiring is by name. ``replaced_by`` names the setting that does for
     an input that is not given. ``optional_inputs`` are used when an earlier stage made them or the user brings them.
-    ``by_uri`` are artifacts that the program gets as a URI and that are never downloaded for it. ``results`` are
-    output parameters: the program returns them among its metrics; one called ``<output>_uri`` is filled in with that
-    output's URI. ``gate`` decides by one of them whether the run goes on. ``retries`` is how often KFP starts a failed
-    task again. ``previews`` says that the program has a ``preview``, which a dry run calls, and a ``sample``.
+    ``by_uri`` are artifacts that the program gets as a URI and that are never downloaded for it; the URI of one that
+    is not there is empty, and the program says when it needs it. ``results`` are output parameters: the program
+    returns them among its metrics; one called ``<artifact>_uri`` is filled in with the URI of that output or input.
+    ``gate`` decides by one of them whether the run goes on. ``retries`` is how often KFP starts a failed task again.
+    ``previews`` says that the program has a ``preview``, which a dry run calls, and a ``sample``.
     ``check_on_this_machine`` raises InputError for settings that a run without KFP cannot carry out.
     """
 

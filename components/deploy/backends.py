@@ -1,157 +1,61 @@
-"""How each serving image takes a model of one's own; NIM generations differ, so the version in the tag decides."""
+"""Which image serves, and what it must be told."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
 
-from components.core.bundle import Bundle
 from components.core.errors import InputError
-from components.core.parity import Precision
 from components.deploy.component import DeployConfig
+from components.deploy.contracts import ONNX_SERVER, VLLM_CONTRACTS, Contract, Table, nim_contracts
 
-MODEL_PATH = "/mnt/models"  # KServe mounts the model here.
-PORT = 8000
-_NIM_PREFIXES = ("query: ", "passage: ")
-
-
-@dataclass(frozen=True)
-class Contract:
-    """What an image must be told.
-
-    ``model_folder`` lies below MODEL_PATH. Names of environment variables: ``model_env`` take the model's directory,
-    ``cache_env`` the writable directory ``cache``, ``name_env`` the served name, ``length_env`` the longest text in
-    tokens. ``prefixes`` are what it puts before queries and passages; None when the model decides. ``precision`` is
-    what it computes in; None is the export's.
-    """
-
-    name: str
-    serves: Literal["exported_model", "checkpoint"]
-    user: int
-    cache: str
-    model_folder: str = ""
-    model_env: tuple[str, ...] = ()
-    cache_env: tuple[str, ...] = ()
-    name_env: tuple[str, ...] = ()
-    length_env: str = ""
-    prefixes: tuple[str, str] | None = None
-    precision: Precision | None = None
-    gpus: int = 1
-
-    @property
-    def is_nim(self) -> bool:
-        return bool(self.model_env)
-
-    def environment(self, bundle: Bundle, served_name: str) -> dict[str, str]:
-        """Environment variables that make the image serve the model under ``served_name``."""
-        values = dict.fromkeys(self.model_env, f"{MODEL_PATH}/{self.model_folder}".rstrip("/"))
-        values |= dict.fromkeys(self.cache_env, self.cache) | dict.fromkeys(self.name_env, served_name)
-        if self.length_env:
-            values[self.length_env] = str(_longest(bundle))
-        return values
-
-    def arguments(self, served_name: str) -> list[str]:
-        """Arguments of the image's entry point; a NIM takes none."""
-        if self.is_nim:
-            return []
-        return ["--model", MODEL_PATH, "--name", served_name, "--host", "0.0.0.0", "--port", str(PORT),
-                "--drain-seconds", "10"]  # fmt: skip
-
-    def require(self, bundle: Bundle) -> None:
-        """Raise InputError for a model that the image would serve otherwise than it was trained."""
-        encoder = bundle.encoder
-        if self.serves == "exported_model" and bundle.manifest.model_format == "checkpoint":
-            raise InputError(
-                "this image serves an ONNX model, and export wrote none: set export.enabled=true, or give a NIM 2.x"
-            )
-        if self.prefixes and self.prefixes != (encoder.query_prefix, encoder.passage_prefix):
-            raise InputError(
-                f"a NIM puts {self.prefixes} before queries and passages, the model was trained with "
-                f"{(encoder.query_prefix, encoder.passage_prefix)}: use backend=onnx, or train with the NIM's prefixes"
-            )
-        if self.length_env and encoder.query_max_length != encoder.passage_max_length:
-            raise InputError(
-                f"a NIM cuts all texts at one length, the model was trained with queries of "
-                f"{encoder.query_max_length} and passages of {encoder.passage_max_length} tokens: use backend=onnx, "
-                f"or train with equal lengths"
-            )
+# As in images/pins.env.
+USUAL_IMAGES = {
+    "nim": "nvcr.io/nim/nvidia/llama-nemotron-embed-1b-v2:1.13.0",
+    "vllm": "docker.io/vllm/vllm-openai:v0.24.0",
+}
+USUAL_IMAGES["nim-operator"] = USUAL_IMAGES["nim"]
+_NIM_REPOSITORY = "nvcr.io/nim/"
 
 
-ONNX_SERVER = Contract("onnx-server", "exported_model", user=10001, cache="/tmp", gpus=0)
-# From the version on, up to the next entry's. Sources: NVIDIA's documentation of each generation; none was run here.
-NIM_CONTRACTS: tuple[tuple[tuple[int, int], Contract | None], ...] = (
-    ((0, 0), None),
-    (
-        (1, 10),
-        Contract(
-            "nim-onnx",
-            "exported_model",
-            user=1000,
-            cache="/opt/nim/.cache",
-            model_folder="onnx",
-            model_env=("NIM_CUSTOM_MODEL",),
-            cache_env=("NIM_CACHE_PATH",),
-            name_env=("NIM_SERVED_MODEL_NAME",),
-            length_env="NIM_TRITON_MAX_SEQ_LENGTH",
-            prefixes=_NIM_PREFIXES,
-        ),
-    ),
-    (
-        (2, 0),
-        Contract(
-            "nim-checkpoint",
-            "checkpoint",
-            user=1000,
-            cache="/opt/cache",
-            # The recipe sets the first, NVIDIA's operator the second, for the same image.
-            model_env=("NIM_MODEL_PATH", "NIM_ENGINE_MODEL_PATH"),
-            name_env=("NIM_SERVED_MODEL_NAME",),
-            length_env="NIM_PIPELINE_MAX_SEQ_LEN",
-            precision="fp16",
-        ),
-    ),
-    (
-        (2, 4),
-        Contract(
-            "nim-checkpoint",
-            "checkpoint",
-            user=1000,
-            cache="/opt/cache",
-            model_env=("NIM_ENGINE_MODEL_PATH",),
-            name_env=("NIM_ENGINE_MODEL_NAME",),
-            length_env="NIM_PIPELINE_MAX_SEQ_LEN",
-            precision="fp16",
-        ),
-    ),
-    ((3, 0), None),
-)
+def image(config: DeployConfig) -> str:
+    """The image that serves. Raises InputError when the backend has no usual one."""
+    if found := config.serving_image or USUAL_IMAGES.get(config.backend):
+        return found
+    raise InputError(
+        f"backend={config.backend} has no image of its own: set serving_image to what images/server builds"
+    )
 
 
 def contract(config: DeployConfig) -> Contract:
-    """What ``serving_image`` must be told. Raises InputError for an image that is not pinned or not known."""
-    image = config.serving_image
-    repository, tag = _parse(image)
+    """What the serving image must be told. Raises InputError for one that is not pinned, not known or another's."""
+    name = image(config)
+    repository, tag = _parse(name)
+    if config.backend not in ("nim", "nim-operator") and repository.startswith(_NIM_REPOSITORY):
+        raise InputError(
+            f"serving_image {name} is a NIM: for backend={config.backend} give another image, or set backend=nim"
+        )
     if config.backend == "onnx":
-        if repository.startswith("nvcr.io/nim/"):
-            raise InputError(
-                f"serving_image {image} is a NIM: for backend=onnx give the image that images/server builds"
-            )
         return ONNX_SERVER
+    if config.backend == "vllm":
+        return _by_version("vLLM", name, tag, VLLM_CONTRACTS, example="v0.24.0", known="0.23 to 0.x, or NVIDIA's 26.06")
+    return _by_version("a NIM", name, tag, nim_contracts(config.model_format), example="1.13.0", known="1.10 to 2.x")
+
+
+def _by_version(what: str, name: str, tag: str, table: Table, *, example: str, known: str) -> Contract:
     version = re.match(r"v?(\d+)\.(\d+)(\.|$|-)", tag)
     if not version:
         raise InputError(
-            f"serving_image {image}: a NIM's version decides how it takes a model: give it as tag (NAME:1.13.0, "
-            f"NAME:1.13.0@sha256:...)"
+            f"serving_image {name}: the version of {what} decides how it takes a model: give it as tag "
+            f"(NAME:{example}, NAME:{example}@sha256:...)"
         )
     found = (int(version[1]), int(version[2]))
-    known = [entry for since, entry in NIM_CONTRACTS if since <= found][-1]
-    if known is None:
+    contract = [entry for since, entry in table if since <= found][-1]
+    if contract is None:
         raise InputError(
-            f"serving_image {image}: how a NIM {found[0]}.{found[1]} takes a model is not known: "
-            f"give a version from 1.10 to 2.x, or backend=onnx"
+            f"serving_image {name}: how {what} {found[0]}.{found[1]} takes a model is not known: give a version from "
+            f"{known}, or backend=onnx"
         )
-    return known
+    return contract
 
 
 def _parse(image: str) -> tuple[str, str]:
@@ -164,7 +68,3 @@ def _parse(image: str) -> tuple[str, str]:
     if (not tag and not digest) or tag == "latest":
         raise InputError(f"serving_image {image}: name an image with a fixed tag or digest, never latest")
     return repository, tag
-
-
-def _longest(bundle: Bundle) -> int:
-    return max(bundle.encoder.query_max_length, bundle.encoder.passage_max_length)

@@ -14,7 +14,7 @@ from kubernetes import client, config, dynamic
 from kubernetes.config import ConfigException
 
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
-from components.deploy.render import MANAGED_BY, Object
+from components.deploy.labels import MANAGED_BY, Object
 
 # Where each kind lies in the API.
 KINDS = {
@@ -22,11 +22,21 @@ KINDS = {
     "InferenceService": ("serving.kserve.io", "v1beta1", "inferenceservices"),
     "Deployment": ("apps", "v1", "deployments"),
     "PodDisruptionBudget": ("policy", "v1", "poddisruptionbudgets"),
+    "NetworkPolicy": ("networking.k8s.io", "v1", "networkpolicies"),
+    "HTTPRoute": ("gateway.networking.k8s.io", "v1", "httproutes"),
+    "Application": ("argoproj.io", "v1alpha1", "applications"),
+    "Kustomization": ("kustomize.toolkit.fluxcd.io", "v1", "kustomizations"),
     "Lease": ("coordination.k8s.io", "v1", "leases"),
     "Service": ("", "v1", "services"),
+    "ServiceAccount": ("", "v1", "serviceaccounts"),
     "ConfigMap": ("", "v1", "configmaps"),
     "Pod": ("", "v1", "pods"),
     "Event": ("", "v1", "events"),
+}
+_INSTALL = {
+    "gateway.networking.k8s.io": "Gateway API",
+    "argoproj.io": "Argo CD",
+    "kustomize.toolkit.fluxcd.io": "Flux",
 }
 _TRY_AGAIN = {429, 500, 502, 503, 504}
 _ATTEMPTS = 6
@@ -120,7 +130,9 @@ class Cluster:
         except _NotFound as error:
             if missing and error.is_object:
                 return None
-            raise InputError(f"the cluster does not know {group or 'core'}/{version} {kind}: install KServe") from None
+            raise InputError(
+                f"the cluster does not know {group or 'core'}/{version} {kind}: install {_INSTALL.get(group, 'KServe')}"
+            ) from None
         return text if as_text else json.loads(text)
 
     def _request(self, method: str, path: str, what: str, *, body: Object | None = None, query: Any = None) -> str:

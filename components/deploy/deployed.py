@@ -9,8 +9,9 @@ from typing import Any
 
 from components.deploy.checks import Check
 from components.deploy.component import DeployConfig
+from components.deploy.labels import Object
 from components.deploy.process import Service
-from components.deploy.render import Object, write_manifests
+from components.deploy.render import write_manifests
 
 
 @dataclass(frozen=True)

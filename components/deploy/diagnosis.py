@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from components.core.errors import StageError
 from components.deploy.cluster import Cluster
-from components.deploy.render import Object, pod_selector
+from components.deploy.labels import Object, pod_selector
 
 _EVENTS = 20
 _LOG_LINES = 100

@@ -8,29 +8,35 @@ import datetime
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from components.core.bundle import Bundle
+from components.core.endpoint_api import ApiName
 from components.core.errors import ActionNeeded, StageError
 from components.deploy import permissions, rollout
 from components.deploy.backends import contract
+from components.deploy.canary import Canary, require_same_weights
 from components.deploy.checks import Check
 from components.deploy.cluster import Cluster, connect
 from components.deploy.component import DeployConfig
 from components.deploy.deployed import Deployed
 from components.deploy.diagnosis import diagnose
-from components.deploy.gitops import about, model_uri
+from components.deploy.labels import direct_name, live_name, service_url
 from components.deploy.probation import Probation
+from components.deploy.publish import Models, model_uri
 from components.deploy.releases import Live, Releases
-from components.deploy.render import Release, direct_name, live_name, live_service, render, service_url
+from components.deploy.render import Release, live_service, render
+from components.deploy.retrieval import TestSet
 from components.deploy.turn import Turn
+from components.deploy.verify import Requirements, latency_figures
 
 _log = logging.getLogger(__name__)
 
 
-def deploy(config: DeployConfig, bundle: Bundle, source: str) -> Deployed:
-    """Serve the model in the cluster and prove it by ``bundle``; when anything fails, what served before serves on.
+def deploy(config: DeployConfig, bundle: Bundle, models: Models, test_set: TestSet | None = None) -> Deployed:
+    """Serve one of ``models`` in the cluster and prove it by ``bundle``, and by ``test_set`` when there is one; when
+    anything fails, what served before serves on.
 
     Raises InputError for settings that contradict each other, the model or the cluster; ActionNeeded when rights are
     missing, or the release does not start or does not pass verification; Transient when a newer deployment has come
@@ -39,36 +45,49 @@ def deploy(config: DeployConfig, bundle: Bundle, source: str) -> Deployed:
     how = contract(config)
     how.require(bundle)
     cluster = connect(config.serving_namespace)
-    permissions.require(cluster)
-    uri = model_uri(config, bundle, how, source)
+    permissions.require(cluster, config)
+    uri = model_uri(config, bundle, how, models)
     release = render(config, bundle, how, model_uri=uri, namespace=cluster.namespace)
-    if how.precision:
-        bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"precision": how.precision}))
+    wanted = Requirements(config.latency_budget_ms, None, test_set)
     turn = Turn(cluster, config.service_name, poll=min(1.0, config.health_check_interval))
     with _terminated_as_interrupted(), turn.taken(timeout=config.rollout_timeout):
-        return _Deployment(config, bundle, cluster, release, turn).run(uri)
+        return _Deployment(config, how.proven_by(bundle), cluster, release, turn, wanted, how.api).run(uri)
 
 
 class _Deployment:
-    def __init__(self, config: DeployConfig, bundle: Bundle, cluster: Cluster, release: Release, turn: Turn) -> None:
-        self.config, self.bundle, self.cluster, self.release, self.turn = config, bundle, cluster, release, turn
+    def __init__(
+        self,
+        config: DeployConfig,
+        bundle: Bundle,
+        cluster: Cluster,
+        release: Release,
+        turn: Turn,
+        wanted: Requirements,
+        api: ApiName,
+    ) -> None:
+        self.config, self.cluster, self.release, self.turn = config, cluster, release, turn
         self.releases = Releases(cluster, config.service_name)
-        self.probation = Probation(config, bundle, release.name, turn.check)
+        wanted = replace(wanted, previous_latency=self.releases.latency())
+        self.probation = Probation(config, bundle, release.name, turn.check, wanted, api)
+        self.canary = Canary(cluster, config, release, self.probation)
 
     def run(self, uri: str) -> Deployed:
         old = self.releases.live()
+        if self.config.strategy == "canary":
+            require_same_weights(old, self.release)
         proven = self._remove_leftovers(old)
         try:
             self._deliver(dry_run=True)
             if self.config.strategy == "recreate":
                 self._stop_others(proven)
             checks = self._try_candidate()
+            self._share(old)
             live = self._promote(old)
         except BaseException as error:
             self._give_up(proven, error)
             self._start_again(old)
             raise
-        self._keep_books(proven)
+        self._keep_books(proven, checks)
         return self._outcome(old, uri, checks, live)
 
     def _remove_leftovers(self, old: Live | None) -> list[str]:
@@ -114,35 +133,58 @@ class _Deployment:
         self.probation.wait_until_it_answers(url)
         return self.probation.require(url)
 
+    def _share(self, old: Live | None) -> None:
+        """As a canary, the release answers a growing share of the requests first."""
+        if self.config.strategy != "canary":
+            return
+        try:
+            if old and old.release != self.release.name:
+                self.canary.grow()
+        except BaseException:
+            self.canary.end()
+            raise
+
     def _promote(self, old: Live | None) -> list[Check]:
         """Switch clients to the release and watch it; when it fails, switch back."""
-        url = service_url(live_name(self.release.service), self.release.namespace, self.config.cluster_domain)
+        url = self.release.live_url(self.config.cluster_domain)
         if old and old.release == self.release.name:
             _log.info("%s serves this release already", url)
             return self.probation.settled(url)
         self.releases.switch(self.release, self.turn)
         try:
             checks = self.probation.settled(url)
-            self.probation.soak(url)
+            self.probation.watch(url, self.config.soak_seconds)
             self.turn.check_now()
         except BaseException:
             self.releases.switch_back(old, self.turn)
             raise
+        finally:
+            if self.config.strategy == "canary":
+                self.canary.end()
         return checks
 
     def _give_up(self, proven: list[str], error: BaseException) -> None:
         """Say why, and remove the candidate, unless it has served before or a newer deployment works on it."""
         if isinstance(error, ActionNeeded):
-            _log.error("%s", diagnose(self.cluster, self.release.name))
+            block = diagnose(self.cluster, self.release.name)
+            _log.error("%s", block)
+            self._try_to(lambda: self.releases.report_failure(self.release.name, error, block), "the report")
         if self.release.name in proven:
             return
-        try:
-            self.turn.check_now()
-            self.releases.remove(self.release.name)
-        except StageError as problem:
-            _log.warning("%s is left to the next deployment: %s", self.release.name, problem)
+        self._try_to(self._remove, self.release.name)
 
-    def _keep_books(self, proven: list[str]) -> None:
+    def _remove(self) -> None:
+        self.turn.check_now()
+        self.releases.remove(self.release.name)
+
+    @staticmethod
+    def _try_to(act: Callable[[], None], what: str) -> None:
+        try:
+            act()
+        except StageError as problem:
+            _log.warning("%s is left to the next deployment: %s", what, problem)
+
+    def _keep_books(self, proven: list[str], checks: list[Check]) -> None:
         """Record the release, and remove earlier ones beyond ``keep_releases``."""
         earlier = [name for name in proven if name != self.release.name]
         entry = {
@@ -150,6 +192,7 @@ class _Deployment:
             "model_digest": self.release.model_digest,
             "checkpoint_digest": self.release.checkpoint_digest,
             "previous": earlier[0] if earlier else "",
+            "latency": latency_figures(checks),
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         try:
@@ -168,14 +211,14 @@ class _Deployment:
         if old and beside and old.release in self.releases.running():
             previous = service_url(direct_name(old.release), release.namespace, domain)
         return Deployed(
-            service_url(live_name(release.service), release.namespace, domain),
+            release.live_url(domain),
             release.model_digest,
             reindex_required=old is None or old.checkpoint_digest != release.checkpoint_digest,
             previous_endpoint=previous,
             checks=checks,
             live=live,
             objects=[*release.objects, live_service(release)],
-            about=about(release, uri),
+            about=release.about(uri),
         )
 
 

@@ -15,40 +15,47 @@ from components.core import log
 from components.core.bundle import Bundle
 from components.core.endpoint import Endpoint
 from components.core.errors import ActionNeeded, InputError, StageError
-from components.deploy.backends import ONNX_SERVER
 from components.deploy.checks import Check
 from components.deploy.component import STAGE, STATE_DIR, DeployConfig
+from components.deploy.contracts import ONNX_SERVER
 from components.deploy.deployed import Deployed
 from components.deploy.process import Service, free_port, is_free, start, stop, wait_until_ready
+from components.deploy.publish import Models
+from components.deploy.report import as_table
+from components.deploy.retrieval import TestSet
 from components.deploy.state import State, StateDirectory
 from components.deploy.storage import local_directory
-from components.deploy.verify import failures, verify
+from components.deploy.verify import Requirements, failures, verify
 
 NOT_RUNNING = 3
 _LOOPBACK = "127.0.0.1"
 _log = logging.getLogger(__name__)
 
 
-def deploy(config: DeployConfig, bundle: Bundle, source: str) -> Deployed:
-    """Serve the model at ``source``, a directory of this machine, at ``host_port`` and prove it by ``bundle``.
+def deploy(config: DeployConfig, bundle: Bundle, models: Models, test_set: TestSet | None = None) -> Deployed:
+    """Serve the exported model, a directory of this machine, at ``host_port`` and prove it by ``bundle``.
 
     When anything fails, what served before serves on.
     Raises InputError for a port that another process holds and for a model that is not whole or not the bundle's;
     ActionNeeded when the release does not start or does not pass verification; Transient when another deployment of
     the same name is under way.
     """
-    model = local_directory(source)
+    if not models.exported_model:
+        raise InputError("target=local serves exported_model, and there is none: give its directory")
+    model = local_directory(models.exported_model)
     if model is None:
-        raise InputError(f"exported_model is at {source}: target=local serves only a directory of this machine")
+        raise InputError(
+            f"exported_model is at {models.exported_model}: target=local serves only a directory of this machine"
+        )
     ONNX_SERVER.require(bundle)
     home = StateDirectory(config.state_dir, config.served_model_name)
     with home.locked():
-        return _Deployment(config, bundle, home).run(model)
+        return _Deployment(config, bundle, home, Requirements(config.latency_budget_ms, None, test_set)).run(model)
 
 
 class _Deployment:
-    def __init__(self, config: DeployConfig, bundle: Bundle, home: StateDirectory) -> None:
-        self.config, self.bundle, self.home = config, bundle, home
+    def __init__(self, config: DeployConfig, bundle: Bundle, home: StateDirectory, wanted: Requirements) -> None:
+        self.config, self.bundle, self.home, self.wanted = config, bundle, home, wanted
         self.digest = bundle.manifest.digest
         self.state = home.read()
         self.served_before = self.state.good[0] if self.state.good else None
@@ -155,9 +162,8 @@ class _Deployment:
 
     def _examine(self, service: Service, *, brief: bool = False) -> list[Check]:
         with Endpoint(service.url, service.name) as endpoint:
-            checks = verify(endpoint, self.bundle, brief=brief)
-        for check in checks:
-            _log.info("%s", check)
+            checks = verify(endpoint, self.bundle, self.wanted, brief=brief)
+        _log.info("%s:\n%s", service.url, as_table(checks))
         return checks
 
     def _save(self, **changes: Any) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 
 from components.core.bundle import Bundle
 from components.core.endpoint import Endpoint
+from components.core.endpoint_api import ApiName
 from components.core.errors import ActionNeeded
 from components.deploy.checks import Check
 from components.deploy.component import DeployConfig
-from components.deploy.verify import failures, verify
+from components.deploy.report import as_table
+from components.deploy.verify import Requirements, failures, verify
 
 # Names and routes of a Service reach every node some time after it was made or changed.
 _SETTLING_SECONDS = 60.0
@@ -19,10 +21,22 @@ _log = logging.getLogger(__name__)
 
 
 class Probation:
-    """Of ``release``, by the reference vectors of ``bundle``. ``check`` is called while it waits and may raise."""
+    """Of ``release``, which speaks ``api``, by the reference vectors of ``bundle`` and what else is ``wanted``.
 
-    def __init__(self, config: DeployConfig, bundle: Bundle, release: str, check: Callable[[], None]) -> None:
+    ``check`` is called while it waits and may raise.
+    """
+
+    def __init__(
+        self,
+        config: DeployConfig,
+        bundle: Bundle,
+        release: str,
+        check: Callable[[], None],
+        wanted: Requirements,
+        api: ApiName,
+    ) -> None:
         self._config, self._bundle, self._release, self._check = config, bundle, release, check
+        self._wanted, self._api = wanted, api
 
     def settled(self, url: str) -> list[Check]:
         """Brief checks of the live service; for a while it may be the old release that still answers."""
@@ -36,9 +50,9 @@ class Probation:
             self._check()
             time.sleep(self._config.health_check_interval)
 
-    def soak(self, url: str) -> None:
-        """Raises ActionNeeded when the service fails twice in a row within ``soak_seconds``."""
-        deadline = time.monotonic() + self._config.soak_seconds
+    def watch(self, url: str, seconds: float) -> None:
+        """Raises ActionNeeded when the service fails twice in a row within ``seconds``."""
+        deadline = time.monotonic() + seconds
         failed = 0
         while time.monotonic() < deadline:
             time.sleep(self._config.health_check_interval)
@@ -53,7 +67,7 @@ class Probation:
 
     def wait_until_it_answers(self, url: str) -> None:
         deadline = time.monotonic() + _SETTLING_SECONDS
-        with Endpoint(url, self._config.served_model_name, timeout=5.0) as endpoint:
+        with Endpoint(url, self._config.served_model_name, timeout=5.0, api=self._api) as endpoint:
             while not endpoint.ready():
                 self._check()
                 if time.monotonic() > deadline:
@@ -64,10 +78,9 @@ class Probation:
                 time.sleep(self._config.health_check_interval)
 
     def require(self, url: str, *, brief: bool = False, quiet: bool = False) -> list[Check]:
-        with Endpoint(url, self._config.served_model_name) as endpoint:
-            checks = verify(endpoint, self._bundle, brief=brief)
-        for check in checks:
-            _log.log(logging.DEBUG if quiet else logging.INFO, "%s", check)
+        with Endpoint(url, self._config.served_model_name, api=self._api) as endpoint:
+            checks = verify(endpoint, self._bundle, self._wanted, brief=brief)
+        _log.log(logging.DEBUG if quiet else logging.INFO, "%s:\n%s", url, as_table(checks))
         if failed := failures(checks):
             raise ActionNeeded(f"release {self._release} is not what was exported: {'; '.join(failed)}")
         return checks

@@ -12,6 +12,8 @@ from components.core.errors import InputError
 from components.core.history import Served, ThisRun, this_run
 from components.deploy import local
 from components.deploy.component import DeployConfig
+from components.deploy.publish import Models
+from components.deploy.retrieval import TestSet, read_test_set
 
 _log = logging.getLogger(__name__)
 
@@ -20,8 +22,11 @@ def run(
     config: DeployConfig,
     *,
     deploy_bundle: Path,
-    exported_model_uri: str,
+    eval_data: Path | None = None,
+    eval_results: Path | None = None,
     past_runs: Path | None = None,
+    exported_model_uri: str,
+    checkpoint_uri: str,
     deployment: Path,
 ) -> dict[str, float | int | bool | str]:
     """Deploy to the target; write ``deployment.json``, ``verification.json`` and the objects of a cluster.
@@ -32,11 +37,13 @@ def run(
     when running again may help; what served before serves on.
     """
     bundle = read_bundle(deploy_bundle)
-    deployed = _target(config.target).deploy(config, bundle, exported_model_uri)
+    models = Models(exported_model_uri, checkpoint_uri)
+    deployed = _target(config.target).deploy(config, bundle, models, _test_set(config, eval_data, eval_results))
     deployed.write(config, deployment)
     if deployed.checks:
         _log.info("%s is served at %s", config.served_model_name, deployed.endpoint)
-    if run_ := this_run(past_runs):
+    # What waits in a pull request is not served yet.
+    if deployed.checks and (run_ := this_run(past_runs)):
         _promote(run_, Served(target=config.target, endpoint=deployed.endpoint, digest=deployed.digest))
     if deployed.service and not config.detach:
         local.serve_in_foreground(config, deployed.service)
@@ -49,6 +56,15 @@ def _promote(run: ThisRun, served: Served) -> None:
     _log.info("run %s", run.history.run(run.run).summary())
     if run.champion:
         run.history.forget_models_before(run.champion)
+
+
+def _test_set(config: DeployConfig, eval_data: Path | None, eval_results: Path | None) -> TestSet | None:
+    if not (eval_data and eval_results and config.eval_max_passages):
+        return None
+    found = read_test_set(eval_data, eval_results, max_passages=config.eval_max_passages)
+    if found is None:
+        _log.info("the test set is not searched through the service: it judges documents, or is too large")
+    return found
 
 
 def _target(name: str) -> ModuleType:

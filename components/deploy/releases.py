@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from components.core.errors import InputError
+from components.core.errors import ActionNeeded, InputError
 from components.deploy.cluster import Cluster, Conflict
-from components.deploy.render import (
+from components.deploy.diagnosis import redact
+from components.deploy.labels import (
     CHECKPOINT_DIGEST,
     MANAGED_BY,
     MODEL_DIGEST,
     RELEASE,
     Object,
-    Release,
     direct_name,
-    live_annotations,
     live_name,
-    live_service,
     pod_selector,
 )
+from components.deploy.render import Release, live_annotations, live_service
 from components.deploy.rollout import is_ending
 from components.deploy.turn import TICKET, Superseded, Turn
 
 _LEDGER_ENTRIES = 10
 _KEY = "releases.json"
+_FAILURE = "last-failure.md"
 # The InferenceService first: its pods hold the GPUs.
 _PARTS = ("InferenceService", "ServingRuntime", "Service", "PodDisruptionBudget")
+# Of a release that was made with settings that ask for them; deploy may lack the rights when its own do not.
+_OPTIONAL_PARTS = {"NetworkPolicy": "{}", "ServiceAccount": "{}-models"}
 _log = logging.getLogger(__name__)
 
 
@@ -93,21 +96,43 @@ class Releases:
 
     def record(self, entry: dict[str, Any]) -> None:
         """Add to the ledger, the ConfigMap ``<service>-releases``: the last releases that were live, newest first."""
+
+        def add(data: dict[str, str]) -> dict[str, str]:
+            entries = [e for e in _entries(data) if e["release"] != entry["release"]]
+            return data | {_KEY: json.dumps([entry, *entries][:_LEDGER_ENTRIES], indent=2)}
+
+        self._write_ledger(add)
+
+    def report_failure(self, release: str, error: Exception, diagnosis: str) -> None:
+        """Leave what went wrong beside the ledger, for people: a failed task of a pipeline keeps no artifact."""
+        when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        text = f"# {release}, {when}\n\n{redact(str(error))}\n\n```\n{diagnosis}\n```\n"
+        self._write_ledger(lambda data: data | {_FAILURE: text})
+
+    def _write_ledger(self, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
         while True:
             found = self._cluster.get("ConfigMap", self._ledger)
-            entries = [e for e in _entries(found) if e["release"] != entry["release"]]
-            data = {_KEY: json.dumps([entry, *entries][:_LEDGER_ENTRIES], indent=2)}
             with contextlib.suppress(Conflict):
                 if found:
-                    self._cluster.replace({**found, "data": data})
+                    self._cluster.replace({**found, "data": change(found.get("data") or {})})
                 else:
                     metadata = {"name": self._ledger, "labels": {"app.kubernetes.io/managed-by": MANAGED_BY}}
-                    self._cluster.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
+                    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": change({})}
+                    self._cluster.create(body)
                 return
 
     def history(self) -> list[str]:
         """Names of the releases that were live, newest first."""
-        return [entry["release"] for entry in _entries(self._cluster.get("ConfigMap", self._ledger))]
+        return [entry["release"] for entry in self._ledger_entries()]
+
+    def latency(self) -> dict[str, float]:
+        """What was measured of the release that went live last; empty when nothing was."""
+        entries = self._ledger_entries()
+        measured = entries[0].get("latency") if entries else None
+        return measured if isinstance(measured, dict) else {}
+
+    def _ledger_entries(self) -> list[dict[str, Any]]:
+        return _entries((self._cluster.get("ConfigMap", self._ledger) or {}).get("data") or {})
 
     def running(self) -> list[str]:
         """Names of all releases that are in the cluster."""
@@ -145,6 +170,9 @@ class Releases:
             return
         for kind in _PARTS:
             self._cluster.delete(kind, direct_name(name) if kind == "Service" else name)
+        for kind, pattern in _OPTIONAL_PARTS.items():
+            with contextlib.suppress(ActionNeeded):
+                self._cluster.delete(kind, pattern.format(name))
         _log.info("removed %s", name)
 
     def _alias_object(self) -> Object | None:
@@ -161,9 +189,9 @@ def _live(service: Object | None) -> Live | None:
     return Live(said.get(RELEASE, ""), said.get(MODEL_DIGEST, ""), said.get(CHECKPOINT_DIGEST, ""))
 
 
-def _entries(ledger: Object | None) -> list[dict[str, Any]]:
+def _entries(data: dict[str, str]) -> list[dict[str, Any]]:
     """The ledger's entries; one that people have broken counts as empty."""
     try:
-        return [e for e in json.loads((ledger or {}).get("data", {}).get(_KEY, "[]")) if "release" in e]
+        return [e for e in json.loads(data.get(_KEY, "[]")) if "release" in e]
     except (ValueError, TypeError):
         return []

@@ -11,7 +11,7 @@ from typing import Any
 from components.core.errors import ActionNeeded
 from components.deploy.cluster import Cluster
 from components.deploy.component import DeployConfig
-from components.deploy.render import MODEL_DIGEST, Object, pod_selector
+from components.deploy.labels import MODEL_DIGEST, Object, pod_selector
 
 _PULL_FAILURES = ("ImagePullBackOff", "ErrImagePull", "ErrImageNeverPull", "RegistryUnavailable")
 _HOPELESS = ("InvalidImageName",)

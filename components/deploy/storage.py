@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from components.core.bundle import BUNDLE_FILES, Bundle, read_bundle
 from components.core.errors import InputError
-from components.core.model_manifest import MODEL_MANIFEST, ModelManifest, ServedFile
+from components.core.model_manifest import ServedFile
 from components.core.store import Store, open_store
 from components.core.store.errors import no_such_bucket, short, store_failure
 
@@ -62,75 +62,75 @@ def bundle_at(where: str) -> Bundle:
         return read_bundle(Path(directory))
 
 
-def publish(source: str, manifest: ModelManifest, prefix: str) -> str:
-    """Copy the model at ``source`` to ``prefix``/sha256-DIGEST and return that URI; a whole copy is left as it is.
+def copy_release(
+    source: str,
+    target: str,
+    *,
+    described_in: str,
+    files_of: Callable[[bytes], Mapping[str, ServedFile]],
+    beside: Sequence[str] = (),
+    added: Mapping[str, bytes] | None = None,
+) -> None:
+    """Copy what lies at ``source`` to ``target``; a whole copy is left as it is.
 
-    Every file is hashed on its way, and the model's manifest is written last: what has one is whole. A copy that was
-    cut short goes on with the first file that is not there. Raises InputError when ``source`` is not the model of
-    ``manifest``, and what ``store_failure`` says when a place cannot be read or written.
+    ``files_of`` reads the file ``described_in``, which lists the others with their sha256, and raises InputError when
+    it is not the expected one. Every file is hashed on its way; those ``beside`` are not listed, and the files
+    ``added`` are written as they stand. The description is written last: what has one is whole. A copy that was cut
+    short goes on with the first file that is not there. Raises InputError when ``source`` is not what it says, and
+    what ``store_failure`` says when a place cannot be read or written.
     """
-    target = f"{prefix.rstrip('/')}/sha256-{manifest.digest}"
     if local_directory(source) is None:
         served_uri(source)
-    origin, release = open_store(source, setting="exported_model"), open_store(target, setting="release_prefix")
+    origin, release = open_store(source, setting="the model"), open_store(target, setting="release_prefix")
     where = f"the copy of {source} to {target} (Secret models-s3, or the identity of deploy's service account)"
     try:
-        if _is_whole(release, manifest):
+        if _is_whole(release, described_in, files_of):
             _log.info("%s is there already", target)
-            return target
-        description = _description(origin, source, manifest)
-        others = [name for name in BUNDLE_FILES if name != MODEL_MANIFEST and name not in manifest.files]
-        for name, expected in sorted(manifest.files.items()):
-            _copy(origin, release, name, f"{source}/{name}", expected)
-        for name in others:
+            return
+        description = _description(origin, source, described_in)
+        for name, expected in sorted(files_of(description).items()):
+            _copy(origin, release, name, expected, f"{source}/{name} does not have the sha256 of {described_in}")
+        for name in beside:
             release.write(name, origin.read(name))
-        release.write(MODEL_MANIFEST, description)
+        for name, content in (added or {}).items():
+            release.write(name, content)
+        release.write(described_in, description)
     except Exception as error:
         raise store_failure(error, where) from None
     _log.info("copied the model to %s", target)
-    return target
 
 
-def _is_whole(release: Store, manifest: ModelManifest) -> bool:
+def _is_whole(release: Store, described_in: str, files_of: Callable[[bytes], Mapping[str, ServedFile]]) -> bool:
     try:
-        written = release.read(MODEL_MANIFEST)
-    except FileNotFoundError:
+        wanted = files_of(release.read(described_in))
+    except (FileNotFoundError, InputError):
         return False
-    return ModelManifest.model_validate_json(written) == manifest and all(
-        release.holds(name, size=file.bytes, sha256=file.sha256) for name, file in manifest.files.items()
-    )
+    return all(release.holds(name, size=file.bytes, sha256=file.sha256) for name, file in wanted.items())
 
 
-def _description(origin: Store, source: str, manifest: ModelManifest) -> bytes:
-    """The model's own manifest, byte by byte. Raises InputError unless it says what ``manifest`` says."""
+def _description(origin: Store, source: str, name: str) -> bytes:
+    """What lies at ``source``, in its own words. Raises InputError when it says nothing."""
     try:
-        description = origin.read(MODEL_MANIFEST)
+        return origin.read(name)
     except FileNotFoundError as error:
         if no_such_bucket(error):
             raise
-        raise InputError(f"{source} is no exported model ({short(error)}): give what export made") from None
-    try:
-        found = ModelManifest.model_validate_json(description)
-    except ValueError as error:
-        raise InputError(f"{source}: {MODEL_MANIFEST} cannot be read ({short(error)})") from None
-    if found != manifest:
-        raise InputError(f"{source} is not the model of deploy_bundle: give the two that one export made")
-    return description
+        raise InputError(f"{source} is not whole ({short(error)}): give what export or finetune made") from None
 
 
-def _copy(origin: Store, release: Store, name: str, where: str, expected: ServedFile) -> None:
+def _copy(origin: Store, release: Store, name: str, expected: ServedFile, problem: str) -> None:
     """Copy one file in parts unless it is there; one that is not as ``expected`` is given up before its last part."""
     if release.holds(name, size=expected.bytes, sha256=expected.sha256):
         return
-    chunks = partial(_checked, origin, name, where, expected)
+    chunks = partial(_checked, origin, name, expected, problem)
     release.write_chunks(name, chunks, size=expected.bytes, sha256=expected.sha256)
 
 
-def _checked(origin: Store, name: str, where: str, expected: ServedFile) -> Iterator[bytes]:
+def _checked(origin: Store, name: str, expected: ServedFile, problem: str) -> Iterator[bytes]:
     """The chunks as they are; raises InputError after the last one when they are not what was expected."""
     found = hashlib.sha256()
     for chunk in origin.chunks(name):
         found.update(chunk)
         yield chunk
     if found.hexdigest() != expected.sha256:
-        raise InputError(f"{where} does not have the sha256 of {MODEL_MANIFEST}: copy the exported model again")
+        raise InputError(f"{problem}: copy it again")

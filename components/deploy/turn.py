@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from components.core.errors import StageError, Transient
 from components.deploy.cluster import Cluster, Conflict
-from components.deploy.render import GROUP, Object
+from components.deploy.labels import GROUP, Object
 
 TICKET = f"{GROUP}/ticket"
 _DURATION_SECONDS = 30

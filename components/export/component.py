@@ -29,7 +29,8 @@ STAGE = Stage(
     inputs=("checkpoint",),
     optional_inputs=("eval_data",),
     outputs=("exported_model", "deploy_bundle"),
-    results={"exported_model_uri": str},
+    # Of the checkpoint too: deploy hands it to servers that take no export.
+    results={"exported_model_uri": str, "checkpoint_uri": str},
     image="export",
     node=Node(gpu="A100", cpu="8", memory="64Gi", shared_memory="16Gi"),
     secrets=(Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"),),

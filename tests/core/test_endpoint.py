@@ -207,6 +207,10 @@ def test_vllm_is_asked_in_its_own_words(encoding: Any) -> None:
     assert (second["input_type"], second["output_dimension"]) == ("query", 2)
 
 
-def test_shorter_vectors_are_what_was_asked_for() -> None:
-    with serving(lambda _, request: answer(right(request))) as url, pytest.raises(ActionNeeded, match="3 dimensions"):
-        embed(url, ["abc"], shortened_to=2)
+def test_shorter_vectors_are_asked_for_and_may_be_refused_silently() -> None:
+    def script(_: int, request: dict[str, Any]) -> Reply:
+        assert request["dimensions"] == 2
+        return answer(right(request))
+
+    with serving(script) as url:
+        assert embed(url, ["abc"], shortened_to=2).shape == (1, 3)

@@ -16,7 +16,8 @@ from components.deploy import cluster as cluster_module
 from components.deploy import kserve, probation
 from components.deploy.component import DeployConfig
 from components.deploy.deployed import Deployed
-from components.deploy.render import MODEL_DIGEST
+from components.deploy.labels import MODEL_DIGEST
+from components.deploy.publish import Models
 from tests.deploy.bundles import write_bundle
 from tests.deploy.cluster.kserve import Fate
 from tests.deploy.cluster.server import StandInCluster, running, write_kubeconfig
@@ -45,7 +46,8 @@ class Team:
         return DeployConfig(**(quick | changes))
 
     def deploy(self, model: str, **changes: Any) -> Deployed:
-        return kserve.deploy(self.config(**changes), self.bundle(model), f"s3://models/{model}")
+        models = Models(f"s3://models/{model}", f"s3://checkpoints/{model}")
+        return kserve.deploy(self.config(**changes), self.bundle(model), models)
 
     def live(self) -> str | None:
         """Name of the model that clients reach."""

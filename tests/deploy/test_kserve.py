@@ -23,6 +23,7 @@ from tests.deploy.cluster.server import RBAC
 from tests.deploy.conftest import LIVE, Team
 from tests.deploy.schemas import problems
 
+CHECKS = 19
 URL = "http://embed-live.team-a.svc.cluster.local"
 
 
@@ -30,7 +31,7 @@ def test_the_first_release(team: Team) -> None:
     deployed = team.deploy("a")
     assert deployed.endpoint == URL
     assert (deployed.previous_endpoint, deployed.reindex_required) == ("", True)
-    assert len(deployed.checks) == 15
+    assert len(deployed.checks) == CHECKS
     assert failures(deployed.checks) == failures(deployed.live) == []
     (release,) = team.releases()
     assert team.cluster.store.objects["services", LIVE]["spec"]["selector"] == {"app": f"isvc.{release}-predictor"}
@@ -49,7 +50,7 @@ def test_the_same_again_changes_and_starts_nothing(team: Team) -> None:
     assert {key: item["metadata"]["resourceVersion"] for key, item in _ours(team).items()} == before
     assert set(team.cluster.controller.starts.values()) == {1}
     assert again.reindex_required is False
-    assert len(again.checks) == 15
+    assert len(again.checks) == CHECKS
 
 
 def _ours(team: Team) -> dict[tuple[str, str], dict[str, Any]]:
@@ -207,9 +208,15 @@ def test_the_role_is_exactly_what_is_asked_for_and_used(team: Team) -> None:
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    asked = {(verb, *what) for what, verbs in permissions.NEEDED.items() for verb in verbs}
-    assert asked == granted
-    for model in ("a", "b", "c"):
+    every_option = {
+        "network_policy_namespaces": ["monitoring"], "storage_secret_name": "models-s3", "strategy": "canary",
+        "gateway": "gateways/public",
+    }  # fmt: skip
+    needed = permissions.needed(team.config(**every_option))
+    assert {(verb, *what) for what, verbs in needed.items() for verb in verbs} == granted
+    team.deploy("a")
+    team.deploy("a", **every_option)
+    for model in ("b", "c"):
         team.deploy(model)
     team.faults["a"] = lambda _, __, vectors: -vectors
     with pytest.raises(ActionNeeded, match="is not what was exported"):
@@ -231,6 +238,7 @@ def test_as_a_task_of_a_pipeline(team: Team, tmp_path: Path) -> None:
             "artifacts": {"deploy_bundle": {"artifacts": [artifact]}},
             "parameterValues": {
                 "exported_model_uri": "minio://mlpipeline/v2/artifacts/exported_model",
+                "checkpoint_uri": "minio://mlpipeline/v2/artifacts/checkpoint",
                 "served_model_name": quick.pop("served_model_name"),
                 "serving_namespace": "team-a",
                 "serving_node_selector": {"cloud.google.com/gke-accelerator": "nvidia-a100-80gb"},
@@ -255,6 +263,6 @@ def test_as_a_task_of_a_pipeline(team: Team, tmp_path: Path) -> None:
     assert len(objects) == 5
     assert all(list(problems(item)) == [] for item in objects)
     verification = json.loads((tmp_path / "deployment/verification.json").read_text(encoding="utf-8"))
-    assert len(verification["checks"]) == 15
+    assert len(verification["checks"]) == CHECKS
     written = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.*") if path.suffix in (".json", ".yaml")]
     assert not any("canary-token" in text for text in written)

@@ -50,7 +50,11 @@ def config(tmp_path: Path) -> Iterator[DeployConfig]:
 def deploy(config: DeployConfig, exported: Exported, out: Path, **changes: Any) -> dict[str, Any]:
     if out.exists():
         shutil.rmtree(out)
-    places = {"deploy_bundle": exported.bundle, "exported_model_uri": str(exported.model)} | changes
+    places = {
+        "deploy_bundle": exported.bundle,
+        "exported_model_uri": str(exported.model),
+        "checkpoint_uri": "",
+    } | changes
     run(config, deployment=out, **places)
     return json.loads((out / "deployment.json").read_text())
 

@@ -149,7 +149,13 @@ def test_each_generation_of_nims_gets_its_own_contract(bundle: Bundle) -> None:
         ({"serving_image": "nvcr.io/nim/nvidia/llama:1.13@sha256:12"}, "no digest"),
         ({"serving_image": "nvcr.io/nim/nvidia/nv-embedqa:1.0.1"}, "NIM 1.0 takes a model is not known"),
         ({"serving_image": "nvcr.io/nim/nvidia/future:3.0.0"}, "NIM 3.0 takes a model is not known"),
-        ({"backend": "onnx"}, "is a NIM: for backend=onnx"),
+        ({"backend": "onnx", "serving_image": NIM_1}, "is a NIM: for backend=onnx"),
+        ({"backend": "vllm", "serving_image": NIM_1}, "is a NIM: for backend=vllm"),
+        ({"backend": "onnx"}, "backend=onnx has no image of its own"),
+        ({"backend": "vllm", "serving_image": "vllm/vllm-openai:v0.11.0"}, "how vLLM 0.11 takes a model is not known"),
+        ({"backend": "vllm", "serving_image": "nvcr.io/nvidia/vllm:25.12-py3"}, "how vLLM 25.12 takes a model"),
+        ({"backend": "vllm", "serving_image": f"vllm/vllm-openai@sha256:{'0' * 64}"}, "version of vLLM decides"),
+        ({"model_format": "tensorrt"}, "knows no file below tensorrt/"),
         ({"service_name": "a" * 37}, "letters too long"),
     ],
 )
@@ -221,7 +227,11 @@ def test_gitops_writes_the_same_bytes_each_time(tmp_path: Path) -> None:
     config = DeployConfig(target="gitops", serving_namespace="team-a")
     for name in ("one", "two"):
         figures = run(
-            config, deploy_bundle=where, exported_model_uri="minio://mlpipeline/v2/m", deployment=tmp_path / name
+            config,
+            deploy_bundle=where,
+            exported_model_uri="minio://mlpipeline/v2/m",
+            checkpoint_uri="",
+            deployment=tmp_path / name,
         )
     assert figures["endpoint"] == "http://nemotron-embed-live.team-a.svc.cluster.local"
     assert figures["reindex_required"] is True
@@ -241,7 +251,11 @@ def test_gitops_writes_the_same_bytes_each_time(tmp_path: Path) -> None:
     [
         ({}, "s3://b/m", "set serving_namespace"),
         ({"serving_namespace": "a"}, "/some/directory", "a cluster cannot read"),
-        ({"serving_namespace": "a", "serving_image": NIM_2}, "s3://b/m", "serves a checkpoint"),
+        (
+            {"serving_namespace": "a", "serving_image": NIM_2},
+            "s3://b/m",
+            "serves the artifact checkpoint: give its URI",
+        ),
         ({"serving_namespace": "a", "model_uri": "ftp://x/y"}, "s3://b/m", "a cluster cannot read"),
     ],
 )
@@ -252,6 +266,7 @@ def test_gitops_refuses(tmp_path: Path, changes: dict[str, Any], uri: str, messa
             DeployConfig(target="gitops", **changes),
             deploy_bundle=where,
             exported_model_uri=uri,
+            checkpoint_uri="",
             deployment=tmp_path / "out",
         )
     assert not (tmp_path / "out").exists()
@@ -269,7 +284,7 @@ def checkpoint_bundle(directory: Path) -> Path:
 def test_a_checkpoint_of_export_is_served_from_its_folder(tmp_path: Path) -> None:
     config = DeployConfig(target="gitops", serving_namespace="a", serving_image=NIM_2)
     where, out = checkpoint_bundle(tmp_path / "bundle"), tmp_path / "out"
-    run(config, deploy_bundle=where, exported_model_uri="s3://b/m", deployment=out)
+    run(config, deploy_bundle=where, exported_model_uri="s3://b/m", checkpoint_uri="", deployment=out)
     objects = [yaml.safe_load(path.read_bytes()) for path in (out / "manifests").iterdir()]
     (service,) = [item for item in objects if item["kind"] == "InferenceService"]
     assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://b/m/checkpoint"
@@ -278,5 +293,6 @@ def test_a_checkpoint_of_export_is_served_from_its_folder(tmp_path: Path) -> Non
             config.model_copy(update={"serving_image": NIM_1}),
             deploy_bundle=where,
             exported_model_uri="s3://b/m",
+            checkpoint_uri="",
             deployment=tmp_path / "none",
         )

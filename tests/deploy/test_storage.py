@@ -12,7 +12,8 @@ from components.core.bundle import BUNDLE_FILES, read_bundle
 from components.core.errors import ActionNeeded, InputError
 from components.core.model_manifest import ModelManifest, digest_of, hash_files, read_model_manifest
 from components.deploy import kserve
-from components.deploy.storage import publish, served_uri
+from components.deploy.publish import Models, publish
+from components.deploy.storage import served_uri
 from tests.deploy.bundles import write_bundle
 from tests.deploy.conftest import Team
 from tests.deploy.service import Service
@@ -85,7 +86,7 @@ def test_another_model_is_refused(model: Path, bucket: S3Server, tmp_path: Path)
     other = read_model_manifest(write_bundle(tmp_path / "other", 2))
     with pytest.raises(InputError, match="is not the model of deploy_bundle"):
         publish(str(model), other, PREFIX)
-    with pytest.raises(InputError, match="is no exported model"):
+    with pytest.raises(InputError, match="is not whole"):
         publish("s3://models/nothing/here", other, PREFIX)
     assert bucket.objects == {}
 
@@ -120,7 +121,7 @@ def test_places_that_a_cluster_cannot_read(uri: str) -> None:
 def test_the_copy_is_what_is_served(team: Team, model: Path, bucket: S3Server) -> None:
     bundle = read_bundle(model)
     team.cluster.serves = lambda _: Service(bundle, name="team/embed")
-    kserve.deploy(team.config(release_prefix=PREFIX), bundle, str(model))
+    kserve.deploy(team.config(release_prefix=PREFIX), bundle, Models(str(model)))
     (release,) = team.releases()
     predictor = team.cluster.store.objects["inferenceservices", release]["spec"]["predictor"]
     assert predictor["model"]["storageUri"] == f"s3://models/embed/sha256-{bundle.manifest.digest}"

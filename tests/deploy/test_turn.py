@@ -135,4 +135,4 @@ def interleave(team: Team, seed: int) -> None:
     assert len(team.releases()) == 2
     assert team.cluster.store.objects["leases", "embed-deploy"]["spec"]["holderIdentity"] == ""
     again = team.deploy(live)
-    assert len(again.checks) == 15
+    assert len(again.checks) == 19

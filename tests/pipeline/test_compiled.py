@@ -196,8 +196,18 @@ def test_deploy_runs_always_once_and_never_downloads_the_weights(compiled: Compi
         assert task.retry_policy.max_retry_count == 0
         component = whole.spec.components[task.component_ref.name]
         kinds = {a.artifact_type.schema_title for a in component.input_definitions.artifacts.values()}
-        assert kinds == {"system.Artifact"}
-        assert "exported_model_uri" in component.input_definitions.parameters
+        assert "system.Model" not in kinds
+        assert {"exported_model_uri", "checkpoint_uri"} <= set(component.input_definitions.parameters)
+
+
+def test_deploy_hears_of_the_checkpoint_from_export_and_of_what_is_brought_from_the_form(compiled: Compile) -> None:
+    for start in NAMES[:-1]:
+        given = compiled()[start].task("deploy").inputs.parameters["checkpoint_uri"]
+        assert given.task_output_parameter.producer_task == "export"
+    whole = compiled()["deploy"]
+    assert whole.task("deploy").inputs.parameters["checkpoint_uri"].component_input_parameter == "checkpoint_uri"
+    form = whole.spec.root.input_definitions.parameters
+    assert form["checkpoint_uri"].default_value.string_value == ""
 
 
 def test_other_stages_are_tried_again_and_cached(compiled: Compile) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.deploy.render import MODEL_DIGEST
+from components.deploy.labels import MODEL_DIGEST
 from tests.deploy.cluster.store import Object, Store
 
 

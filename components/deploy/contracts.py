@@ -1,0 +1,201 @@
+"""How serving images take a model of one's own; generations differ, so the version in an image's tag decides.
+
+Sources: NVIDIA's documentation of each NIM generation; for vLLM the API of 0.24. None of the images was run here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from components.core.bundle import Bundle
+from components.core.endpoint_api import ApiName
+from components.core.errors import InputError
+from components.core.parity import Precision
+
+MODEL_PATH = "/mnt/models"  # KServe mounts the model here.
+PORT = 8000
+_NIM_PREFIXES = ("query: ", "passage: ")
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What an image must be told, and what it does with a model.
+
+    ``model_folder`` lies below the model's directory. Names of environment variables: ``model_env`` take that
+    directory, ``cache_env`` the writable directory ``cache``, ``name_env`` the served name, ``length_env`` the longest
+    text in tokens; ``fixed_env`` are set as they stand. ``command`` and ``arguments`` may hold {model}, {name},
+    {length} and {gpus}. ``prefixes`` are what it puts before queries and passages; None when the model decides.
+    ``one_length``: it cuts queries and passages alike. ``precision`` is what it computes in; None is the export's.
+    """
+
+    name: str
+    title: str
+    serves: Literal["exported_model", "checkpoint"]
+    user: int
+    cache: str
+    api: ApiName = "nim"
+    ready: str = "/v1/health/ready"
+    live: str = "/v1/health/live"
+    metrics: str = "/v1/metrics"
+    model_folder: str = ""
+    model_env: tuple[str, ...] = ()
+    cache_env: tuple[str, ...] = ()
+    name_env: tuple[str, ...] = ()
+    length_env: tuple[str, ...] = ()
+    fixed_env: tuple[tuple[str, str], ...] = ()
+    command: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    prefixes: tuple[str, str] | None = None
+    one_length: bool = False
+    precision: Precision | None = None
+    gpus: int = 1
+    cache_size: str = "30Gi"
+    needs_shared_memory: bool = True
+    needs_writable_root: bool = True
+    reads_ngc_key: bool = False
+
+    def environment(self, bundle: Bundle, *, served_name: str, model_path: str = MODEL_PATH) -> dict[str, str]:
+        """Environment variables that make the image serve the model under ``served_name``."""
+        values = dict.fromkeys(self.model_env, f"{model_path}/{self.model_folder}".rstrip("/"))
+        values |= dict.fromkeys(self.cache_env, self.cache) | dict.fromkeys(self.name_env, served_name)
+        return values | dict.fromkeys(self.length_env, str(longest(bundle))) | dict(self.fixed_env)
+
+    def filled_in(self, arguments: tuple[str, ...], bundle: Bundle, *, served_name: str, gpus: int) -> list[str]:
+        """``command`` or ``arguments`` for this model."""
+        values = {"model": MODEL_PATH, "name": served_name, "length": longest(bundle), "gpus": max(gpus, 1)}
+        return [argument.format_map(values) for argument in arguments]
+
+    def proven_by(self, bundle: Bundle) -> Bundle:
+        """``bundle`` with the limits of what the image computes in."""
+        if self.precision is None:
+            return bundle
+        return replace(bundle, manifest=bundle.manifest.model_copy(update={"precision": self.precision}))
+
+    def require(self, bundle: Bundle) -> None:
+        """Raise InputError for a model that the image cannot serve, or would serve otherwise than it was trained."""
+        encoder = bundle.encoder
+        if self.serves == "exported_model" and bundle.manifest.model_format == "checkpoint":
+            raise InputError(
+                f"{self.title} serves an exported model, and export wrote none: set export.enabled=true, or give a "
+                f"serving_image that takes a checkpoint (NIM 2.x, vLLM)"
+            )
+        if self.serves == "exported_model" and not any(n.startswith(self.export_folder) for n in bundle.manifest.files):
+            raise InputError(
+                f"deploy_bundle knows no file below {self.export_folder}: export that form of the model, or change "
+                f"model_format"
+            )
+        if self.prefixes and self.prefixes != (encoder.query_prefix, encoder.passage_prefix):
+            raise InputError(
+                f"{self.title} puts {self.prefixes} before queries and passages, the model was trained with "
+                f"{(encoder.query_prefix, encoder.passage_prefix)}: use backend=onnx, or train with the NIM's prefixes"
+            )
+        if self.one_length and encoder.query_max_length != encoder.passage_max_length:
+            raise InputError(
+                f"{self.title} cuts all texts at one length, the model was trained with queries of "
+                f"{encoder.query_max_length} and passages of {encoder.passage_max_length} tokens: use backend=onnx, "
+                f"or train with equal lengths"
+            )
+
+    @property
+    def export_folder(self) -> str:
+        """Where the served files lie in ``exported_model``."""
+        return f"{self.model_folder or 'onnx'}/"
+
+
+def longest(bundle: Bundle) -> int:
+    """Tokens of the longest text that the model takes."""
+    return max(bundle.encoder.query_max_length, bundle.encoder.passage_max_length)
+
+
+def _nim_1(folder: str) -> Contract:
+    return Contract(
+        f"nim-{folder}",
+        "NIM 1.x",
+        "exported_model",
+        user=1000,
+        cache="/opt/nim/.cache",
+        model_folder=folder,
+        model_env=("NIM_CUSTOM_MODEL",),
+        cache_env=("NIM_CACHE_PATH",),
+        name_env=("NIM_SERVED_MODEL_NAME",),
+        length_env=("NIM_TRITON_MAX_SEQ_LENGTH",),
+        prefixes=_NIM_PREFIXES,
+        one_length=True,
+        reads_ngc_key=True,
+    )
+
+
+def _nim_2(model_env: tuple[str, ...], name_env: str) -> Contract:
+    return Contract(
+        "nim-checkpoint",
+        "NIM 2.x",
+        "checkpoint",
+        user=1000,
+        cache="/opt/cache",
+        model_env=model_env,
+        name_env=(name_env,),
+        length_env=("NIM_PIPELINE_MAX_SEQ_LEN",),
+        one_length=True,
+        precision="bf16",
+        reads_ngc_key=True,
+    )
+
+
+ONNX_SERVER = Contract(
+    "onnx-server",
+    "the ONNX server",
+    "exported_model",
+    user=10001,
+    cache="/tmp",
+    arguments=(
+        *("--model", "{model}", "--name", "{name}", "--host", "0.0.0.0"),
+        *("--port", str(PORT), "--drain-seconds", "10"),
+    ),
+    gpus=0,
+    cache_size="1Gi",
+    needs_shared_memory=False,
+    needs_writable_root=False,
+)
+VLLM = Contract(
+    "vllm-pooling",
+    "vLLM",
+    "checkpoint",
+    user=1000,
+    cache="/cache",
+    api="vllm",
+    ready="/health",
+    live="/health",
+    metrics="/metrics",
+    # Prompts and pooling it reads from the checkpoint's sentence-transformers files.
+    command=("vllm", "serve"),
+    arguments=(
+        *("{model}", "--served-model-name", "{name}", "--runner", "pooling", "--max-model-len", "{length}"),
+        *("--tensor-parallel-size", "{gpus}", "--host", "0.0.0.0", "--port", str(PORT)),
+    ),
+    cache_env=("HOME", "HF_HOME", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"),
+    # USER: torch asks for the name of its user, who is not in the image's passwd.
+    fixed_env=(("USER", "vllm"), ("HF_HUB_OFFLINE", "1"), ("VLLM_NO_USAGE_STATS", "1"), ("DO_NOT_TRACK", "1")),
+    one_length=True,
+    precision="bf16",
+)
+
+Table = tuple[tuple[tuple[int, int], Contract | None], ...]
+# From the version on, up to the next entry's; None: how such an image takes a model is not known.
+NIM_1_FORMATS = ("onnx", "tensorrt")
+
+
+def nim_contracts(model_format: str) -> Table:
+    """Of NIMs; ``model_format`` is what of an exported model NIM 1.x serves."""
+    return (
+        ((0, 0), None),
+        ((1, 10), _nim_1(model_format)),
+        # The recipe sets the first, NVIDIA's operator the second, for the same image.
+        ((2, 0), _nim_2(("NIM_MODEL_PATH", "NIM_ENGINE_MODEL_PATH"), "NIM_SERVED_MODEL_NAME")),
+        ((2, 4), _nim_2(("NIM_ENGINE_MODEL_PATH",), "NIM_ENGINE_MODEL_NAME")),
+        ((3, 0), None),
+    )
+
+
+# vllm/vllm-openai:v0.24.0, and NVIDIA's builds, which are named by year and month. Earlier ones have no /v2/embed.
+VLLM_CONTRACTS: Table = (((0, 0), None), ((0, 23), VLLM), ((1, 0), None), ((26, 6), VLLM), ((27, 0), None))

@@ -1,0 +1,48 @@
+"""Names, labels and annotations by which deploy knows its objects again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+GROUP = "nemotron-embed.kubeflow.org"
+MODEL_DIGEST = f"{GROUP}/model-digest"
+CHECKPOINT_DIGEST = f"{GROUP}/checkpoint-digest"
+RELEASE = f"{GROUP}/release"
+PREVIOUS = f"{GROUP}/previous"
+MANAGED_BY = "nemotron-embed-deploy"
+Object = dict[str, Any]
+
+
+def service_url(name: str, namespace: str, domain: str) -> str:
+    """The address of a Service inside of the cluster."""
+    return f"http://{name}.{namespace}.svc.{domain}"
+
+
+def direct_name(release: str) -> str:
+    """Name of the Service of one release. Not the release's own: KServe makes Services of that name in some modes."""
+    return f"{release}-direct"
+
+
+def live_name(service: str) -> str:
+    """Name of the Service that clients use; its selector says which release is live."""
+    return f"{service}-live"
+
+
+def pod_selector(release: str) -> dict[str, str]:
+    """The label that KServe gives the pods of an InferenceService in Standard mode."""
+    return {"app": f"isvc.{release}-predictor"}
+
+
+def metadata_labels(service: str) -> dict[str, str]:
+    """Labels of every object. KServe copies them to pods: nothing that changes from run to run may stand here."""
+    return {
+        "app.kubernetes.io/name": "nemotron-embed",
+        "app.kubernetes.io/instance": service,
+        "app.kubernetes.io/managed-by": MANAGED_BY,
+    }
+
+
+def as_object(version: str, kind: str, name: str, labels: dict[str, str], namespace: str, spec: Object) -> Object:
+    """An object with a spec."""
+    metadata = {"name": name, "namespace": namespace, "labels": labels}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}

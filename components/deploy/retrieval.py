@@ -1,0 +1,76 @@
+"""The test set searched through an endpoint: does it find what the checkpoint found when it was evaluated?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from components.core.beir_data import BeirData, read_beir
+from components.core.errors import InputError
+from components.deploy.checks import Check, Served
+
+_K = 10
+# How much less than the checkpoint's nDCG@10 each precision may reach.
+_LOSS = {"fp32": 0.002, "fp16": 0.005}
+_LARGEST_LOSS = 0.015
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Questions with known answers, and the nDCG@10 that eval measured with the checkpoint on them."""
+
+    __test__ = False  # pytest takes it for a test otherwise.
+
+    data: BeirData
+    ndcg: float
+
+
+def read_test_set(eval_data: Path, eval_results: Path, *, max_passages: int) -> TestSet | None:
+    """None when it is too large to be embedded again, or judges documents. Raises InputError for broken files."""
+    data = read_beir(eval_data)
+    if len(data.corpus) > max_passages or data.level != "passage":
+        return None
+    path = eval_results / "eval_results.json" if eval_results.is_dir() else eval_results
+    try:
+        ndcg = float(json.loads(path.read_text(encoding="utf-8"))["finetuned"]["NDCG"][f"NDCG@{_K}"])
+    except KeyError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): give the eval_results that eval made") from None
+    return TestSet(data, ndcg)
+
+
+def retrieval(served: Served, test: TestSet) -> Check:
+    """nDCG@10 through the endpoint beside the checkpoint's. Raises StageError for an endpoint that does not answer."""
+    endpoint, data = served.endpoint, test.data
+    passages = endpoint.embed(list(data.corpus.values()), "passage", dimension=served.bundle.manifest.dimension)
+    queries = endpoint.embed(list(data.queries.values()), "query", dimension=served.bundle.manifest.dimension)
+    ids = list(data.corpus)
+    scores = [
+        ndcg_at(_K, [ids[place] for place in _best(passages @ vector)], data.qrels[query])
+        for query, vector in zip(data.queries, queries, strict=True)
+    ]
+    found = float(np.mean(scores))
+    loss = _LOSS.get(served.bundle.manifest.precision, _LARGEST_LOSS)
+    figures = {"nDCG@10": round(found, 5), "checkpoint": round(test.ndcg, 5), "queries": len(scores)}
+    return Check("test set", found >= test.ndcg - loss, figures, f">= checkpoint's - {loss}")
+
+
+def ndcg_at(k: int, ranked: list[str], judged: dict[str, int]) -> float:
+    """Normalised discounted cumulative gain of ``ranked`` ids, as trec_eval's ndcg_cut: the gain is the judgement."""
+    gains = [max(judged.get(one, 0), 0) for one in ranked[:k]]
+    ideal = sorted((max(score, 0) for score in judged.values()), reverse=True)[:k]
+    return _dcg(gains) / _dcg(ideal)
+
+
+def _dcg(gains: list[int]) -> float:
+    return float(sum(gain / np.log2(place + 2) for place, gain in enumerate(gains)))
+
+
+def _best(scores: np.ndarray) -> np.ndarray:
+    k = min(_K, len(scores))
+    found = np.argpartition(-scores, k - 1)[:k]
+    return found[np.argsort(-scores[found], kind="stable")]
