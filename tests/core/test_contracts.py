@@ -99,9 +99,12 @@ def test_only_the_pipeline_imports_kfp() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_declaration_imports_only_pydantic_and_core(name: str) -> None:
-    top = {module.split(".")[0] for module in imported(PACKAGE / name / "component.py")}
-    assert top - sys.stdlib_module_names <= {"pydantic", "components"}
-    assert all(module.startswith("components.core") for module in ours(PACKAGE / name / "component.py"))
+    """And the stage's own settings, where they fill files of their own, to which the same applies."""
+    settings = {f"components.{name}.{path.stem}": path for path in (PACKAGE / name).glob("*_settings.py")}
+    for path in (PACKAGE / name / "component.py", *settings.values()):
+        top = {module.split(".")[0] for module in imported(path)}
+        assert top - sys.stdlib_module_names <= {"pydantic", "components"}
+        assert all(module.startswith(("components.core", *settings)) for module in ours(path))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from components.stages import NAMES, STAGES
         ("finetune", "deploy", {"training_data", "eval_data"}, set()),
         ("eval", "deploy", {"checkpoint", "eval_data"}, set()),
         ("export", "deploy", {"checkpoint"}, set()),
-        ("deploy", "deploy", {"deploy_bundle"}, {"exported_model"}),
+        ("deploy", "deploy", {"deploy_bundle"}, {"exported_model", "checkpoint"}),
         ("sdg", "finetune", {"corpus"}, set()),
         ("finetune", "finetune", {"training_data"}, set()),
     ],

@@ -15,7 +15,13 @@ PROBES = [Probe(kind, f"{kind} {number} about valves") for number in range(8) fo
 
 
 def write_bundle(
-    directory: Path, seed: int, *, weights: int | None = None, encoder: EncoderConfig | None = None
+    directory: Path,
+    seed: int,
+    *,
+    weights: int | None = None,
+    encoder: EncoderConfig | None = None,
+    files: tuple[str, ...] = ("onnx/model.onnx",),
+    model_format: str = "onnx",
 ) -> Path:
     """The bundle of model number ``seed``; the same ``weights`` under another seed is the same model exported again."""
     weights = seed if weights is None else weights
@@ -23,11 +29,12 @@ def write_bundle(
     encoder = encoder or EncoderConfig(base_model="test/base", query_max_length=64, passage_max_length=64)
     encoder.write(directory)
     write_probes(directory, PROBES, _vectors(weights), _vectors(10_000 + weights))
-    files = {"onnx/model.onnx": ServedFile(sha256=f"{seed:064x}", bytes=seed)}
+    served = {name: ServedFile(sha256=f"{seed:064x}", bytes=seed) for name in files}
     agreed = {name: value for name, value in encoder if name in ModelManifest.model_fields}
     manifest = ModelManifest(
-        files=files,
-        digest=digest_of(files),
+        files=served,
+        digest=digest_of(served),
+        model_format=model_format,
         precision="fp32",
         opset=20,
         dimension=DIMENSION,

@@ -20,13 +20,15 @@ DIRECTORY = os.environ.get("KSERVE_CRDS")
 FILES = {
     "InferenceService": "serving.kserve.io_inferenceservices.yaml",
     "ServingRuntime": "serving.kserve.io_servingruntimes.yaml",
+    # Of k8s-nim-operator, config/crd/bases; copy it beside the others.
+    "NIMService": "apps.nvidia.com_nimservices.yaml",
 }
 needed = pytest.mark.skipif(not DIRECTORY, reason="set KSERVE_CRDS to config/crd/full of kserve/kserve")
 
 
 def problems(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Path and message of everything in ``body`` that its schema refuses; nothing for kinds without one."""
-    if DIRECTORY and body["kind"] in FILES:
+    if DIRECTORY and body["kind"] in FILES and (Path(DIRECTORY) / FILES[body["kind"]]).is_file():
         for error in _validator(body["kind"]).iter_errors(body):
             yield "".join(f".{part}" for part in error.path), error.message
 

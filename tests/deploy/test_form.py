@@ -20,8 +20,8 @@ def parameters(out: Path, *options: str) -> dict[str, Any]:
 
 def test_the_form_asks_for_what_a_cluster_decides(tmp_path: Path) -> None:
     assert set(parameters(tmp_path)) == {
-        "deploy_bundle_uri", "exported_model_uri", "checkpoint_uri", "served_model_name", "serving_namespace", "backend",
-        "serving_image", "release_prefix", "serving_node_selector", "deploy_overrides",
+        "deploy_bundle_uri", "exported_model_uri", "checkpoint_uri", "served_model_name", "serving_namespace",
+        "backend", "serving_image", "release_prefix", "serving_node_selector", "deploy_overrides",
     }  # fmt: skip
 
 

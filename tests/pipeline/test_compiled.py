@@ -354,7 +354,7 @@ def test_only_what_the_user_brings_has_no_default(compiled: Compile) -> None:
         fields = whole.spec.root.input_definitions.parameters
         empty = {name for name, field in fields.items() if not field.HasField("default_value")}
         plan = make_plan(start)
-        assert empty == {f"{name}_uri" for name in plan.brought + plan.brought_by_uri}
+        assert empty == {f"{name}_uri" for name in plan.brought}
 
 
 def test_json_of_node_selectors_is_a_dictionary_for_the_form(compiled: Compile) -> None:
