@@ -43,9 +43,9 @@ def minilm(tmp_path_factory: pytest.TempPathFactory, small_config: EncoderConfig
     """fp32, probes of a BEIR folder."""
     directory = tmp_path_factory.mktemp("minilm")
     encoder = load_base(small_config.model_copy(update={"query_max_length": 32, "passage_max_length": 64}))
-    _nudge(encoder, 0.05)
+    nudge(encoder, 0.05)
     save_checkpoint(encoder, directory / "checkpoint")
-    return _export(directory, ExportConfig(num_probes=24), _beir(directory / "eval_data"))
+    return _export_as(directory, ExportConfig(num_probes=24), _beir(directory / "eval_data"))
 
 
 @pytest.fixture(scope="session")
@@ -59,21 +59,26 @@ def llama(tmp_path_factory: pytest.TempPathFactory, small_config: EncoderConfig)
     config = EncoderConfig(base_model=str(directory / "base"), query_max_length=32, passage_max_length=64)
     encoder = Encoder(LlamaBidirectionalModel(architecture), tokenizer, config).eval()
     save_checkpoint(encoder, directory / "base")
-    _nudge(encoder, 1.0)
+    nudge(encoder, 1.0)
     save_checkpoint(encoder, directory / "checkpoint")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_graph, "EMBEDDED_LIMIT_BYTES", 0)
-        return _export(directory, ExportConfig(num_probes=24, export_dtype="fp16"), None)
+        return _export_as(directory, ExportConfig(num_probes=24, export_dtype="fp16"), None)
 
 
-def _export(directory: Path, config: ExportConfig, eval_data: Path | None) -> Exported:
+def _export_as(directory: Path, config: ExportConfig, eval_data: Path | None) -> Exported:
     model, bundle, checkpoint = (directory / name for name in ("model", "bundle", "checkpoint"))
     metrics = export(config, checkpoint=checkpoint, eval_data=eval_data, exported_model=model, deploy_bundle=bundle)
     return Exported(config, checkpoint, eval_data, model, bundle, metrics)
 
 
+def export_for_tests(directory: Path) -> Exported:
+    """The checkpoint in ``directory``, exported beside it."""
+    return _export_as(directory, ExportConfig(num_probes=24), None)
+
+
 @torch.no_grad()
-def _nudge(encoder: Encoder, share: float) -> None:
+def nudge(encoder: Encoder, share: float) -> None:
     """Move each weight matrix by noise of ``share`` of its own spread."""
     torch.manual_seed(1)
     for weights in encoder.backbone.parameters():

@@ -19,8 +19,9 @@ from fastapi.testclient import TestClient
 import pipeline
 from components import __version__
 from components.core.bundle import read_bundle
-from components.deploy.backends import PORT, contract
+from components.deploy.backends import contract
 from components.deploy.component import DeployConfig
+from components.deploy.contracts import PORT
 from components.deploy.render import live_name, render
 from components.deploy.verify import main
 from components.plan import make_plan, resolve

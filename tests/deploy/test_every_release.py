@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -51,8 +50,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "serving_priority_class": "serving", "serving_gpu_resource": "nvidia.com/mig-1g.20gb", "serving_gpu_count": 2,
         "serving_node_selector": {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"},
         "serving_tolerations": [{"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoExecute"}],
-        "serving_run_as_user": 1234, "shm_size": "2Gi", "gateway": "gateways/public", "gateway_host": "embed.example.com",
-        "strategy": "canary",
+        "serving_run_as_user": 1234, "shm_size": "2Gi", "strategy": "canary",
+        "gateway": "gateways/public", "gateway_host": "embed.example.com",
     },
     "hpa": {"autoscaler": "hpa", "serving_max_replicas": 3},
     "keda": {

@@ -12,11 +12,12 @@ import yaml
 
 from components.core.artifacts import seal
 from components.core.endpoint import Endpoint
-from components.core.errors import ActionNeeded
+from components.core.errors import ActionNeeded, InputError
 from components.core.kfp_io import run_from_executor_input
+from components.core.settings import load
 from components.deploy import permissions
 from components.deploy.cluster import connect
-from components.deploy.component import STAGE
+from components.deploy.component import STAGE, DeployConfig
 from components.deploy.releases import Releases
 from components.deploy.verify import failures
 from tests.deploy.cluster.server import RBAC
@@ -226,6 +227,115 @@ def test_the_role_is_exactly_what_is_asked_for_and_used(team: Team) -> None:
     with pytest.raises(ActionNeeded, match="is not what was exported"):
         team.deploy("b")
     assert granted - set(team.cluster.requests) == set()
+
+
+def test_a_checkpoint_behind_vllm(team: Team) -> None:
+    """Asked in vLLM's own words, whose API has neither NIM's paths nor its input types."""
+    deployed = team.deploy("a", backend="vllm")
+    assert failures(deployed.checks) == failures(deployed.live) == []
+    (release,) = team.releases()
+    predictor = team.cluster.store.objects["inferenceservices", release]["spec"]["predictor"]
+    assert predictor["model"]["storageUri"] == "s3://checkpoints/a"
+    team.faults["b"] = lambda _, __, vectors: -vectors
+    with pytest.raises(ActionNeeded, match="cosine to fine-tuned"):
+        team.deploy("b", backend="vllm")
+    assert team.live() == "a"
+
+
+def shares(team: Team) -> list[int]:
+    """Percent of the requests that candidates got, step by step, as the gateway was told."""
+    found = []
+    for body in team.cluster.applied:
+        if body["kind"] == "HTTPRoute":
+            (rule,) = body["spec"]["rules"]
+            found.append(sum(ref["weight"] for ref in rule["backendRefs"] if ref["name"].endswith("-direct")))
+    return found
+
+
+CANARY = {"strategy": "canary", "gateway": "gateways/public", "canary_step_seconds": 0.05}
+
+
+def test_a_canary_of_the_same_weights_gets_a_growing_share(team: Team) -> None:
+    team.deploy("a")
+    deployed = team.deploy("a", serving_memory="40Gi", **CANARY)
+    assert shares(team) == [5, 25, 50, 0]
+    assert deployed.reindex_required is False
+    assert len(team.releases()) == 2
+
+
+def test_a_canary_that_fails_gets_no_more_requests(team: Team) -> None:
+    team.deploy("a")
+    (old,) = team.releases()
+    team.cluster.breaks = lambda _, release: release != old and 25 in shares(team)
+    with pytest.raises(ActionNeeded, match="cosine to fine-tuned"):
+        team.deploy("a", serving_memory="40Gi", **CANARY)
+    assert shares(team) == [5, 25, 0]
+    assert team.releases() == [old]
+    assert team.live() == "a"
+
+
+def test_no_canary_between_two_models(team: Team) -> None:
+    """A share of the queries would be searched in the other model's index."""
+    team.deploy("a")
+    with pytest.raises(InputError, match=r"in another model.s index.*use bluegreen"):
+        team.deploy("b", **CANARY)
+    assert shares(team) == []
+    assert team.live() == "a"
+    assert len(team.releases()) == 1
+
+
+def test_a_release_goes_with_all_that_was_made_for_it(team: Team) -> None:
+    options = {"network_policy_namespaces": ["monitoring"], "storage_secret_name": "models-s3", "keep_releases": 0}
+    team.deploy("a", **options)
+    (first,) = team.releases()
+    account = team.cluster.store.objects["serviceaccounts", f"{first}-models"]
+    assert account["secrets"] == [{"name": "models-s3"}]
+    policy = team.cluster.store.objects["networkpolicies", first]["spec"]
+    assert policy["podSelector"]["matchLabels"] == {"app": f"isvc.{first}-predictor"}
+    team.deploy("b", keep_releases=0)
+    assert not any(name.startswith(first) for _, name in team.cluster.store.objects)
+
+
+def test_the_ledger_says_what_was_measured_and_why_the_last_one_failed(team: Team) -> None:
+    team.deploy("a")
+    second = team.deploy("b")
+    (latency,) = [check for check in second.checks if check.name == "latency"]
+    assert latency.figures["previous_p95_ms"] > 0
+    team.faults["c"] = lambda _, __, vectors: -vectors
+    with pytest.raises(ActionNeeded):
+        team.deploy("c")
+    data = team.cluster.store.objects["configmaps", "embed-releases"]["data"]
+    assert json.loads(data["releases.json"])[0]["latency"]["p95_ms"] > 0
+    assert "is not what was exported" in data["last-failure.md"]
+    assert "Diagnosis of embed-r-" in data["last-failure.md"]
+
+
+def test_a_budget_of_latency_that_is_not_kept(team: Team) -> None:
+    team.deploy("a")
+    with pytest.raises(ActionNeeded, match=r"latency p50_ms .*p95 <= 0.001 ms"):
+        team.deploy("b", latency_budget_ms=0.001)
+    assert team.live() == "a"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backend": "nim-operator"}, "backend=nim-operator needs target=gitops"),
+        ({"autoscaler": "hpa"}, "need each other"),
+        ({"serving_max_replicas": 3}, "need each other"),
+        ({"autoscaler": "hpa", "serving_max_replicas": 3, "serving_replicas": 3}, "more than serving_replicas"),
+        ({"autoscaler": "keda", "serving_max_replicas": 3}, "keda_prometheus_url and keda_query"),
+        ({"autoscaler": "hpa", "serving_max_replicas": 3, "strategy": "recreate"}, "spare GPUs"),
+        ({"strategy": "canary"}, "needs gateway"),
+        ({"canary_steps": [50, 5]}, "canary_steps must rise"),
+        ({"gitops_wait": "flux"}, "gitops_wait needs git_repository"),
+        ({"gitops_verify_image": "x:1"}, "needs release_prefix"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as raised:
+        load(DeployConfig, settings, stage="deploy")
+    assert "\n" not in str(raised.value)
 
 
 def test_as_a_task_of_a_pipeline(team: Team, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from components.deploy.backends import contract
 from components.deploy.component import DeployConfig
 from components.deploy.program import run
 from components.deploy.render import Release, live_service, render
+from pipeline import PINS
 from tests.deploy.bundles import write_bundle
 from tests.deploy.schemas import needed, problems
 
@@ -162,6 +163,44 @@ def test_each_generation_of_nims_gets_its_own_contract(bundle: Bundle) -> None:
 def test_what_cannot_work_is_refused(bundle: Bundle, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         rendered(bundle, **changes)
+
+
+def test_vllm_is_started_as_a_pooling_server_of_the_checkpoint(bundle: Bundle) -> None:
+    """Flags of vLLM 0.24's `vllm serve`."""
+    release = rendered(bundle, backend="vllm", serving_gpu_count=2, vllm_arguments=["--trust-remote-code"])
+    found = container(release)
+    assert found["command"] == ["vllm", "serve"]
+    assert found["args"][0] == "/mnt/models"
+    pairs = dict(zip(found["args"][1:-1:2], found["args"][2:-1:2], strict=True))
+    assert pairs == {
+        "--served-model-name": "nemotron-embed", "--runner": "pooling", "--max-model-len": "64", "--port": "8000",
+        "--tensor-parallel-size": "2", "--host": "0.0.0.0",
+    }  # fmt: skip
+    assert found["args"][-1] == "--trust-remote-code"
+    assert found["startupProbe"]["httpGet"]["path"] == "/health"
+    assert {environment(release)[name] for name in ("HOME", "HF_HOME", "VLLM_CACHE_ROOT")} == {"/cache"}
+    assert part(release, "ServingRuntime")["spec"]["annotations"]["prometheus.kserve.io/path"] == "/metrics"
+
+
+def test_usual_images_are_the_pinned_ones(bundle: Bundle) -> None:
+    pins = dict(line.split("=", 1) for line in PINS.read_text().splitlines() if "=" in line and line[0] != "#")
+    assert container(rendered(bundle))["image"] == pins["NIM_SERVER"]
+    assert container(rendered(bundle, backend="vllm"))["image"] == pins["VLLM_SERVER"]
+
+
+def test_a_nim_service_serves_from_a_claim(bundle: Bundle) -> None:
+    config = DeployConfig(target="gitops", backend="nim-operator")
+    release = render(config, bundle, contract(config), model_uri="pvc://models/embed/sha256-0", namespace="team-a")
+    spec = part(release, "NIMService")["spec"]
+    assert spec["storage"]["pvc"] == {"name": "models", "volumeAccessMode": "ReadWriteMany"}
+    assert {"name": "NIM_CUSTOM_MODEL", "value": "/model-store/embed/sha256-0/onnx"} in spec["env"]
+    newer = config.model_copy(update={"serving_image": NIM_2})
+    spec = part(render(newer, bundle, contract(newer), model_uri="pvc://models/c", namespace="t"), "NIMService")["spec"]
+    assert spec["storage"]["pvc"]["subPath"] == "c"
+    # The operator sets these itself.
+    assert not {"NIM_MODEL_PATH", "NIM_ENGINE_MODEL_PATH"} & {entry["name"] for entry in spec["env"]}
+    with pytest.raises(InputError, match="serves from a claim, not s3://b/m: set model_uri"):
+        render(config, bundle, contract(config), model_uri="s3://b/m", namespace="t")
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from components.core.artifacts import seal
 from components.core.bundle import BUNDLE_FILES, read_bundle
 from components.core.errors import ActionNeeded, InputError
 from components.core.model_manifest import ModelManifest, digest_of, hash_files, read_model_manifest
 from components.deploy import kserve
-from components.deploy.publish import Models, publish
-from components.deploy.storage import served_uri
+from components.deploy.backends import contract
+from components.deploy.component import DeployConfig
+from components.deploy.publish import Models, model_uri, publish, publish_checkpoint
+from components.deploy.storage import bundle_at, served_uri
 from tests.deploy.bundles import write_bundle
 from tests.deploy.conftest import Team
 from tests.deploy.service import Service
@@ -125,3 +130,56 @@ def test_the_copy_is_what_is_served(team: Team, model: Path, bucket: S3Server) -
     (release,) = team.releases()
     predictor = team.cluster.store.objects["inferenceservices", release]["spec"]["predictor"]
     assert predictor["model"]["storageUri"] == f"s3://models/embed/sha256-{bundle.manifest.digest}"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, model: Path) -> Path:
+    """A checkpoint that a stage sealed; ``model``'s bundle proves it."""
+    directory = tmp_path / "checkpoint"
+    (directory / "1_Pooling").mkdir(parents=True)
+    for name, content in (("model.safetensors", b"w" * 5000), ("config.json", b"{}"), ("1_Pooling/config.json", b"{}")):
+        (directory / name).write_bytes(content)
+    shutil.copy(model / "encoder.json", directory)
+    files = hash_files(directory, ["model.safetensors", "config.json", "1_Pooling/config.json", "encoder.json"])
+    seal(directory, "checkpoint")
+    described = json.loads((model / "model-manifest.json").read_text()) | {"checkpoint_digest": digest_of(files)}
+    ModelManifest(**described).write(model)
+    return directory
+
+
+def test_a_checkpoint_is_copied_with_what_proves_it(model: Path, checkpoint: Path, bucket: Bucket) -> None:
+    bundle = read_bundle(model)
+    uri = publish_checkpoint(str(checkpoint), bundle, PREFIX)
+    assert uri == f"{PREFIX}/sha256-{bundle.manifest.checkpoint_digest}"
+    names = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
+    found = {key.partition("/sha256-")[2].partition("/")[2]: body for key, body in uploaded(bucket).items()}
+    assert set(found) == names | set(BUNDLE_FILES)
+    assert all(found[name] == (checkpoint / name).read_bytes() for name in names)
+    assert list(bucket.objects)[-1].endswith("/manifest.json")
+    again = bundle_at(uri)
+    assert (again.manifest, again.probes) == (bundle.manifest, bundle.probes)
+    np.testing.assert_array_equal(again.tuned, bundle.tuned)
+    bucket.refuse = 500
+    assert publish_checkpoint(str(checkpoint), bundle, PREFIX) == uri
+
+
+def test_a_checkpoint_that_is_another_or_changed_is_refused(
+    model: Path, checkpoint: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    other = read_bundle(write_bundle(tmp_path / "other", 2))
+    with pytest.raises(InputError, match="is not the checkpoint of deploy_bundle"):
+        publish_checkpoint(str(checkpoint), other, PREFIX)
+    (checkpoint / "model.safetensors").write_bytes(b"v" * 5000)
+    with pytest.raises(InputError, match=r"model\.safetensors does not have the sha256 of manifest\.json"):
+        publish_checkpoint(str(checkpoint), read_bundle(model), PREFIX)
+    assert not any(key.endswith("/manifest.json") for key in bucket.objects)
+
+
+def test_servers_of_checkpoints_are_given_the_checkpoint(model: Path) -> None:
+    config = DeployConfig(backend="vllm")
+    how, bundle = contract(config), read_bundle(model)
+    assert model_uri(config, bundle, how, Models("s3://b/exported", "minio://b/checkpoint")) == "s3://b/checkpoint"
+    with pytest.raises(InputError, match="vLLM serves the artifact checkpoint: give its URI"):
+        model_uri(config, bundle, how, Models("s3://b/exported"))
+    elsewhere = config.model_copy(update={"model_uri": "pvc://claim/path"})
+    assert model_uri(elsewhere, bundle, how, Models("")) == "pvc://claim/path"

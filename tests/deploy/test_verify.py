@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import pytrec_eval
 
 from components.core.bundle import Bundle, read_bundle
+from components.core.encoder.config import EncoderConfig
 from components.core.endpoint import Endpoint
 from components.deploy.checks import Check
-from components.deploy.verify import main, verify
+from components.deploy.retrieval import ndcg_at
+from components.deploy.verify import Requirements, main, verify
 from tests.conftest import Exported
+from tests.deploy.bundles import write_bundle
 from tests.deploy.service import Fault, Service, serving
 
 
@@ -98,8 +105,29 @@ def cuts_at_the_start(service: Service, request: dict[str, Any], _: np.ndarray) 
     return np.stack([service.vector(kind, " ".join(text.split()[-kept:])) for text in request["input"]])
 
 
+def wrong_dimensions(_: Service, request: dict[str, Any], vectors: np.ndarray) -> np.ndarray:
+    """Shorter vectors that are cut, and not scaled to length 1 again."""
+    return 0.5 * vectors if request.get("dimensions") else vectors
+
+
 def wrong_base64(_: Service, request: dict[str, Any], vectors: np.ndarray) -> np.ndarray:
     return vectors[:, ::-1] if request["encoding_format"] == "base64" else vectors
+
+
+def now_and_then_not_a_number(service: Service, _: Any, vectors: np.ndarray) -> np.ndarray:
+    """One request in seventeen, as of a kernel that overflows for some batches."""
+    return vectors * np.nan if service.requests % 17 == 0 else vectors
+
+
+def wrong_prefix(service: Service, request: dict[str, Any], _: np.ndarray) -> np.ndarray:
+    """Queries are taken for passages and the other way round."""
+    other = {"query": "passage", "passage": "query"}[request["input_type"]]
+    return np.stack([service.vector(other, text) for text in request["input"]])
+
+
+def garbage(_: Service, __: Any, vectors: np.ndarray) -> np.ndarray:
+    drawn = np.random.default_rng(vectors.shape[0]).normal(size=vectors.shape)
+    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +146,11 @@ def wrong_base64(_: Service, request: dict[str, Any], vectors: np.ndarray) -> np
         (engine_of_16_tokens, "cosine to fine-tuned"),
         (cuts_at_the_start, "too long, END"),
         (wrong_base64, "base64"),
+        (now_and_then_not_a_number, "latency"),
+        (wrong_prefix, "cosine to fine-tuned"),
+        (garbage, "cosine to fine-tuned"),
+        (garbage, "neighbours"),
+        (wrong_dimensions, "dimensions"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -163,6 +196,111 @@ def test_an_untrained_model_cannot_be_told_from_its_base_and_that_is_said(bundle
     assert failed(checks) == set()
     assert checks["fine-tuned, not base"].passed is None
     assert "same vectors" in checks["fine-tuned, not base"].figures["reason"]
+
+
+def long_bundle(tmp_path: Path) -> Bundle:
+    """Of a model that takes texts of 512 tokens, with probes of 300 words and more among the short ones."""
+    how = EncoderConfig(base_model="b", query_max_length=512, passage_max_length=512)
+    bundle = read_bundle(write_bundle(tmp_path / "long", 1, encoder=how))
+    texts = [f"{probe.text} " + " ".join(f"w{n}" for n in range(300 if row % 4 == 0 else 3))
+             for row, probe in enumerate(bundle.probes)]  # fmt: skip
+    return replace(bundle, probes=[replace(p, text=text) for p, text in zip(bundle.probes, texts, strict=True)])
+
+
+def test_an_engine_that_cuts_at_256_tokens_is_seen(tmp_path: Path) -> None:
+    """The recipe's TensorRT profile ends at 256 tokens; short texts come out right."""
+    bundle = long_bundle(tmp_path)
+
+    def engine_of_256_tokens(service: Service, request: dict[str, Any], vectors: np.ndarray) -> np.ndarray:
+        cut = [" ".join(text.split()[:254]) for text in request["input"]]
+        return np.stack([service.vector(request["input_type"], text) for text in cut])
+
+    right, wrong = checks_of(Service(bundle)), checks_of(Service(bundle, engine_of_256_tokens))
+    assert failed(right) == set()
+    assert right["long texts"].figures["probes"] == 4
+    assert {"long texts", "cosine to fine-tuned"} <= failed(wrong)
+
+
+def test_dimensions_that_are_ignored_or_refused_are_said_and_no_failure(bundle: Bundle) -> None:
+    service = Service(bundle)
+    service.dimensions = False
+    checks = checks_of(service)
+    assert failed(checks) == set()
+    assert checks["dimensions"].passed is None
+    service = Service(bundle)
+    service.status = lambda _, request: 400 if request.get("dimensions") else 200
+    assert "not supported" in checks_of(service)["dimensions"].figures["reason"]
+
+
+@pytest.mark.parametrize(("budget", "passed"), [(60_000.0, True), (0.001, False)])
+def test_the_latency_budget_is_kept(bundle: Bundle, budget: float, passed: bool) -> None:
+    service = Service(bundle)
+    wanted = Requirements(latency_budget_ms=budget, previous_latency={"p95_ms": 7.0})
+    with serving(service) as url, Endpoint(url, "embed") as endpoint:
+        checks = {check.name: check for check in verify(endpoint, bundle, wanted)}
+    assert checks["latency"].passed is passed
+    assert checks["latency"].figures["previous_p95_ms"] == 7.0
+    assert checks["latency"].figures["texts_per_second"] > 0
+
+
+def test_vllm_is_proven_as_a_nim_is(bundle: Bundle) -> None:
+    for fault, expected in ((None, set()), (base_model, {"cosine to fine-tuned", "fine-tuned, not base"})):
+        with serving(Service(bundle, fault)) as url, Endpoint(url, "embed", api="vllm") as endpoint:
+            checks = {check.name: check for check in verify(endpoint, bundle)}
+        assert expected <= failed(checks)
+        assert fault or not failed(checks)
+
+
+def beir(directory: Path, bundle: Bundle) -> Path:
+    """A test set of the probes: each query's answer is its nearest passage by the checkpoint's vectors."""
+    (directory / "qrels").mkdir(parents=True)
+    rows = {kind: [r for r, p in enumerate(bundle.probes) if p.kind == kind] for kind in ("query", "passage")}
+    for name, kind in (("corpus", "passage"), ("queries", "query")):
+        lines = [json.dumps({"_id": f"{kind}{row}", "text": bundle.probes[row].text}) for row in rows[kind]]
+        (directory / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    best = np.argmax(bundle.tuned[rows["query"]] @ bundle.tuned[rows["passage"]].T, axis=1)
+    judged = [f"query{q}\tpassage{rows['passage'][p]}\t1" for q, p in zip(rows["query"], best, strict=True)]
+    (directory / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(judged) + "\n")
+    return directory
+
+
+@pytest.mark.parametrize(("fault", "code"), [(None, 0), (garbage, 3)])
+def test_the_test_set_is_searched_through_the_service(
+    tmp_path: Path, fault: Fault | None, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As eval does it, with what eval found as the mark."""
+    bundle = read_bundle(write_bundle(tmp_path / "bundle", 1))
+    data = beir(tmp_path / "data", bundle)
+    results = tmp_path / "eval_results.json"
+    results.write_text(json.dumps({"finetuned": {"NDCG": {"NDCG@10": 1.0}}}))
+    places = ["--eval-data", str(data), "--eval-results", str(results)]
+    with serving(Service(bundle, fault)) as url:
+        command = ["--url", url, "--model", "embed", "--bundle", str(tmp_path / "bundle")]
+        assert main([*command, *places]) == code
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "test set" in line]
+        assert line.startswith("FAILED" if code else "passed")
+        assert ("nDCG@10 1.0" in line) == (code == 0)
+        assert main([*command, *places, "--eval-max-passages", "3"]) == code
+        assert "test set" not in capsys.readouterr().out
+
+
+def test_ndcg_is_trec_evals() -> None:
+    """Against pytrec_eval, which BEIR's own evaluation uses."""
+    judged = {"q": {"a": 2, "b": 1, "c": 0, "d": 1}}
+    for ranked in (["a", "b", "d", "c"], ["c", "d", "a"], ["x", "y", "b"], ["x"]):
+        found = {"q": {one: float(-place) for place, one in enumerate(ranked)}}
+        expected = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10"}).evaluate(found)["q"]["ndcg_cut_10"]
+        assert ndcg_at(10, ranked, judged["q"]) == pytest.approx(expected)
+
+
+def test_a_service_that_starts_is_waited_for(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = str(write_bundle(tmp_path / "bundle", 1))
+    started = time.monotonic()
+    assert main(["--url", "http://127.0.0.1:9", "--model", "m", "--bundle", where, "--wait-seconds", "0.3"]) == 3
+    assert time.monotonic() - started >= 0.3
+    assert "was not ready within 0.3 s" in capsys.readouterr().err
 
 
 def test_command(llama: Exported, bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +61,8 @@ def _containers(state: Object, init: bool) -> Object:
 
 
 class Controller:
-    """Acts on the InferenceServices in ``store``. ``fates`` are by model digest; ``starts`` counts pods by release.
+    """Acts on the InferenceServices in ``store``. ``fates`` are by model digest; of others ``consequence`` says what
+    becomes of them. ``starts`` counts pods by release.
 
     ``gpus`` limits how many releases can have pods; those of ``holders`` do. ``finalizing`` is how often a deleted
     InferenceService is seen before its finalizers are done.
@@ -69,6 +71,7 @@ class Controller:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.fates: dict[str, Fate] = {}
+        self.consequence: Callable[[Object], Fate | None] = lambda _: None
         self.ages: Counter[str] = Counter()
         self.starts: Counter[str] = Counter()
         self.specs: dict[str, Object] = {}
@@ -78,7 +81,8 @@ class Controller:
 
     def fate(self, service: Object) -> Fate:
         annotations = service["spec"]["predictor"].get("annotations", {})
-        return self.fates.get(annotations.get(MODEL_DIGEST, ""), Fate())
+        told = self.fates.get(annotations.get(MODEL_DIGEST, ""))
+        return told or self.consequence(service) or Fate()
 
     def looked_at(self, name: str) -> None:
         """Time passes."""

@@ -29,7 +29,7 @@ class StandInCluster:
     """``rules`` are what the caller may do. ``fault`` may answer a request instead, by verb and path.
 
     ``serves`` says which service stands in a release's pods. ``requests`` are (verb, group, resource) of each one;
-    ``answered`` are (Service, release) of each request to a Service.
+    ``answered`` are (Service, release) of each request to a Service, ``applied`` the objects of server-side apply.
     """
 
     def __init__(self, serves: Callable[[Object], Service]) -> None:
@@ -41,6 +41,7 @@ class StandInCluster:
         self.breaks: Callable[[str, str], bool] = lambda *_: False
         self.requests: list[tuple[str, str, str]] = []
         self.answered: list[tuple[str, str]] = []
+        self.applied: list[Object] = []
         self.url = self.proxy = ""
 
     # The Kubernetes API
@@ -102,6 +103,8 @@ class StandInCluster:
         how = {"manager": query["fieldManager"], "force": query.get("force") == "true"}
         if (plural, name) not in self.store.objects:
             self._authorise("create", found, resource)
+        if query.get("dryRun") != "All":
+            self.applied.append(body)
         found = self.store.apply(plural, name, body, dry_run=query.get("dryRun") == "All", **how)
         if plural == "inferenceservices" and name in {stored for kind, stored in self.store.objects if kind == plural}:
             self.controller.applied(name)
@@ -177,7 +180,16 @@ def running(cluster: StandInCluster) -> Iterator[StandInCluster]:
                 status, content = cluster.forward(self.command, parts.hostname or "", parts.path, body)
             else:
                 kind = self.headers.get("Content-Type", "")
+                if self.headers.get("Authorization") == "Bearer expired":
+                    cluster_answer = (
+                        401,
+                        {"kind": "Status", "status": "Failure", "code": 401, "message": "Unauthorized"},
+                    )
+                    return self.reply(*cluster_answer)
                 status, content = cluster.answer(self.command, self.path, kind, body)
+            self.reply(status, content)
+
+        def reply(self, status: int, content: Any) -> None:
             sent = content.encode() if isinstance(content, str) else json.dumps(content).encode()
             self.send_response(status)
             self.send_header("Content-Type", "text/plain" if isinstance(content, str) else "application/json")

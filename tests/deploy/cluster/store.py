@@ -27,6 +27,8 @@ GROUPS = {
     "applications": "argoproj.io",
     "kustomizations": "kustomize.toolkit.fluxcd.io",
     "serviceaccounts": "",
+    "resourcequotas": "",
+    "limitranges": "",
     "leases": "coordination.k8s.io",
     "services": "",
     "configmaps": "",
