@@ -17,7 +17,9 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
@@ -30,6 +32,7 @@ from components.deploy.component import DeployConfig
 from components.deploy.process import Service, free_port, is_free
 from components.deploy.program import run
 from components.deploy.state import State, StateDirectory
+from components.deploy.verify import main as verify_command
 from tests.conftest import Exported
 from tests.deploy.conftest import wait_for
 
@@ -246,6 +249,35 @@ def _stop_being_idempotent(config: DeployConfig) -> None:
     state = home.read()
     assert state.live is not None
     home.write(state.model_copy(update={"live": state.live.model_copy(update={"version": "0"})}))
+
+
+def test_minilm_from_its_export_to_its_service_and_a_broken_one_that_is_refused(
+    config: DeployConfig, minilm: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real model, every step: exported, served, proven, promoted; the next one has some other weights."""
+    running = deploy(config, minilm, tmp_path / "out")
+    assert running["reindex_required"] is True
+    command = ["--url", running["endpoint"], "--model", NAME, "--bundle", str(minilm.bundle)]
+    assert verify_command(command) == 0
+    assert "0 failed" in capsys.readouterr().out
+    before = served(running["endpoint"], "fit the valve")
+
+    with pytest.raises(ActionNeeded, match=r"cosine to fine-tuned mean 0\.[0-9]+.*neighbours"):
+        deploy(config, _other_weights(minilm, tmp_path / "broken"), tmp_path / "out")
+    np.testing.assert_array_equal(served(running["endpoint"], "fit the valve"), before)
+    assert verify_command(command) == 0
+    assert exists(running["process"]["pid"])
+    assert len(_servers(config)) == 1
+
+
+def _other_weights(exported: Exported, directory: Path) -> Exported:
+    """Whole by its manifest, and a graph that runs: one of its matrices is of another model."""
+    graph = onnx.load(exported.model / "onnx/model.onnx")
+    matrices = [tensor for tensor in graph.graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) >= 384]
+    first = matrices[0]
+    values = numpy_helper.to_array(first)
+    first.CopyFrom(numpy_helper.from_array(values[::-1].copy(), first.name))
+    return _another_release(exported, directory, "onnx/model.onnx", graph.SerializeToString())
 
 
 def _copy_bundle(exported: Exported, directory: Path) -> Path:
