@@ -147,7 +147,7 @@ def checkpoint(tmp_path: Path, model: Path) -> Path:
     return directory
 
 
-def test_a_checkpoint_is_copied_with_what_proves_it(model: Path, checkpoint: Path, bucket: Bucket) -> None:
+def test_a_checkpoint_is_copied_with_what_proves_it(model: Path, checkpoint: Path, bucket: S3Server) -> None:
     bundle = read_bundle(model)
     uri = publish_checkpoint(str(checkpoint), bundle, PREFIX)
     assert uri == f"{PREFIX}/sha256-{bundle.manifest.checkpoint_digest}"
@@ -159,12 +159,12 @@ def test_a_checkpoint_is_copied_with_what_proves_it(model: Path, checkpoint: Pat
     again = bundle_at(uri)
     assert (again.manifest, again.probes) == (bundle.manifest, bundle.probes)
     np.testing.assert_array_equal(again.tuned, bundle.tuned)
-    bucket.refuse = 500
+    bucket.put_status = 500
     assert publish_checkpoint(str(checkpoint), bundle, PREFIX) == uri
 
 
 def test_a_checkpoint_that_is_another_or_changed_is_refused(
-    model: Path, checkpoint: Path, bucket: Bucket, tmp_path: Path
+    model: Path, checkpoint: Path, bucket: S3Server, tmp_path: Path
 ) -> None:
     other = read_bundle(write_bundle(tmp_path / "other", 2))
     with pytest.raises(InputError, match="is not the checkpoint of deploy_bundle"):
