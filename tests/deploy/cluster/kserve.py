@@ -78,11 +78,14 @@ class Controller:
         self.gpus = 1_000
         self.finalizing = 0
         self.holders: set[str] = set()
+        self.well: set[str] = set()
 
     def fate(self, service: Object) -> Fate:
         annotations = service["spec"]["predictor"].get("annotations", {})
         told = self.fates.get(annotations.get(MODEL_DIGEST, ""))
-        return told or self.consequence(service) or Fate()
+        # What befalls pods that start does not end those that run.
+        well = service["metadata"]["name"] in self.well
+        return told or (None if well else self.consequence(service)) or Fate()
 
     def looked_at(self, name: str) -> None:
         """Time passes."""
@@ -121,6 +124,7 @@ class Controller:
     def deleted(self, name: str) -> None:
         """Garbage collection."""
         self.holders.discard(name)
+        self.well.discard(name)
         for plural, suffix in (("deployments", "-predictor"), ("pods", "-predictor-0"), ("events", "-event")):
             self._store.objects.pop((plural, name + suffix), None)
         self.ages.pop(name, None)
@@ -140,6 +144,7 @@ class Controller:
         if replicas and len(self.holders) < self.gpus:
             self.holders.add(name)
         ready = self.is_ready(name)
+        self.well |= {name} if ready else set()
         pending = fate.pod if name in self.holders else unschedulable("0/1 nodes are available: Insufficient gpu")
         annotations = {} if fate.stale else service["spec"]["predictor"]["annotations"]
         counts = dict.fromkeys(("replicas", "updatedReplicas"), replicas)

@@ -105,7 +105,7 @@ class Store:
         self._check_fields(body, name)
         old = self.objects.get((plural, name))
         owners = copy.deepcopy(self.owners.get((plural, name), {}))
-        sent = dict(_leaves({key: body[key] for key in ("metadata", "spec") if key in body}))
+        sent = dict(_leaves(_owned(body)))
         if old:
             self._check_conflicts(old, owners, sent, manager, force)
         new = copy.deepcopy(old) if old else {"metadata": {}}
@@ -148,7 +148,7 @@ class Store:
     def _check_conflicts(
         self, old: Object, owners: dict[str, set[tuple]], sent: dict[tuple, Any], manager: str, force: bool
     ) -> None:
-        present = dict(_leaves({key: old[key] for key in ("metadata", "spec") if key in old}))
+        present = dict(_leaves(_owned(old)))
         for other in [other for other in owners if other != manager]:
             contested = [path for path in sorted(owners[other] & set(sent)) if present.get(path) != sent[path]]
             if contested and not force:
@@ -173,6 +173,10 @@ class Store:
         if not dry_run:
             self.objects[plural, body["metadata"]["name"]] = body
         return copy.deepcopy(body)
+
+
+def _owned(body: Object) -> Object:
+    return {key: value for key, value in body.items() if key not in ("apiVersion", "kind", "status")}
 
 
 def _leaves(value: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
