@@ -23,8 +23,8 @@ NAMES = ("cpu", "gpu", "export", "server")
 # a server that has one.
 LOCKS = {
     "cpu/requirements.txt": ("sdg", "documents", "server", "deploy", "kfp"),
-    "gpu/requirements.txt": ("train", "track"),
-    "gpu/requirements-cpu.txt": ("train", "track"),
+    "gpu/requirements.txt": ("train", "track", "trainjob"),
+    "gpu/requirements-cpu.txt": ("train", "track", "trainjob"),
     "export/requirements.txt": ("export",),
     "export/requirements-cpu.txt": ("export",),
     "server/requirements.txt": ("server",),

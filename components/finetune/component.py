@@ -61,6 +61,9 @@ class FinetuneConfig(EncoderConfig):
         "Arithmetic of the forward and backward pass; auto is bf16 on a GPU, fp32 on a CPU; fp8 is bf16 with the "
         "layers' products in 8 bits, on H100 and later",
     )
+    attn_implementation: Literal["sdpa", "flash_attention_2", "eager"] | None = setting(
+        None, "Attention of transformers over padded texts; null is its default. Packed texts have their own"
+    )
     num_processes: int | None = setting(
         None, "Processes that train together, one per GPU; null starts one for each visible GPU, one on a CPU", gt=0
     )
@@ -70,6 +73,20 @@ class FinetuneConfig(EncoderConfig):
     )
     gradient_reduction: Literal["fp32", "bf16"] = setting(
         "fp32", "Numbers in which the gradients of several GPUs are summed, once per step; bf16 sends half as much"
+    )
+    trainer: Literal["here", "trainjob"] = setting(
+        "here", "Where training runs: in this pod, or in a TrainJob of Kubeflow Trainer 2 on several nodes"
+    )
+    num_nodes: int = setting(2, "Nodes of the TrainJob", gt=0)
+    gpus_per_node: int = setting(8, "GPUs of each node of the TrainJob, one process each", gt=0)
+    trainjob_runtime: str = setting(
+        "torch-distributed", "ClusterTrainingRuntime of the TrainJob, one with a container `node`", min_length=1
+    )
+    trainjob_image: str | None = setting(
+        None, "Image of the TrainJob's pods; null takes that of the pod that finetune runs in", min_length=1
+    )
+    trainjob_namespace: str | None = setting(
+        None, "Namespace of the TrainJob; null is that of the pod, or of the kubeconfig's context", min_length=1
     )
     seed: int = setting(42, "Seed of the order of examples")
     val_every_steps: int | None = setting(
@@ -91,7 +108,10 @@ class FinetuneConfig(EncoderConfig):
         60.0, "Seconds between training states: what a kill can cost; null saves by steps only", gt=0
     )
     checkpoint_every_steps: int | None = setting(
-        None, "Optimizer steps between training states, beside those by time", gt=0
+        1000, "Optimizer steps between training states, beside those by time; null saves by time only", gt=0
+    )
+    auto_scale_checkpoint_intervals: bool = setting(
+        True, "Runs too short for three states or measurements by step make one after every third of their steps"
     )
     keep_checkpoints: int = setting(2, "Training states kept; older ones are removed", ge=1)
     tensorboard_uri: str | None = setting(

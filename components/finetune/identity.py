@@ -23,6 +23,12 @@ WITHOUT_EFFECT = {
     "num_processes",
     "parallelism",
     "gradient_reduction",
+    "trainer",
+    "num_nodes",
+    "gpus_per_node",
+    "trainjob_runtime",
+    "trainjob_image",
+    "trainjob_namespace",
 }
 
 

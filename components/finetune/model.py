@@ -45,7 +45,7 @@ def load_trainable(config: FinetuneConfig, ranks: Ranks, dtype: torch.dtype) -> 
     device = default_device()
     if spreads(config, ranks, device, dtype):
         return _spread(config, ranks, dtype, device)
-    encoder = load_base(config.encoder(), device=device, dtype=torch.float32)
+    encoder = _load(config, device)
     digest = weights_digest(encoder) if config.checkpoint_uri and ranks.first else ""
     _add_lora(encoder, config)
     for weights in encoder.parameters():
@@ -111,12 +111,23 @@ def _spread(config: FinetuneConfig, ranks: Ranks, dtype: torch.dtype, device: to
     encoder, digest = None, ""
     for turn in range(ranks.size):
         if turn == ranks.rank:
-            encoder = load_base(config.encoder(), device=torch.device("cpu"), dtype=torch.float32)
+            encoder = _load(config, torch.device("cpu"))
             digest = weights_digest(encoder) if config.checkpoint_uri and ranks.first else ""
             _add_lora(encoder, config)
             shard(encoder, dtype, mesh)
         ranks.wait()
     return Trainable(encoder, ShardedGradient(encoder, config, ranks), digest)
+
+
+def _load(config: FinetuneConfig, device: torch.device) -> Encoder:
+    encoder = load_base(config.encoder(), device=device, dtype=torch.float32)
+    if config.attn_implementation:
+        try:
+            encoder.backbone.set_attn_implementation(config.attn_implementation)
+        except (ImportError, ValueError) as error:
+            why = str(error).splitlines()[0]
+            raise InputError(f"attn_implementation = {config.attn_implementation} cannot be used: {why}") from None
+    return encoder
 
 
 def _add_lora(encoder: Encoder, config: FinetuneConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import statistics
@@ -41,8 +42,11 @@ def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path, traini
     training diverges or ``checkpoint_uri`` cannot be written, Transient when interrupted. Nothing is published then.
     """
     _check_alone()
-    count = processes(config.num_processes)
     places = {"training_data": training_data, "checkpoint": checkpoint, "training_report": training_report}
+    if config.trainer == "trainjob":
+        # Only who trains so needs the package kubernetes.
+        return importlib.import_module("components.finetune.trainjob").run(config, **places)
+    count = processes(config.num_processes)
     if count == 1:
         return train(Ranks(), config, **places)
     arguments = {"settings": config.model_dump(mode="json"), **{name: str(path) for name, path in places.items()}}

@@ -24,6 +24,16 @@ def build_optimizer(model: nn.Module, config: FinetuneConfig) -> torch.optim.Ada
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
 
 
+def interval(every: int | None, total: int, config: FinetuneConfig) -> int | None:
+    """Steps between saves, or measurements: ``every``, but a third of ``total`` where that would make fewer than three.
+
+    None stays None: never.
+    """
+    if every is None or not config.auto_scale_checkpoint_intervals or total >= 3 * every:
+        return every
+    return max(1, total // 3)
+
+
 def learning_rate(step: int, total: int, config: FinetuneConfig) -> float:
     """The rate of optimizer step ``step`` of ``total``, counted from 0: a linear warm-up, then the decay.
 

@@ -26,7 +26,7 @@ from components.finetune.data import TRAINING_FILE, batch_size, batches, steps
 from components.finetune.gradient import Gradient, OutOfMemoryEverywhere
 from components.finetune.interruption import Interrupted, Interruption, Watchdog
 from components.finetune.reduction import own_queries
-from components.finetune.schedule import build_optimizer, learning_rate
+from components.finetune.schedule import build_optimizer, interval, learning_rate
 from components.finetune.sharding import whole
 from components.finetune.state import TrainingState
 from components.finetune.tokenized import TokenizedData
@@ -93,7 +93,9 @@ class Trainer:
         self._state = TrainingState(encoder.backbone, self._optimizer, self.ranks)
         self._validation = validation if config.val_every_steps else None
         self._autosave = Autosave(
-            checkpoints, seconds=config.checkpoint_every_seconds, steps=config.checkpoint_every_steps
+            checkpoints,
+            seconds=config.checkpoint_every_seconds,
+            steps=interval(config.checkpoint_every_steps, self.total, config),
         )
         self._watchdog = Watchdog(config.hang_timeout_seconds)
         self._interruption = Interruption(self.ranks)
@@ -168,9 +170,9 @@ class Trainer:
         return self.ranks.from_first(wanted) if self._state.sharded else wanted and self.ranks.first
 
     def _validates_after(self, step: int) -> bool:
-        """Every so many steps, three times at least where there are as many steps, and after the last one."""
-        every = self.config.val_every_steps
-        return every is not None and (step % min(every, max(1, self.total // 3)) == 0 or step == self.total)
+        """Every so many steps, and after the last one."""
+        every = interval(self.config.val_every_steps, self.total, self.config)
+        return every is not None and (step % every == 0 or step == self.total)
 
     def _validate(self, step: int) -> float | None:
         if self._validation is None:

@@ -182,3 +182,19 @@ def test_a_real_model_learns_and_other_libraries_load_it(small_config: EncoderCo
     assert ((queries @ documents.T).argmax(axis=1) == np.arange(12)).mean() > 0.8
     own = load_checkpoint(checkpoint)
     np.testing.assert_allclose(own.encode(list(passages.values()), "passage"), documents, atol=1e-5)
+
+
+def test_attention_can_be_chosen_and_what_the_machine_lacks_is_refused(tiny: Path, data: Path, tmp_path: Path) -> None:
+    for name in ("eager", "sdpa"):
+        finetune(tmp_path / name, data, settings(tiny, num_epochs=1, attn_implementation=name))
+    eager, sdpa = ([step["loss"] for step in log(tmp_path / name)] for name in ("eager", "sdpa"))
+    assert eager == pytest.approx(sdpa, rel=1e-4)
+    with pytest.raises(InputError, match="attn_implementation = flash_attention_2 cannot be used"):
+        finetune(tmp_path / "flash", data, settings(tiny, attn_implementation="flash_attention_2"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may have 8-bit products")
+def test_8_bits_are_refused_where_there_are_none(tiny: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="precision = fp8 needs a GPU with 8-bit products"):
+        finetune(tmp_path, data, settings(tiny, precision="fp8"))
+    assert not list(tmp_path.iterdir())

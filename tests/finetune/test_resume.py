@@ -194,7 +194,7 @@ def _change_setting(config: FinetuneConfig, number: int) -> FinetuneConfig:
     candidates: list[Any] = [not value] if isinstance(value, bool) else []
     if isinstance(value, (int, float)):
         candidates += [value + 1 + number, value * 0.5, 0.5]
-    candidates += ["changed", "last", "linear", "fp32", "a" * 64, "a" * 40, 3, [8], {"own.py": "a" * 64}]
+    candidates += ["changed", "last", "linear", "fp32", "eager", "a" * 64, "a" * 40, 3, [8], {"own.py": "a" * 64}]
     for candidate in candidates:
         given = config.model_dump() | {name: candidate}
         if name == "trust_remote_code":

@@ -1,0 +1,65 @@
+"""The estimate of memory against what was measured, and what follows from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.core.encoder.bidirectional import LlamaBidirectionalConfig
+from components.core.errors import InputError
+from components.core.ranks import Ranks
+from components.finetune.component import FinetuneConfig
+from components.finetune.memory import estimate
+from components.finetune.model import spreads
+
+GPU = torch.device("cuda")
+
+
+def base(directory: Path, **sizes: int) -> FinetuneConfig:
+    shape = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+    LlamaBidirectionalConfig(vocab_size=128256, num_key_value_heads=8, **shape | sizes).save_pretrained(directory)
+    return FinetuneConfig(base_model=str(directory))
+
+
+def with_memory(monkeypatch: pytest.MonkeyPatch, gigabytes: float) -> None:
+    found = type("Properties", (), {"total_memory": gigabytes * 1e9})
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: found)
+
+
+def test_the_default_settings_take_what_was_measured(tmp_path: Path) -> None:
+    """42.3 GB on an H200, benchmarks/README.md."""
+    assert estimate(base(tmp_path), torch.bfloat16).total == pytest.approx(42.3e9, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "memory", "ranks", "given", "expected"),
+    [
+        ({}, 80, 1, {}, False),
+        ({}, 80, 8, {}, False),
+        ({"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}, 80, 8, {}, True),
+        ({"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}, 80, 1, {}, InputError),
+        (
+            {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
+            80,
+            8,
+            {"parallelism": "ddp"},
+            InputError,
+        ),
+        ({"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}, 80, 1, {"lora_rank": 8}, False),
+        ({}, 80, 2, {"parallelism": "fsdp"}, True),
+    ],
+    ids=["1B", "1B on eight", "8B on eight", "8B on one", "8B whole", "8B with LoRA", "1B, asked for"],
+)
+def test_what_does_not_fit_is_spread_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: Any, memory: float, ranks: int, given: Any, expected: Any
+) -> None:
+    config = base(tmp_path, **sizes).model_copy(update=given)
+    with_memory(monkeypatch, memory)
+    if expected is InputError:
+        with pytest.raises(InputError, match=r"training needs about \d+ GB on a GPU, 72 GB can be used"):
+            spreads(config, Ranks(0, ranks), GPU, torch.bfloat16)
+    else:
+        assert spreads(config, Ranks(0, ranks), GPU, torch.bfloat16) is expected
