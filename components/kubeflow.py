@@ -259,7 +259,8 @@ def _never_wait_for_ever(client: Any) -> None:
     request = rest.request
 
     def patient(*arguments: Any, **options: Any) -> Any:
-        options["_request_timeout"] = options.get("_request_timeout") or _TIMEOUT_SECONDS
+        # For connecting and for reading; a single number that is no whole one would be ignored.
+        options["_request_timeout"] = options.get("_request_timeout") or (_TIMEOUT_SECONDS, _TIMEOUT_SECONDS)
         return request(*arguments, **options)
 
     rest.request = patient

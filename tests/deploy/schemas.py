@@ -1,7 +1,8 @@
-"""Objects against KServe's own schemas, unknown fields refused as the API server does.
+"""Objects against the schemas of KServe and KFP, unknown fields refused as the API server does.
 
-The schemas are KServe's: KSERVE_CRDS names the directory that holds them, ``config/crd/full`` of kserve/kserve. Without
-it nothing is checked by them, and the tests that need them are skipped.
+The schemas are theirs: KSERVE_CRDS names the directory that holds KServe's, ``config/crd/full`` of kserve/kserve, and
+KFP_CRDS that of KFP's, ``manifests/kustomize/base/crds`` of kubeflow/pipelines. Without them nothing is checked by
+them, and the tests that need them are skipped.
 """
 
 from __future__ import annotations
@@ -17,26 +18,34 @@ import yaml
 from jsonschema import Draft202012Validator
 
 DIRECTORY = os.environ.get("KSERVE_CRDS")
+KFP_DIRECTORY = os.environ.get("KFP_CRDS")
+KFP_FILES = {
+    "Pipeline": "pipelines.kubeflow.org_pipelines.yaml",
+    "PipelineVersion": "pipelines.kubeflow.org_pipelineversions.yaml",
+}
 FILES = {
     "InferenceService": "serving.kserve.io_inferenceservices.yaml",
     "ServingRuntime": "serving.kserve.io_servingruntimes.yaml",
     # Of k8s-nim-operator, config/crd/bases; copy it beside the others.
     "NIMService": "apps.nvidia.com_nimservices.yaml",
 }
+kfp_needed = pytest.mark.skipif(not KFP_DIRECTORY, reason="set KFP_CRDS to manifests/kustomize/base/crds of KFP")
 needed = pytest.mark.skipif(not DIRECTORY, reason="set KSERVE_CRDS to config/crd/full of kserve/kserve")
 
 
 def problems(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Path and message of everything in ``body`` that its schema refuses; nothing for kinds without one."""
-    if DIRECTORY and body["kind"] in FILES and (Path(DIRECTORY) / FILES[body["kind"]]).is_file():
-        for error in _validator(body["kind"]).iter_errors(body):
-            yield "".join(f".{part}" for part in error.path), error.message
+    for directory, files in ((DIRECTORY, FILES), (KFP_DIRECTORY, KFP_FILES)):
+        path = Path(directory or "") / files.get(body["kind"], "")
+        if directory and path.is_file():
+            for error in _validator(path).iter_errors(body):
+                yield "".join(f".{part}" for part in error.path), error.message
 
 
 @functools.cache
-def _validator(kind: str) -> Draft202012Validator:
+def _validator(path: Path) -> Draft202012Validator:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    definition = yaml.load((Path(DIRECTORY or "") / FILES[kind]).read_text(encoding="utf-8"), Loader=loader)
+    definition = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     schema["properties"]["metadata"] = {"type": "object"}
     return Draft202012Validator(_strict(schema) | {"additionalProperties": False})

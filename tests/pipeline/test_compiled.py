@@ -20,6 +20,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2 as kfp
 import pipeline
 from components.plan import make_plan
 from components.stages import NAMES, STAGES
+from tests.deploy import schemas
 from tests.pipeline.compiled import Pipeline, dangling, parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -299,6 +300,17 @@ def test_objects_for_gitops_hold_the_same_pipeline(tmp_path: Path) -> None:
         spec = yaml.safe_dump_all([version["spec"]["pipelineSpec"], version["spec"]["platformSpec"]])
         assert (parse(spec).spec, parse(spec).platform) == (plain.spec, plain.platform)
     assert names[0] == names[1] != names[2]
+
+
+@schemas.kfp_needed
+def test_objects_for_gitops_are_what_kfps_own_schemas_take(tmp_path: Path) -> None:
+    assert pipeline.main(["compile", "--format", "kubernetes", "--namespace", "team", "--out", str(tmp_path)]) == 0
+    found = [item for path in sorted(tmp_path.iterdir()) for item in yaml.safe_load_all(path.read_text("utf-8"))]
+    assert len(found) == 2 * len(NAMES)
+    assert [list(schemas.problems(item)) for item in found] == [[]] * len(found)
+    broken = copy.deepcopy(found[1])
+    broken["spec"]["pipelineNam"] = broken["spec"].pop("pipelineName")
+    assert list(schemas.problems(broken))
 
 
 @pytest.mark.parametrize(

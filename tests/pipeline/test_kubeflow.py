@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,25 @@ def test_what_the_server_refuses_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["submit"], ["upload"], ["schedule", "create", "nightly", "--cron", "0 2 * * *"]])
+def test_a_server_that_never_answers_is_exit_code_75(
+    server: KfpApi, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kubeflow, "_TIMEOUT_SECONDS", 0.2)
+    released = threading.Event()
+
+    def silent(method: str, path: str) -> None:
+        if not path.endswith("healthz"):
+            released.wait(20)
+
+    server.intercept = silent
+    try:
+        assert call(server, *command, *([] if command == ["upload"] else [CORPUS])) == 75
+    finally:
+        released.set()
+    assert "timed out" in capsys.readouterr().err
 
 
 def test_no_server_is_exit_code_75(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any) -> None:
