@@ -29,8 +29,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.stages import write_base
-from benchmarks.workload import LLAMA_1B, TINY, Shape, passages, text
+from benchmarks.workload import LLAMA_1B, TINY, Shape, passages, text, write_base
 from components.__main__ import main as components_main
 
 # Attempts are forked from a process that has loaded torch: most of their time is training.

@@ -11,22 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import report
-from benchmarks.workload import LLAMA_1B, TINY, Shape, passages, text, word_tokenizer
+from benchmarks.workload import LLAMA_1B, TINY, Shape, passages, text, write_base
 from components.cli import parse
 from components.core import log
-from components.core.encoder.bidirectional import LlamaBidirectionalConfig, LlamaBidirectionalModel
-from components.core.encoder.checkpoint import save_checkpoint
-from components.core.encoder.config import EncoderConfig
-from components.core.encoder.model import Encoder
 
 _FIGURES = {
     "prep": ("passages", "train_examples", "mined_negatives"),
     "finetune": ("steps", "batch_size", "tokens_per_second", "first_loss", "last_loss"),
     "eval": ("queries", "base_ndcg_at_10", "finetuned_ndcg_at_10"),
-    "export": ("onnx_megabytes", "parity_min_cosine", "latency_1x32_ms", "latency_16x128_ms"),
+    "export": ("onnx_megabytes", "parity_min_cosine", "onnx_latency_1x32_ms", "onnx_latency_16x128_ms"),
 }
 
 
@@ -55,25 +49,6 @@ def _run(stage: str, work: Path) -> dict[str, Any]:
         "peak GB": report.peak_gb(),
         "figures": ", ".join(f"{name} {figures[name]}" for name in _FIGURES[stage]),
     }
-
-
-def write_base(shape: Shape, directory: Path) -> None:
-    """A bidirectional Llama of ``shape`` with random weights, as a Hugging Face directory."""
-    architecture = LlamaBidirectionalConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.dimension,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        backbone = LlamaBidirectionalModel(architecture)
-    config = EncoderConfig(base_model=str(directory))
-    save_checkpoint(Encoder(backbone.cpu(), word_tokenizer(shape), config).eval(), directory)
 
 
 def _write_records(shape: Shape, count: int, directory: Path) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+from components.core.encoder.bidirectional import LlamaBidirectionalConfig, LlamaBidirectionalModel
+from components.core.encoder.checkpoint import save_checkpoint
+from components.core.encoder.config import EncoderConfig
+from components.core.encoder.model import Encoder
 
 _RESERVED = 3  # padding, unknown, beginning of text
 
@@ -58,6 +64,25 @@ def llama(shape: Shape, device: torch.device, dtype: torch.dtype, attention: str
         layer.self_attn.is_causal = False
     model.set_attn_implementation(attention)
     return model.to(dtype).eval()
+
+
+def write_base(shape: Shape, directory: Path) -> None:
+    """A bidirectional Llama of ``shape`` with random weights, as a Hugging Face directory."""
+    architecture = LlamaBidirectionalConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.dimension,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        backbone = LlamaBidirectionalModel(architecture)
+    config = EncoderConfig(base_model=str(directory))
+    save_checkpoint(Encoder(backbone.cpu(), word_tokenizer(shape), config).eval(), directory)
 
 
 def word_tokenizer(shape: Shape) -> PreTrainedTokenizerFast:

@@ -25,7 +25,7 @@ LOCKS = {
     "cpu/requirements.txt": ("sdg", "documents", "server", "deploy", "kfp"),
     "gpu/requirements.txt": ("train", "track", "trainjob"),
     "gpu/requirements-cpu.txt": ("train", "track", "trainjob"),
-    "export/requirements.txt": ("export",),
+    "export/requirements.txt": ("export", "quantization"),
     "export/requirements-cpu.txt": ("export",),
     "server/requirements.txt": ("server",),
     "server/requirements-gpu.txt": ("server-gpu",),

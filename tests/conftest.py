@@ -14,7 +14,7 @@ from components.core.encoder.bidirectional import LlamaBidirectionalConfig, Llam
 from components.core.encoder.checkpoint import load_base, save_checkpoint
 from components.core.encoder.config import EncoderConfig
 from components.core.encoder.model import Encoder
-from components.export import onnx_graph
+from components.export import onnx_graph, speed
 from components.export.component import ExportConfig
 from components.export.program import run as export
 from components.plan import resolve
@@ -63,12 +63,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory, small_config: EncoderConfig)
     save_checkpoint(encoder, directory / "checkpoint")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_graph, "EMBEDDED_LIMIT_BYTES", 0)
-        return _export_as(directory, ExportConfig(num_probes=24, export_dtype="fp16"), None)
+        return _export_as(directory, ExportConfig(num_probes=24, export_dtype="fp16", use_dimension_arg=False), None)
 
 
 def _export_as(directory: Path, config: ExportConfig, eval_data: Path | None) -> Exported:
     model, bundle, checkpoint = (directory / name for name in ("model", "bundle", "checkpoint"))
-    metrics = export(config, checkpoint=checkpoint, eval_data=eval_data, exported_model=model, deploy_bundle=bundle)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "SHAPES", ((1, 8), (2, 16)))
+        metrics = export(config, checkpoint=checkpoint, eval_data=eval_data, exported_model=model, deploy_bundle=bundle)
     return Exported(config, checkpoint, eval_data, model, bundle, metrics)
 
 

@@ -23,11 +23,39 @@ class ServedFile(BaseModel):
     bytes: int
 
 
+class PlanFacts(BaseModel):
+    """What a TensorRT plan runs on and takes. ``batch`` and ``length``: least, best and greatest of its profile.
+
+    ``compute_capability`` and ``gpu`` are those it was built on: all it runs on without ``hardware_compatibility``.
+    """
+
+    tensorrt: str
+    compute_capability: str
+    gpu: str
+    version_compatible: bool
+    hardware_compatibility: str
+    batch: tuple[int, int, int]
+    length: tuple[int, int, int]
+
+
+class Measured(BaseModel):
+    """Median time of one call of one form of the model with ``batch`` texts of ``length`` tokens."""
+
+    form: str
+    runs_on: str
+    batch: int
+    length: int
+    milliseconds: float
+    tokens_per_second: float
+
+
 class ModelManifest(BaseModel):
     """``model-manifest.json``. ``digest`` names the release: sha256 over the sorted lines ``path sha256``.
 
     ``model_format`` says what is served: the ONNX graph (and a TensorRT plan when there is one), or the checkpoint
     itself. ``precision`` is what it computes in. ``opset`` and ``onnxruntime`` are null for a checkpoint.
+    ``dimensions_input`` says that the graph takes ``dimensions``. ``parity``, ``plan_parity`` and ``retrieval`` are the
+    figures that passed; ``noise_floor`` is what half precision alone makes of the checkpoint's vectors.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
@@ -49,6 +77,12 @@ class ModelManifest(BaseModel):
     base_model_revision: str | None
     checkpoint_digest: str
     parity: dict[str, Any]
+    noise_floor: dict[str, float] = {}
+    retrieval: dict[str, float] = {}
+    dimensions_input: bool = False
+    plan: PlanFacts | None = None
+    plan_parity: dict[str, float] = {}
+    performance: list[Measured] = []
     onnxruntime: str | None
     torch: str
 

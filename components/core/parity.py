@@ -2,45 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8_sq", "int8"]
 
 
 @dataclass(frozen=True)
 class Limits:
     """Lowest cosines that pass, over all probes: their mean, first percentile and minimum.
 
-    ``repeat`` holds between two answers for the same text, for instance in batches of different sizes.
+    ``repeat`` holds between two answers for the same text, for instance in batches of different sizes. ``overlap`` is
+    the least share of a query's ten nearest passages that must be the checkpoint's own, ``ndcg_loss`` how much of
+    nDCG@10 may be lost.
     """
 
     mean: float
     p1: float
     minimum: float
     repeat: float
+    overlap: float
+    ndcg_loss: float
 
     def __str__(self) -> str:
-        return f"mean >= {self.mean}, p1 >= {self.p1}, min >= {self.minimum}"
+        return f"mean >= {self.mean:.6g}, p1 >= {self.p1:.6g}, min >= {self.minimum:.6g}"
 
 
+_HALF = Limits(mean=0.999, p1=0.997, minimum=0.99, repeat=0.999, overlap=0.97, ndcg_loss=0.005)
+_INT8 = Limits(mean=0.985, p1=0.97, minimum=0.93, repeat=0.98, overlap=0.90, ndcg_loss=0.015)
 LIMITS: dict[Precision, Limits] = {
-    "fp32": Limits(mean=0.9999, p1=0.9995, minimum=0.999, repeat=0.99999),
-    "fp16": Limits(mean=0.999, p1=0.997, minimum=0.99, repeat=0.999),
-    "bf16": Limits(mean=0.999, p1=0.997, minimum=0.99, repeat=0.999),
+    "fp32": Limits(mean=0.9999, p1=0.9995, minimum=0.999, repeat=0.99999, overlap=0.99, ndcg_loss=0.002),
+    "fp16": _HALF,
+    "bf16": _HALF,
+    "fp8": Limits(mean=0.99, p1=0.98, minimum=0.95, repeat=0.995, overlap=0.93, ndcg_loss=0.01),
+    # Activations are scaled once for all texts (int8_sq), or by the largest value of a batch (int8).
+    "int8_sq": _INT8,
+    "int8": _INT8,
 }
-NORM_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-2}
+NORM_TOLERANCE: dict[Precision, float] = {precision: 1e-4 if precision == "fp32" else 1e-2 for precision in LIMITS}
 
 
 @dataclass(frozen=True)
 class Closeness:
-    """Cosines of rows that should be equal, summed up."""
+    """Cosines of rows that should be equal, summed up. ``deviation`` is their standard deviation."""
 
     mean: float
     p1: float
     minimum: float
+    deviation: float = 0.0
 
     def within(self, limits: Limits) -> bool:
         """Whether all three figures reach ``limits``; NaN never does."""
@@ -50,10 +61,35 @@ class Closeness:
         return {"mean": round(self.mean, 7), "p1": round(self.p1, 7), "min": round(self.minimum, 7)}
 
 
+def limits_for(precision: Precision, noise: Closeness | None = None) -> Limits:
+    """The limits of ``precision``, lowered to what the model itself can keep in half precision.
+
+    ``noise`` is how close the checkpoint's own vectors in half precision (PyTorch) are to those in float32: nothing
+    that computes in less can be closer, so each limit is at most three standard deviations below it. fp32 has no such
+    excuse, and no noise lowers a limit below those of INT8.
+    """
+    limits = LIMITS[precision]
+    if noise is None or precision == "fp32":
+        return limits
+
+    def lowered(limit: float, floor: float, least: float) -> float:
+        reachable = floor - 3 * noise.deviation
+        return max(min(limit, reachable), least) if reachable == reachable else limit
+
+    return replace(
+        limits,
+        mean=lowered(limits.mean, noise.mean, _INT8.mean),
+        p1=lowered(limits.p1, noise.p1, _INT8.p1),
+        minimum=lowered(limits.minimum, noise.minimum, _INT8.minimum),
+    )
+
+
 def closeness(found: np.ndarray, expected: np.ndarray) -> Closeness:
     """Of two float arrays [rows, dimension], row by row."""
     cosines = row_cosines(found, expected)
-    return Closeness(float(cosines.mean()), float(np.percentile(cosines, 1)), float(cosines.min()))
+    return Closeness(
+        float(cosines.mean()), float(np.percentile(cosines, 1)), float(cosines.min()), float(cosines.std())
+    )
 
 
 def row_cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:

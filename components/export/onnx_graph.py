@@ -6,50 +6,87 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
+import onnx_ir
 import torch
 from torch import nn
 
 from components.core.encoder.model import Encoder
 from components.core.errors import InputError
-from components.core.parity import Precision
+from components.export.sessions import DIMENSIONS, INPUTS, OUTPUT
 
 MODEL_FILE = "model.onnx"
-INPUTS = ("input_ids", "attention_mask")
-OUTPUT = "embeddings"
 # A protobuf ends at 2 GiB; beyond this the weights go to model.onnx.data, one file beside the graph.
 EMBEDDED_LIMIT_BYTES = 1_500_000_000
 _EXAMPLE = ("a text", "another text that is somewhat longer")
+_AXES = {0: "batch", 1: "length"}
 _log = logging.getLogger(__name__)
 
 
-def write_onnx(encoder: Encoder, directory: Path, *, opset: int, precision: Precision) -> Path:
-    """Export ``encoder`` (on the CPU, fp32) to ``directory/model.onnx`` and return that path.
+class _Shortened(nn.Module):
+    """The encoder with a third input: how many values of each vector are kept.
 
-    Inputs ``input_ids`` and ``attention_mask``: int64 [batch, length], both dynamic. Output ``embeddings``: float32
-    [batch, dimension], pooled and normalised as the encoder does it. With ``fp16`` the encoder is converted in place.
-    Raises InputError when the exporter cannot express the model or the opset.
+    The result is as wide as the longest vector of the batch; what is shorter ends in zeros. A Matryoshka model's
+    shortened vectors are vectors of their own (Kusupati et al., 2022, arXiv:2205.13147), hence of length 1 again.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, dimensions: torch.Tensor) -> torch.Tensor:
+        """int64 [batch, length] twice, int64 [batch] -> float32 [batch, max(dimensions)]."""
+        vectors = self.encoder(input_ids, attention_mask)
+        size = vectors.shape[1]
+        kept = torch.arange(size, device=vectors.device)[None] < dimensions[:, None]
+        longest = dimensions.max().item()
+        torch._check(longest >= 1)
+        torch._check(longest <= size)
+        vectors = torch.where(kept, vectors, 0.0)[:, :longest]
+        return nn.functional.normalize(vectors, dim=-1) if self.encoder.config.l2_normalize else vectors
+
+
+def write_onnx(
+    encoder: Encoder,
+    directory: Path,
+    *,
+    opset: int,
+    dimensions: bool,
+    translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+) -> Path:
+    """Export ``encoder``, on the CPU and in the precision that it is in, to ``directory/model.onnx``; return that path.
+
+    Inputs ``input_ids`` and ``attention_mask``: int64 [batch, length], both dynamic; with ``dimensions`` also that:
+    int64 [batch]. Output ``embeddings``: float32 [batch, dimension], pooled and normalised as the encoder does it.
+    ``translations`` say what operators of one's own become. Raises InputError when the exporter cannot express the
+    model or the opset.
     """
     started = time.monotonic()
-    if precision == "fp16":
-        encoder.half()
-    axes = {0: "batch", 1: "length"}
-    example = encoder.batch(encoder.tokenize(_EXAMPLE, "passage"))
+    shapes: dict[str, dict[int, str]] = dict.fromkeys(INPUTS, _AXES)
+    example: tuple[torch.Tensor, ...] = encoder.batch(encoder.tokenize(_EXAMPLE, "passage"))
+    model: nn.Module = encoder.eval()
+    if dimensions:
+        model, shapes[DIMENSIONS] = _Shortened(encoder).eval(), {0: "batch"}
+        # Two different ones: equal sizes would be taken for one and the same.
+        example = (*example, torch.tensor([encoder.dimension, encoder.dimension // 2]))
     try:
         with _quiet():
             program = torch.onnx.export(
-                encoder.eval(),
+                model,
                 example,
-                input_names=list(INPUTS),
+                input_names=list(shapes),
                 output_names=[OUTPUT],
-                dynamic_shapes=dict.fromkeys(INPUTS, axes),
+                dynamic_shapes=shapes,
                 opset_version=opset,
+                custom_translation_table=translations,
                 dynamo=True,
                 verbose=False,
             )
+            _name_output(program.model, "dimension" if dimensions else encoder.dimension)
             path = directory / MODEL_FILE
             program.save(path, external_data=_weight_bytes(encoder) > EMBEDDED_LIMIT_BYTES)
             _check(path, opset)
@@ -58,8 +95,18 @@ def write_onnx(encoder: Encoder, directory: Path, *, opset: int, precision: Prec
             f"{type(encoder.backbone).__name__} cannot be exported with opset {opset} "
             f"({str(error).strip().splitlines()[0]}): change opset, or the model"
         ) from error
-    _log.info("ONNX written in %.1f s: opset %d, %s", time.monotonic() - started, opset, precision)
+    _log.info("ONNX written in %.1f s: opset %d, %.0f MB", time.monotonic() - started, opset, megabytes(directory))
     return path
+
+
+def megabytes(directory: Path) -> float:
+    """Size of the graph and its weights in ``directory``."""
+    return round(sum(path.stat().st_size for path in directory.glob(f"{MODEL_FILE}*")) / 1e6, 1)
+
+
+def _name_output(model: onnx_ir.Model, last: str | int) -> None:
+    """The exporter has a name of its own for the size of shortened vectors."""
+    model.graph.outputs[0].shape = onnx_ir.Shape(["batch", last])
 
 
 def _check(path: Path, opset: int) -> None:

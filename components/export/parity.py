@@ -1,79 +1,81 @@
-"""Whether the exported model gives the checkpoint's vectors, however texts are batched."""
+"""Whether an exported model gives the checkpoint's vectors, however texts are batched."""
 
 from __future__ import annotations
 
 import logging
 import random
-import statistics
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from components.core.bundle import Probe
+from components.core.encoder.config import Kind
 from components.core.encoder.model import Encoder, batches_by_length
 from components.core.errors import InputError
-from components.core.parity import LIMITS, NORM_TOLERANCE, Closeness, Precision, closeness, largest_norm_error
+from components.core.parity import NORM_TOLERANCE, Closeness, Limits, Precision, closeness, largest_norm_error
+from components.core.progress import Progress
 from components.export.component import ExportConfig
-from components.export.onnx_graph import INPUTS, OUTPUT
+from components.export.sessions import Session
 
-_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 _ALONE_EVERY = 4
 _MIXED_BATCH = 8
-_SHAPES = ((1, 32), (16, 128))
-_RUNS = 3
+# float32 sums differ in the last digits; anything else means that the graph cuts vectors wrongly.
+_DIMENSION_ERROR = 1e-3
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What was measured. ``repeat``: lowest cosine between a probe's vectors in different batches."""
+    """What was measured. ``repeat``: lowest cosine between a probe's vectors in different batches.
+
+    ``dimension_error``: largest difference between vectors that the graph shortened and those shortened afterwards.
+    """
 
     precision: Precision
     closeness: Closeness
     repeat: float
     norm_error: float | None
+    dimension_error: float | None
 
     def figures(self) -> dict[str, float]:
-        norm = {} if self.norm_error is None else {"largest_norm_error": self.norm_error}
-        return {**self.closeness.figures(), "repeat": round(self.repeat, 7), **norm}
+        optional = {"largest_norm_error": self.norm_error, "largest_dimension_error": self.dimension_error}
+        found = {name: round(value, 8) for name, value in optional.items() if value is not None}
+        return {**self.closeness.figures(), "repeat": round(self.repeat, 7), **found}
 
-    def require(self) -> None:
+    def require(self, limits: Limits) -> None:
         """Raise InputError naming the figures unless all of them are within the limits."""
-        limits = LIMITS[self.precision]
         found = ", ".join(f"{name} {value:.6f}" for name, value in self.figures().items())
-        _log.info("ONNX against PyTorch: %s", found)
+        _log.info("%s against PyTorch: %s (%s)", self.precision, found, limits)
+        advice = "export in a higher precision, with another opset, or check the checkpoint"
         if not self.closeness.within(limits):
             raise InputError(
                 f"the exported model does not give the checkpoint's vectors: {found}; {self.precision} needs {limits}: "
-                f"export in fp32, with another opset, or check the checkpoint"
+                f"{advice}"
             )
         if not self.repeat >= limits.repeat:
             raise InputError(
                 f"the exported model's vectors change with the batch: {found}; repeat must be >= {limits.repeat}: "
-                f"export in fp32 or with another opset"
+                f"{advice}"
             )
-        if self.norm_error is not None and not self.norm_error <= NORM_TOLERANCE[self.precision]:
+        tolerance = NORM_TOLERANCE[self.precision]
+        if self.norm_error is not None and not self.norm_error <= tolerance:
             raise InputError(
-                f"the exported model's vectors are not of length 1: {found}; "
-                f"the error may be {NORM_TOLERANCE[self.precision]} at most: export in fp32 or with another opset"
+                f"the exported model's vectors are not of length 1: {found}; the error may be {tolerance} at most: "
+                f"{advice}"
             )
-
-
-def open_session(model: Path) -> onnxruntime.InferenceSession:
-    """ONNX Runtime on a GPU when it can use one, else on the CPU."""
-    usable = [name for name in _PROVIDERS if name in onnxruntime.get_available_providers()]
-    return onnxruntime.InferenceSession(model, providers=usable)
+        if self.dimension_error is not None and not self.dimension_error <= _DIMENSION_ERROR:
+            raise InputError(
+                f"the exported model does not shorten vectors as it should: {found}; set use_dimension_arg=false"
+            )
 
 
 def measure(
-    session: onnxruntime.InferenceSession,
+    session: Session,
     encoder: Encoder,
     probes: list[Probe],
     expected: np.ndarray,
     config: ExportConfig,
+    precision: Precision,
 ) -> Parity:
     """Compare the session's vectors of ``probes`` with ``expected``, float32 [probes, dimension].
 
@@ -85,45 +87,57 @@ def measure(
     mixed = [order[start : start + _MIXED_BATCH] for start in range(0, len(order), _MIXED_BATCH)]
     by_length = batches_by_length([len(row) for row in ids], config.encode_batch_tokens)
     alone = list(range(0, len(ids), _ALONE_EVERY))
-    first = _embed(session, encoder, ids, by_length, expected)
-    second = _embed(session, encoder, ids, mixed, expected)
-    third = _embed(session, encoder, ids, [[row] for row in alone], expected)
+    with Progress(f"probes by {session.name}", total=2 * len(ids) + len(alone), unit="texts") as progress:
+        first = _embed(session, encoder, ids, by_length, progress)
+        second = _embed(session, encoder, ids, mixed, progress)
+        third = _embed(session, encoder, ids, [[row] for row in alone], progress)
     repeat = min(closeness(first, second).minimum, closeness(first[alone], third[alone]).minimum)
     every = np.concatenate((first, second, third[alone]))
+    normalized = encoder.config.l2_normalize
     return Parity(
-        config.export_dtype,
+        precision,
         closeness(every, np.concatenate((expected, expected, expected[alone]))),
         repeat,
-        largest_norm_error(every) if encoder.config.l2_normalize else None,
+        largest_norm_error(every) if normalized else None,
+        _dimension_error(session, encoder, ids, mixed[0], second) if config.use_dimension_arg else None,
     )
 
 
-def _embed(
-    session: onnxruntime.InferenceSession,
-    encoder: Encoder,
-    ids: list[list[int]],
-    batches: list[list[int]],
-    like: np.ndarray,
+def embed_texts(
+    session: Session, encoder: Encoder, texts: list[str], kind: Kind, batch_tokens: int, what: str
 ) -> np.ndarray:
-    """Vectors in the shape of ``like``; rows in no batch are NaN."""
-    vectors = np.full_like(like, np.nan)
+    """The session's vectors of ``texts``: float32 [texts, dimension]."""
+    ids = encoder.tokenize(texts, kind)
+    batches = batches_by_length([len(row) for row in ids], batch_tokens)
+    with Progress(what, total=len(ids), unit="texts") as progress:
+        return _embed(session, encoder, ids, batches, progress)
+
+
+def _embed(
+    session: Session, encoder: Encoder, ids: list[list[int]], batches: list[list[int]], progress: Progress
+) -> np.ndarray:
+    """Vectors float32 [ids, dimension]; rows in no batch are NaN."""
+    vectors = np.full((len(ids), encoder.dimension), np.nan, dtype=np.float32)
     for rows in batches:
-        inputs = zip(INPUTS, encoder.batch([ids[row] for row in rows]), strict=True)
-        vectors[rows] = session.run([OUTPUT], {name: tensor.numpy() for name, tensor in inputs})[0]
+        vectors[rows] = session.embed(*_padded(encoder, [ids[row] for row in rows]))
+        progress.add(len(rows))
     return vectors
 
 
-def latency(session: onnxruntime.InferenceSession, encoder: Encoder) -> dict[str, float]:
-    """Median milliseconds of one call, for batches of 1 x 32 and 16 x 128 tokens."""
-    tokens = encoder.tokenize(["word " * encoder.config.passage_max_length], "passage")[0]
-    found = {}
-    for batch, length in _SHAPES:
-        ids = np.array([tokens[:length]] * batch, dtype=np.int64)
-        inputs = dict(zip(INPUTS, (ids, np.ones_like(ids)), strict=True))
-        seconds = []
-        for _ in range(_RUNS + 1):
-            started = time.perf_counter()
-            session.run([OUTPUT], inputs)
-            seconds.append(time.perf_counter() - started)
-        found[f"latency_{batch}x{ids.shape[1]}_ms"] = round(1000 * statistics.median(seconds[1:]), 2)
-    return found
+def _padded(encoder: Encoder, ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    padded, mask = (tensor.cpu().numpy() for tensor in encoder.batch(ids))
+    return padded, mask
+
+
+def _dimension_error(
+    session: Session, encoder: Encoder, ids: list[list[int]], rows: list[int], whole: np.ndarray
+) -> float:
+    """Of the batch ``rows`` at half the dimension, against its ``whole`` vectors."""
+    half = encoder.dimension // 2
+    found = session.embed(*_padded(encoder, [ids[row] for row in rows]), dimension=half)
+    expected = whole[rows, :half]
+    if encoder.config.l2_normalize:
+        expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    if found.shape != expected.shape:
+        return float("inf")
+    return float(np.abs(found - expected).max())

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
 from components.core.artifacts import MANIFEST
@@ -16,13 +15,12 @@ from components.core.bundle import BUNDLE_FILES, Probe, write_probes
 from components.core.encoder.checkpoint import default_device, load_base, load_checkpoint
 from components.core.encoder.config import ENCODER_FILE
 from components.core.encoder.model import Encoder
-from components.core.model_manifest import CHECKPOINT_FOLDER, ONNX_FOLDER, ModelManifest, digest_of, hash_files
+from components.core.model_manifest import CHECKPOINT_FOLDER, ModelManifest, digest_of, hash_files
+from components.core.parity import closeness
 from components.export.component import ExportConfig
-from components.export.onnx_graph import write_onnx
-from components.export.parity import latency, measure, open_session
+from components.export.forms import Proof, require_packages, write_forms
 from components.export.probes import choose_probes
 
-TOKENIZER_FOLDER = "tokenizer"
 _log = logging.getLogger(__name__)
 Figures = dict[str, float | int | bool | str]
 
@@ -33,19 +31,20 @@ def run(
     """Write the model with its proofs, and the bundle that travels without weights.
 
     Raises InputError when the checkpoint or its base model cannot be loaded, and when the exported model does not
-    give the checkpoint's vectors.
+    give the checkpoint's vectors; ActionNeeded when what a setting asks for is not installed.
     """
+    require_packages(config)
     encoder = load_checkpoint(checkpoint, device=default_device(), dtype=torch.float32)
     probes = choose_probes(encoder, config, eval_data)
-    tuned = _vectors(encoder, probes, config.encode_batch_tokens)
-    base = _vectors(
-        load_base(encoder.config, device=default_device(), dtype=torch.float32), probes, config.encode_batch_tokens
-    )
+    tuned = _vectors(encoder, probes, config)
+    base = _vectors(load_base(encoder.config, device=default_device(), dtype=torch.float32), probes, config)
+    noise = closeness(_vectors(load_checkpoint(checkpoint, dtype=torch.bfloat16), probes, config), tuned)
     exported_model.mkdir(parents=True)
     if config.enabled:
-        facts, figures = _as_onnx(config, encoder, probes, tuned, exported_model)
+        facts, figures = write_forms(config, encoder, Proof(probes, tuned, noise), eval_data, exported_model)
     else:
         facts, figures = _as_checkpoint(checkpoint, exported_model)
+    facts["noise_floor"] = {**noise.figures(), "deviation": round(noise.deviation, 7)}
     encoder.config.write(exported_model)
     write_probes(exported_model, probes, tuned, base)
     manifest = _manifest(encoder, checkpoint, exported_model, facts)
@@ -53,34 +52,8 @@ def run(
     deploy_bundle.mkdir(parents=True)
     for name in BUNDLE_FILES:
         shutil.copyfile(exported_model / name, deploy_bundle / name)
-    _log.info("exported %s, digest %s", manifest.model_format, manifest.digest[:12])
-    return {**figures, "probes": len(probes), "digest": manifest.digest}
-
-
-def _as_onnx(
-    config: ExportConfig, encoder: Encoder, probes: list[Probe], tuned: np.ndarray, exported_model: Path
-) -> tuple[dict[str, Any], Figures]:
-    """The ONNX graph, proven: what the manifest says of it, and figures."""
-    folder = exported_model / ONNX_FOLDER
-    folder.mkdir()
-    model = write_onnx(encoder.cpu(), folder, opset=config.opset, precision=config.export_dtype)
-    session = open_session(model)
-    parity = measure(session, encoder, probes, tuned, config)
-    parity.require()
-    encoder.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
-    facts = {
-        "model_format": "onnx",
-        "precision": config.export_dtype,
-        "opset": config.opset,
-        "onnxruntime": onnxruntime.__version__,
-        "parity": parity.figures(),
-    }
-    return facts, {
-        "parity_mean_cosine": parity.closeness.mean,
-        "parity_min_cosine": parity.closeness.minimum,
-        "onnx_megabytes": round(sum(path.stat().st_size for path in folder.glob("model.onnx*")) / 1e6, 1),
-        **latency(session, encoder),
-    }
+    _log.info("exported %s, %s, digest %s", manifest.model_format, manifest.precision, manifest.digest[:12])
+    return {**figures, "probes": len(probes), "noise_floor_mean_cosine": noise.mean, "digest": manifest.digest}
 
 
 def _as_checkpoint(checkpoint: Path, exported_model: Path) -> tuple[dict[str, Any], Figures]:
@@ -93,14 +66,14 @@ def _as_checkpoint(checkpoint: Path, exported_model: Path) -> tuple[dict[str, An
     return facts, {"checkpoint_megabytes": round(size / 1e6, 1)}
 
 
-def _vectors(encoder: Encoder, probes: list[Probe], batch_tokens: int) -> np.ndarray:
+def _vectors(encoder: Encoder, probes: list[Probe], config: ExportConfig) -> np.ndarray:
     """float32 [probes, dimension] by PyTorch."""
     vectors = np.empty((len(probes), encoder.dimension), dtype=np.float32)
     for kind in ("query", "passage"):
         rows = [row for row, probe in enumerate(probes) if probe.kind == kind]
         texts = [probes[row].text for row in rows]
         what = f"encoding {kind} probes"
-        vectors[rows] = encoder.encode(texts, kind, batch_tokens=batch_tokens, what=what)
+        vectors[rows] = encoder.encode(texts, kind, batch_tokens=config.encode_batch_tokens, what=what)
     return vectors
 
 

@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", required=True, help="name that clients give as `model`")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
-    parser.add_argument("--threads", type=int, help="CPU threads of the model (default: all cores)")
+    parser.add_argument("--threads", type=int, help="CPU threads of the model (default: all that it may use)")
     parser.add_argument("--max-batch-size", type=int, default=64, help="texts in a batch (default: 64)")
     parser.add_argument("--drain-seconds", type=float, default=0.0, help="unready before stopping (default: 0)")
     parser.add_argument("--verbose", action="store_true", help="debug lines")

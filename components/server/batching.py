@@ -13,6 +13,9 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from components.server.model import OnnxModel
 
+# A batch is padded to its longest text: shorter ones than this share of it cost less in a batch of their own.
+_SHORTEST_SHARE = 0.6
+
 
 class Overloaded(RuntimeError):
     """More texts wait than the queue takes."""
@@ -27,8 +30,8 @@ class _Waiting:
 class Batcher:
     """Feeds one model from many requests.
 
-    While the model works, texts queue up; then the next ``max_texts`` of them, at most ``max_tokens`` tokens with
-    padding, run as one batch. Nothing ever waits for a batch to fill.
+    While the model works, texts queue up; then the ``max_texts`` that have waited longest run next, those of like
+    length together, at most ``max_tokens`` tokens with padding at once. Nothing ever waits for a batch to fill.
     """
 
     def __init__(
@@ -60,28 +63,35 @@ class Batcher:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            while batch := self._next():
-                self._batch_size.observe(len(batch))
-                try:
-                    vectors = await loop.run_in_executor(self._thread, self._model.embed, [one.ids for one in batch])
-                except Exception as error:
-                    _finish(batch, error)
-                else:
-                    _finish(batch, vectors)
+            while self._queue:
+                for batch in self._next():
+                    self._batch_size.observe(len(batch))
+                    try:
+                        ids = [one.ids for one in batch]
+                        vectors = await loop.run_in_executor(self._thread, self._model.embed, ids)
+                    except Exception as error:
+                        _finish(batch, error)
+                    else:
+                        _finish(batch, vectors)
 
-    def _next(self) -> list[_Waiting]:
-        """The texts that run next: the longest-waiting ones, as many as fit; those given up are skipped."""
-        batch: list[_Waiting] = []
-        longest = 0
-        while self._queue and len(batch) < self._max_texts:
-            if self._queue[0].done.cancelled():
-                self._queue.popleft()
-                continue
-            longest = max(longest, len(self._queue[0].ids))
-            if batch and longest * (len(batch) + 1) > self._max_tokens:
-                break
-            batch.append(self._queue.popleft())
-        return batch
+    def _next(self) -> list[list[_Waiting]]:
+        """The longest-waiting texts, in batches of like length; those given up are skipped."""
+        taken: list[_Waiting] = []
+        while self._queue and len(taken) < self._max_texts:
+            one = self._queue.popleft()
+            if not one.done.cancelled():
+                taken.append(one)
+        batches: list[list[_Waiting]] = []
+        for one in sorted(taken, key=lambda one: len(one.ids), reverse=True):
+            longest = len(batches[-1][0].ids) if batches else 0
+            fits = longest * (len(batches[-1]) + 1) <= self._max_tokens if batches else False
+            if fits and len(one.ids) >= _SHORTEST_SHARE * longest:
+                batches[-1].append(one)
+            else:
+                batches.append([one])
+        # Whoever has waited longest is answered first.
+        place = {id(one): number for number, one in enumerate(taken)}
+        return sorted(batches, key=lambda batch: min(place[id(one)] for one in batch))
 
 
 def _finish(batch: list[_Waiting], outcome: np.ndarray | Exception) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,19 @@ from components.core.errors import InputError
 from components.core.model_manifest import check_files, read_model_manifest
 
 Truncate = Literal["NONE", "START", "END"]
+_GPU_BATCH_TOKENS, _CPU_BATCH_TOKENS = 16384, 1024
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those of its affinity, or fewer when its container has a CPU limit.
+
+    ONNX Runtime counts the machine's, and a pod with a limit of 4 on 96 cores would be throttled most of the time.
+    """
+    cores = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores
 
 
 class TooLong(ValueError):
@@ -36,6 +51,8 @@ class OnnxModel:
 
     def __init__(self, directory: Path, *, threads: int | None = None) -> None:
         self.manifest = read_model_manifest(directory)
+        if self.manifest.model_format != "onnx":
+            raise InputError(f"{directory} holds a checkpoint and no ONNX model: export with enabled=true")
         check_files(directory, self.manifest)
         self.encoder = read_encoder(directory)
         self.limits = Limits(self.encoder.query_max_length, self.encoder.passage_max_length, self.manifest.dimension)
@@ -44,8 +61,9 @@ class OnnxModel:
         self._tokenizer.no_truncation()
         self._special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         options = onnxruntime.SessionOptions()
-        if threads:
-            options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or usable_cores()
+        # Threads that wait in a loop take the cores from the tokenizer and from whoever else is on the node.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         available = onnxruntime.get_available_providers()
         wanted = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
         try:
@@ -54,6 +72,12 @@ class OnnxModel:
             )
         except Exception as error:
             raise InputError(f"{directory}: ONNX Runtime cannot load onnx/model.onnx ({error})") from error
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens, padding included, that are best computed at once: a CPU's caches hold the activations of few."""
+        on_gpu = self._session.get_providers()[0].startswith("CUDA")
+        return _GPU_BATCH_TOKENS if on_gpu else _CPU_BATCH_TOKENS
 
     @property
     def digest(self) -> str:
@@ -87,4 +111,7 @@ class OnnxModel:
         for number, row in enumerate(ids):
             padded[number, : len(row)] = row
             mask[number, : len(row)] = 1
-        return self._session.run(["embeddings"], {"input_ids": padded, "attention_mask": mask})[0]
+        inputs = {"input_ids": padded, "attention_mask": mask}
+        if self.manifest.dimensions_input:
+            inputs["dimensions"] = np.full(len(ids), self.limits.dimension, dtype=np.int64)
+        return self._session.run(["embeddings"], inputs)[0]

@@ -23,7 +23,7 @@ from components.core.bundle import read_bundle
 from components.core.errors import InputError
 from components.core.model_manifest import check_files
 from components.core.runner import Source, execute
-from components.export import program
+from components.export import forms
 from components.export.component import ExportConfig
 from components.stages import by_name
 from tests.conftest import Exported
@@ -31,7 +31,7 @@ from tests.conftest import Exported
 TEXTS = ["a", "How do I open a file for reading?", "Größe 数据 🚀", "one " * 40, "def f(x): return x"]
 
 
-def onnx_vectors(exported: Exported, texts: list[str]) -> np.ndarray:
+def onnx_vectors(exported: Exported, texts: list[str], dimensions: list[int] | None = None) -> np.ndarray:
     """By onnxruntime and tokenizers alone, from nothing but the exported files."""
     tokenizer = Tokenizer.from_file(str(exported.model / "onnx/tokenizer/tokenizer.json"))
     tokenizer.no_truncation()
@@ -41,7 +41,10 @@ def onnx_vectors(exported: Exported, texts: list[str]) -> np.ndarray:
         "input_ids": np.array([row.ids for row in encoded], dtype=np.int64),
         "attention_mask": np.array([row.attention_mask for row in encoded], dtype=np.int64),
     }
-    return onnxruntime.InferenceSession(exported.model / "onnx/model.onnx").run(["embeddings"], inputs)[0]
+    session = onnxruntime.InferenceSession(exported.model / "onnx/model.onnx")
+    if exported.config.use_dimension_arg:
+        inputs["dimensions"] = np.array(dimensions or [384] * len(texts), dtype=np.int64)
+    return session.run(["embeddings"], inputs)[0]
 
 
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -107,10 +110,23 @@ def test_graph_is_valid_and_dynamic(which: str, request: pytest.FixtureRequest) 
         for value in (*graph.graph.input, *graph.graph.output)
     }
     axes = ["batch", "length"]
-    assert shapes == {"input_ids": axes, "attention_mask": axes, "embeddings": ["batch", dimension]}
+    shortened = {"dimensions": ["batch"], "embeddings": ["batch", "dimension"]}
+    last = shortened if exported.config.use_dimension_arg else {"embeddings": ["batch", dimension]}
+    assert shapes == {"input_ids": axes, "attention_mask": axes, **last}
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.graph.input, *graph.graph.output)}
     integer, single = onnx.TensorProto.INT64, onnx.TensorProto.FLOAT
-    assert kinds == {"input_ids": integer, "attention_mask": integer, "embeddings": single}
+    assert kinds.pop("embeddings") == single
+    assert set(kinds.values()) == {integer}
+
+
+def test_shortened_vectors_are_those_of_sentence_transformers(minilm: Exported) -> None:
+    """Every text of a batch may want another length."""
+    model = SentenceTransformer(str(minilm.checkpoint), device="cpu", truncate_dim=64)
+    found = onnx_vectors(minilm, TEXTS[:3], [64, 384, 32])
+    np.testing.assert_allclose(found[0, :64], model.encode(TEXTS[0], normalize_embeddings=True), atol=2e-6)
+    np.testing.assert_allclose(found[1], onnx_vectors(minilm, TEXTS[:3])[1], atol=2e-6)
+    assert found[0, 64:].tolist() == [0.0] * 320
+    assert onnx_vectors(minilm, TEXTS[:2], [64, 64]).shape == (2, 64)
 
 
 def test_large_weights_lie_in_one_file_of_half_the_size(llama: Exported) -> None:
@@ -152,7 +168,7 @@ def test_refuses_a_graph_that_is_not_the_checkpoint(
         onnx.save(graph, directory / "model.onnx")
         return directory / "model.onnx"
 
-    monkeypatch.setattr(program, "write_onnx", faulty)
+    monkeypatch.setattr(forms, "write_onnx", faulty)
     stage = by_name("export")
     outputs = {name: tmp_path / name for name in stage.outputs}
     with pytest.raises(InputError, match=r"not give the checkpoint's vectors: mean 0\.\d+.* min 0\.\d+.*fp32 needs"):

@@ -8,18 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 from sentence_transformers import SentenceTransformer
 
@@ -27,26 +24,10 @@ from components.server import app as app_module
 from components.server.app import build_app
 from components.server.model import OnnxModel
 from tests.conftest import Exported
+from tests.server.serving import serving
 
 NAME = "team/embed"
 LONG = "word " * 200
-
-
-@contextmanager
-def serving(app: Any) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +79,9 @@ def test_the_official_client_gets_the_models_vectors(url: str, reference: Senten
         pytest.param({"input": [[1, 2]]}, 400, "input", id="token ids"),
         pytest.param({"input_type": "document"}, 400, "input_type", id="input type"),
         pytest.param({"encoding_format": "int8"}, 400, "encoding_format", id="encoding"),
-        pytest.param({"dimensions": 128}, 400, "384", id="dimensions"),
+        pytest.param({"dimensions": 385}, 400, "384", id="dimensions"),
+        pytest.param({"dimensions": 0}, 400, "dimensions", id="no dimensions"),
+        pytest.param({"embedding_type": "int8"}, 400, "embedding_type", id="embedding type"),
         pytest.param({"input": LONG}, 400, "limit for a query is 32", id="too long"),
         pytest.param({"input": LONG, "input_type": "passage"}, 400, "limit for a passage is 64", id="too long passage"),
     ],
@@ -111,6 +94,17 @@ def test_wrong_requests_are_answered_as_openai_does(
     assert response.status_code == status
     assert message in error["message"]
     assert (error["type"], set(error)) == ("invalid_request_error", {"message", "type", "param", "code"})
+
+
+def test_shortened_vectors_are_those_of_sentence_transformers(url: str, minilm: Exported) -> None:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    model = SentenceTransformer(str(minilm.checkpoint), device="cpu", truncate_dim=64)
+    expected = model.encode(["open a file"], normalize_embeddings=True)
+    for how in ("float", "base64"):
+        answer = client.embeddings.create(model=NAME, input="open a file", dimensions=64, encoding_format=how)
+        found = answer.data[0].embedding
+        vector = np.frombuffer(base64.b64decode(found), "<f4") if isinstance(found, str) else found
+        np.testing.assert_allclose([vector], expected, atol=1e-5)
 
 
 def test_half_a_character_is_a_wrong_request(url: str) -> None:
@@ -207,6 +201,9 @@ def test_metadata_says_which_model_it_is(url: str, minilm: Exported) -> None:
     about = httpx.get(f"{url}/v1/metadata").json()
     assert (about["digest"], about["dimension"]) == (minilm.metrics["digest"], 384)
     assert (about["query_max_length"], about["passage_max_length"]) == (32, 64)
+    assert about["modelInfo"][0]["shortName"] == NAME
+    assert httpx.get(f"{url}/v1/manifest").json()["digest"] == minilm.metrics["digest"]
+    assert set(httpx.get(f"{url}/v1/version").json()) == {"release", "api"}
 
 
 class _Broken:
@@ -234,7 +231,7 @@ def test_a_model_that_fails_is_an_error_of_the_server_and_does_not_end_it(minilm
 def test_more_than_the_queue_takes_is_refused_at_once(minilm: Exported) -> None:
     with serving(build_app(OnnxModel(minilm.model), NAME, max_texts=2)) as url:
         response = post(url, input=["a"] * 200)
-        assert response.status_code == 503
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
         assert vectors(post(url)).shape == (1, 384)
 
 

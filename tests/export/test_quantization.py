@@ -1,0 +1,141 @@
+"""8-bit models of real weights, made by ONNX Runtime and NVIDIA ModelOpt themselves and run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+from sentence_transformers import SentenceTransformer
+
+from components.core.encoder.checkpoint import load_checkpoint
+from components.core.errors import ActionNeeded, InputError
+from components.core.runner import Source, execute
+from components.export import forms, onnx_int8, quantization, speed
+from components.export.component import ExportConfig
+from components.export.islands import to_half
+from components.export.onnx_graph import write_onnx
+from components.export.onnx_int8 import quantize_weights
+from components.export.quantization import TRANSLATIONS, calibration_texts, quantize
+from components.export.sessions import OnnxSession
+from components.stages import by_name
+from tests.conftest import Exported
+
+TEXTS = [f"Part {n} of the manual says how to fit valve {n} and test it." for n in range(0, 30, 3)]
+
+
+@pytest.fixture(autouse=True)
+def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SHAPES", ((1, 8),))
+
+
+def run_export(exported: Exported, directory: Path, **settings: Any) -> dict[str, Path]:
+    stage = by_name("export")
+    outputs = {name: directory / name for name in stage.outputs}
+    inputs = {"checkpoint": Source(exported.checkpoint)}
+    if exported.eval_data:
+        inputs["eval_data"] = Source(exported.eval_data)
+    config = ExportConfig(num_probes=24, calibration_texts=40, calibration_batch_size=8, **settings)
+    execute(stage, config, inputs=inputs, outputs=outputs, uris=dict.fromkeys(outputs, "s3://b/x"))
+    return outputs
+
+
+def weight_types(model: Path) -> dict[int, int]:
+    """Numbers of weights in the graph, by their type."""
+    found: dict[int, int] = {}
+    for tensor in onnx.load(model).graph.initializer:
+        found[tensor.data_type] = found.get(tensor.data_type, 0) + int(np.prod(tensor.dims))
+    return found
+
+
+def lowest_cosine(session: OnnxSession, exported: Exported) -> float:
+    encoder = load_checkpoint(exported.checkpoint)
+    ids, mask = (tensor.numpy() for tensor in encoder.batch(encoder.tokenize(TEXTS, "passage")))
+    expected = SentenceTransformer(str(exported.checkpoint), device="cpu").encode(TEXTS)
+    return float((session.embed(ids, mask) * expected).sum(1).min())
+
+
+def test_int8_of_onnx_runtime_keeps_real_weights_usable(minilm: Exported, tmp_path: Path) -> None:
+    shutil.copyfile(minilm.model / "onnx/model.onnx", tmp_path / "model.onnx")
+    quantize_weights(tmp_path)
+    model = tmp_path / "model.onnx"
+    # Six layers of 384: four products of 384 x 384, two of 384 x 1536.
+    assert weight_types(model)[TensorProto.INT8] >= 6 * (4 * 384 * 384 + 2 * 384 * 1536)
+    assert model.stat().st_size < 0.7 * (minilm.model / "onnx/model.onnx").stat().st_size
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert lowest_cosine(OnnxSession(model, 384), minilm) > 0.97
+
+
+@pytest.mark.slow
+def test_smoothquant_of_real_weights_fits_the_texts_that_calibrated_it(minilm: Exported, tmp_path: Path) -> None:
+    encoder = load_checkpoint(minilm.checkpoint)
+    quantize(encoder, "int8_sq", [("passage", text) for text in TEXTS], batch_size=4)
+    model = write_onnx(encoder, tmp_path, opset=20, dimensions=True, translations=TRANSLATIONS)
+    assert weight_types(model)[TensorProto.INT8] >= 6 * (4 * 384 * 384 + 2 * 384 * 1536)
+    assert lowest_cosine(OnnxSession(model, 384), minilm) > 0.97
+
+
+@pytest.mark.slow
+def test_fp8_is_written_as_nodes_that_say_so(minilm: Exported, tmp_path: Path) -> None:
+    encoder = load_checkpoint(minilm.checkpoint)
+    quantize(encoder, "fp8", [("passage", text) for text in TEXTS], batch_size=4)
+    to_half(encoder.backbone, norms_in_fp32=True, patterns=[])
+    model = write_onnx(encoder, tmp_path, opset=20, dimensions=True, translations=TRANSLATIONS)
+    assert weight_types(model)[TensorProto.FLOAT8E4M3FN] >= 6 * (4 * 384 * 384 + 2 * 384 * 1536)
+    assert weight_types(model)[TensorProto.FLOAT16] > 10_000_000
+    assert lowest_cosine(OnnxSession(model, 384), minilm) > 0.98
+
+
+def test_int8_that_spoils_the_model_is_refused(
+    minilm: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One scale for a whole matrix is known to be too coarse for this model."""
+
+    def written(_: Any, directory: Path, **__: Any) -> Path:
+        return Path(shutil.copyfile(minilm.model / "onnx/model.onnx", directory / "model.onnx"))
+
+    monkeypatch.setattr(forms, "write_onnx", written)
+    real = onnx_int8.quantize_dynamic
+    monkeypatch.setattr(onnx_int8, "quantize_dynamic", lambda *a, **how: real(*a, **how | {"per_channel": False}))
+    with pytest.raises(InputError, match=r"does not give the checkpoint's vectors.*int8 needs mean >= 0\.985"):
+        run_export(minilm, tmp_path / "out", quant_cfg="int8")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_calibration_takes_the_users_texts_but_not_those_of_the_proof(minilm: Exported) -> None:
+    config = ExportConfig(quant_cfg="fp8", calibration_texts=40)
+    asked = [f"how to fit valve {n}?" for n in range(20)]
+    texts = calibration_texts(config, minilm.eval_data, asked)
+    assert {text for kind, text in texts if kind == "query"} == {f"how to fit valve {n}?" for n in range(20, 30)}
+    passages = [text for kind, text in texts if kind == "passage"]
+    assert sum("of the manual says" in text for text in passages) == 30
+    assert len(passages) > 60
+    with pytest.raises(InputError, match="calibrated on your own texts: give eval_data"):
+        calibration_texts(config, None, [])
+
+
+def test_a_missing_modelopt_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise ImportError(f"No module named '{name}'")
+
+    monkeypatch.setattr(quantization.importlib, "import_module", missing)
+    with pytest.raises(ActionNeeded, match=r"needs NVIDIA ModelOpt .*pip install"):
+        quantization.load_modelopt()
+
+
+@torch.inference_mode()
+def test_half_precision_keeps_its_islands(minilm: Exported) -> None:
+    encoder = load_checkpoint(minilm.checkpoint)
+    whole = encoder.encode(TEXTS, "passage")
+    to_half(encoder.backbone, norms_in_fp32=True, patterns=["encoder.layer.5.*"])
+    types = {name: weight.dtype for name, weight in encoder.backbone.named_parameters()}
+    wide = {name for name, dtype in types.items() if dtype == torch.float32}
+    assert wide == {name for name in types if "LayerNorm" in name or name.startswith("encoder.layer.5.")}
+    assert float((encoder.encode(TEXTS, "passage") * whole).sum(1).min()) > 0.9999
+    with pytest.raises(InputError, match=r"override_layers_to_fp32: no module is called '/model/norm/'"):
+        to_half(encoder.backbone, norms_in_fp32=True, patterns=["/model/norm/"])

@@ -1,0 +1,77 @@
+"""The exported model must find what the checkpoint finds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from components.core.errors import InputError
+from components.core.parity import LIMITS, Closeness, limits_for
+from components.core.ranking import ndcg_at
+from components.export.component import ExportConfig
+from components.export.retrieval import SearchSample, choose_search, compare
+from tests.conftest import Exported
+
+RNG = np.random.default_rng(0)
+
+
+def unit(rows: int) -> np.ndarray:
+    vectors = RNG.normal(size=(rows, 32))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+PASSAGES = unit(60)
+QUERIES = PASSAGES[:40] + 0.1 * unit(40)
+SAMPLE = SearchSample(
+    [f"q{n}" for n in range(40)], [{f"p{n}": 1} for n in range(40)], ["x"] * 60, [f"p{n}" for n in range(60)]
+)
+
+
+def test_equal_vectors_find_the_same() -> None:
+    found = compare(SAMPLE, (QUERIES, PASSAGES), (QUERIES, PASSAGES))
+    assert (found.overlap, found.ndcg, found.ndcg_checkpoint) == (1.0, 1.0, 1.0)
+    found.require(LIMITS["fp32"])
+
+
+def test_one_answer_that_changes_places_is_no_loss() -> None:
+    swapped = QUERIES.copy()
+    swapped[0] = PASSAGES[50] + 0.9 * PASSAGES[0]
+    compare(SAMPLE, (QUERIES, PASSAGES), (swapped, PASSAGES)).require(LIMITS["fp16"])
+
+
+@pytest.mark.parametrize(
+    "broken", [(QUERIES[::-1], PASSAGES), (QUERIES, unit(60)), (QUERIES * np.nan, PASSAGES)],
+    ids=["permuted queries", "other passages", "NaN"],
+)  # fmt: skip
+def test_another_search_is_refused(broken: tuple[np.ndarray, np.ndarray]) -> None:
+    with pytest.raises(InputError, match="does not find the checkpoint's passages: queries 40, overlap_at_10 0"):
+        compare(SAMPLE, (QUERIES, PASSAGES), broken).require(LIMITS["int8"])
+
+
+def test_the_sample_holds_the_answers(minilm: Exported) -> None:
+    sample = choose_search(ExportConfig(parity_queries=5, parity_passages=10), minilm.eval_data)
+    assert sample is not None
+    assert (len(sample.queries), len(sample.passages)) == (5, 10)
+    answers = {passage for judged in sample.judged for passage in judged}
+    assert answers <= set(sample.units)
+    assert choose_search(ExportConfig(parity_queries=0), minilm.eval_data) is None
+    assert choose_search(ExportConfig(), None) is None
+
+
+def test_ndcg_is_trec_evals() -> None:
+    """Gains 3, 0, 2 at ranks 1 to 3; the ideal order is 3, 2, 1."""
+    judged = {"a": 3, "b": 2, "c": 1}
+    expected = (3 + 2 / np.log2(4)) / (3 + 2 / np.log2(3) + 1 / np.log2(4))
+    assert ndcg_at(3, ["a", "x", "b"], judged) == pytest.approx(expected)
+
+
+def test_noise_of_half_precision_lowers_limits_but_not_for_fp32() -> None:
+    noisy = Closeness(mean=0.998, p1=0.995, minimum=0.98, deviation=0.001)
+    lowered = limits_for("fp16", noisy)
+    assert (lowered.mean, lowered.p1, lowered.minimum) == pytest.approx((0.995, 0.992, 0.977))
+    assert limits_for("fp32", noisy) == LIMITS["fp32"]
+    quiet = Closeness(mean=0.99999, p1=0.9999, minimum=0.9999, deviation=1e-6)
+    assert limits_for("fp16", quiet) == LIMITS["fp16"]
+    broken = Closeness(mean=0.2, p1=0.0, minimum=-1.0, deviation=0.5)
+    assert limits_for("fp16", broken).mean == LIMITS["int8"].mean
+    assert limits_for("fp16", Closeness(np.nan, np.nan, np.nan, np.nan)) == LIMITS["fp16"]
