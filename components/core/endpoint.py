@@ -6,6 +6,7 @@ import base64
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -23,9 +24,9 @@ _LONGEST_WAIT_SECONDS = 30.0
 class Endpoint:
     """An embedding service at ``url`` that answers to the name ``model``. Use it as a context manager.
 
-    ``api`` is what it speaks. The service puts its own prefixes before texts: this client sends them as they are.
-    ``retries`` counts requests
-    that had to be repeated.
+    ``api`` is what it speaks. The service puts its own prefixes before texts: this client sends them as they are. A
+    vector that holds NaN or infinity is asked for again, by itself, up to ``invalid_retries`` times. ``retries`` counts
+    requests that had to be repeated, ``invalid`` those among them for such a vector.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class Endpoint:
         api_key: str | None = None,
         attempts: int = 6,
         api: ApiName = "nim",
+        invalid_retries: int = 0,
     ) -> None:
         self.url = url.rstrip("/")
         self.model = model
-        self.retries = 0
+        self.retries = self.invalid = 0
+        self._invalid_retries = invalid_retries
         self._attempts, self._api = attempts, APIS[api]
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=False)
@@ -93,13 +96,35 @@ class Endpoint:
         for start in range(0, len(texts), batch_size):
             batch = list(texts[start : start + batch_size])
             request = EmbedRequest(self.model, batch, kind, truncate, encoding_format, shortened_to)
-            answer = self._json(self._send("POST", self._api.embed_path, self._api.body(request)))
-            found.append(self._vectors(answer, request, dimension))
+            found.append(self._sound(request, dimension))
         if not found:
             return np.empty((0, dimension or 0), dtype=np.float32)
         if len({vectors.shape[1] for vectors in found}) > 1:
             raise ActionNeeded(f"{self.url} answers with vectors of several lengths: it does not serve one model")
         return np.concatenate(found)
+
+    def _sound(self, request: EmbedRequest, dimension: int | None) -> np.ndarray:
+        """The vectors of ``request``, finite; a broken one is asked for again by itself."""
+        vectors = self._ask(request)
+        for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
+            for _ in range(self._invalid_retries):
+                self.retries, self.invalid = self.retries + 1, self.invalid + 1
+                alone = self._ask(replace(request, texts=[request.texts[row]]))
+                if alone.shape[1] != vectors.shape[1]:
+                    raise ActionNeeded(f"{self.url} answers with vectors of several lengths")
+                vectors[row] = alone[0]
+                if np.isfinite(vectors[row]).all():
+                    break
+            else:
+                raise ActionNeeded(
+                    f"{self.url} answers with vectors that hold NaN or infinity: the served model is broken"
+                )
+        if dimension is not None and vectors.shape[1] != dimension:
+            raise ActionNeeded(f"{self.url} answers with {vectors.shape[1]} dimensions, the model has {dimension}")
+        return vectors
+
+    def _ask(self, request: EmbedRequest) -> np.ndarray:
+        return self._vectors(self._json(self._send("POST", self._api.embed_path, self._api.body(request))), request)
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         """The answer to one request, repeated while the service is busy or away."""
@@ -136,9 +161,12 @@ class Endpoint:
         except ValueError:
             raise ActionNeeded(f"{self.url} does not answer with JSON: something else stands before it") from None
 
-    def _vectors(self, answer: Any, request: EmbedRequest, dimension: int | None) -> np.ndarray:
-        """The vectors of one answer, checked: count, order, numbers, length."""
+    def _vectors(self, answer: Any, request: EmbedRequest) -> np.ndarray:
+        """The vectors of one answer, checked: model, count, order, one length, none of zeros."""
         count = len(request.texts)
+        said = answer.get("model") if isinstance(answer, dict) else None
+        if isinstance(said, str) and said != request.model:
+            raise ActionNeeded(f"{self.url} answers as {said} when asked for {request.model}: another model is served")
         try:
             rows = self._api.rows(answer, request)
             order = [position for position, _ in rows]
@@ -150,12 +178,8 @@ class Endpoint:
         if len({len(value) for value in values}) > 1:
             raise ActionNeeded(f"{self.url} answers with vectors of several lengths")
         vectors = np.stack([values[position] for position in np.argsort(order)])
-        if not np.isfinite(vectors).all():
-            raise ActionNeeded(f"{self.url} answers with vectors that hold NaN or infinity: the served model is broken")
         if not np.abs(vectors).sum(axis=1).all():
             raise ActionNeeded(f"{self.url} answers with zero vectors: the served model is broken")
-        if dimension is not None and vectors.shape[1] != dimension:
-            raise ActionNeeded(f"{self.url} answers with {vectors.shape[1]} dimensions, the model has {dimension}")
         return vectors
 
 

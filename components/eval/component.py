@@ -23,6 +23,12 @@ class EvalConfig(EmbeddingSettings):
     eval_bm25: bool = setting(True, "Evaluate BM25 (word matching) as a reference")
     nim_url: str = setting("http://localhost:8000", "Base URL of the endpoint")
     nim_model: str = setting("nvidia/llama-3.2-nv-embedqa-1b-v2", "Model name that the endpoint answers to")
+    embedding_api_backend: Literal["nim", "vllm"] = setting(
+        "nim", "What the endpoint speaks: NIM's `/v1/embeddings`, as our own server does, or vLLM's `/v2/embed`"
+    )
+    nim_invalid_embedding_retries: int = setting(
+        3, "How often a vector that holds NaN or infinity is asked for again, by itself", ge=0
+    )
     nim_batch_size: int = setting(32, "Texts per request to the endpoint", gt=0)
     nim_timeout: float = setting(60.0, "Seconds for one request to the endpoint", gt=0)
     nim_metric_tolerance: float = setting(

@@ -24,7 +24,6 @@ from components.eval.report import LABELS, build_report
 from components.eval.slices import slices
 from components.eval.systems import (
     BeirSets,
-    Cost,
     Search,
     check_endpoint,
     search_with_bm25,
@@ -101,7 +100,7 @@ def _evaluate(
         _log.info("gate %s: %s", "passed" if gate.passed else "not passed", reason)
     costs = {system: found.cost for system, found in searches.items() if found.cost}
     eval_results.mkdir(parents=True)
-    _write_json(eval_results / RESULTS_FILE, _results(config, encoder, evaluations, costs, gate))
+    _write_json(eval_results / RESULTS_FILE, _results(config, encoder, evaluations, searches, gate))
     _write_json(eval_results / SLICES_FILE, {name: [asdict(one) for one in found] for name, found in kinds.items()})
     _write_json(eval_results / PER_QUERY_FILE, {name: _per_query(found) for name, found in evaluations.items()})
     runs: list[str] = []
@@ -155,7 +154,7 @@ def _results(
     config: EvalConfig,
     encoder: EncoderConfig,
     evaluations: dict[str, Evaluation],
-    costs: dict[str, Cost],
+    searches: dict[str, Search],
     gate: Gate,
 ) -> dict[str, Any]:
     test = evaluations["test"]
@@ -170,7 +169,9 @@ def _results(
             for dimension, found in test.shortened.items()
         }
     results["cost"] = {
-        system: asdict(cost) | {"bytes_per_passage": cost.bytes_per_passage} for system, cost in costs.items()
+        system: asdict(found.cost) | {"bytes_per_passage": found.cost.bytes_per_passage}
+        for system, found in searches.items()
+        if found.cost
     }
     results["gate"] = {
         "passed": gate.passed,
@@ -187,7 +188,14 @@ def _results(
         "judged": test.data.level,
         "k_values": sorted({*config.k_values, config.gate_k}),
         "encoder": encoder.model_dump(mode="json"),
-        "nim": {"url": config.nim_url, "model": config.nim_model} if config.eval_nim else None,
+        "nim": {
+            "url": config.nim_url,
+            "model": config.nim_model,
+            "api_backend": config.embedding_api_backend,
+            "repeated": searches["nim"].repeated,
+        }
+        if config.eval_nim
+        else None,
         "nim_metric_comparison": [asdict(one) | {"within": one.within} for one in drift(config, test.scores)],
     }
     return results

@@ -45,11 +45,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Search:
-    """What a system found: ``runs`` by test set; ``shortened`` by dimension of the cut vectors and test set."""
+    """What a system found: ``runs`` by test set; ``shortened`` by dimension of the cut vectors and test set.
+
+    ``repeated``: requests to an endpoint that had to be repeated, and those of them for a vector that was none.
+    """
 
     runs: dict[str, Run]
     shortened: dict[int, dict[str, Run]] = field(default_factory=dict)
     cost: Cost | None = None
+    repeated: dict[str, int] = field(default_factory=dict)
 
 
 def search_with_bm25(sets: BeirSets, k: int) -> Search:
@@ -88,7 +92,8 @@ def check_endpoint(config: EvalConfig) -> None:
 def search_with_endpoint(config: EvalConfig, sets: BeirSets, k: int) -> Search:
     """As ``search_with_bm25``, with the vectors of the served model; prefixes are the server's business."""
     with _endpoint(config) as endpoint:
-        return _search(lambda groups: [_served(config, endpoint, group) for group in groups], "nim", sets, k)
+        found = _search(lambda groups: [_served(config, endpoint, group) for group in groups], "nim", sets, k)
+        return replace(found, repeated={"requests": endpoint.retries, "invalid_vectors": endpoint.invalid})
 
 
 def _served(config: EvalConfig, endpoint: Endpoint, group: Texts) -> Embedded:
@@ -105,7 +110,14 @@ def _served(config: EvalConfig, endpoint: Endpoint, group: Texts) -> Embedded:
 
 def _endpoint(config: EvalConfig) -> Endpoint:
     key = os.environ.get("NIM_API_KEY")
-    return Endpoint(config.nim_url, config.nim_model, timeout=config.nim_timeout, api_key=key)
+    return Endpoint(
+        config.nim_url,
+        config.nim_model,
+        timeout=config.nim_timeout,
+        api_key=key,
+        api=config.embedding_api_backend,
+        invalid_retries=config.nim_invalid_embedding_retries,
+    )
 
 
 def _search(embed: Embed, label: str, sets: BeirSets, k: int, dimensions: Sequence[int] = ()) -> Search:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from components.core.embedding import How, Model, Texts, embed
+from components.core.encoder.config import read_encoder
 from components.core.errors import InputError
 from components.core.history import given_or_champions
 from components.core.launch import processes
@@ -95,7 +96,15 @@ def _prepare(
     mined = [found for _, found in trained]
     if without:
         parts.dropped["no passage may be its hard negative"] += without
-    rows = write_training_data(training_data, parts.train, mined, parts.val, parts.training_passages, records.passages)
+    rows = write_training_data(
+        training_data,
+        parts.train,
+        mined,
+        parts.val,
+        parts.training_passages,
+        records.passages,
+        mining=_mining(config, miner, checker),
+    )
     config.encoder().write(training_data)
     if frozen_eval:
         copy_frozen(frozen_eval, eval_data)
@@ -118,6 +127,14 @@ def _embed_with(config: PrepConfig, model: Model) -> Embed:
         return of_passages.vectors, of_queries.vectors
 
     return embed_both
+
+
+def _mining(config: PrepConfig, miner: Path | None, checker: Path | None) -> dict[str, Any]:
+    """How the negatives were mined; which checkpoints these were stands in the manifest."""
+    settings = {name: getattr(config, name) for name in PrepConfig.model_fields if name.startswith("hard_neg")}
+    encoder = read_encoder(miner) if miner else config.encoder()
+    settings |= {"seed": config.conversion_seed, "miner": bool(miner), "checker": bool(checker)}
+    return settings | {"encoder": encoder.model_dump(mode="json")}
 
 
 def _choice(config: PrepConfig) -> Choice:

@@ -11,7 +11,7 @@ from pathlib import Path
 from components.core.artifacts import MANIFEST
 from components.core.beir_data import CORPUS_FILE, QUERIES_FILE
 from components.core.errors import InputError
-from components.prep import beir_folder, generated, labelled
+from components.prep import beir_folder, generated, groups, labelled
 from components.prep.files import SUFFIXES, Found, read_file
 from components.prep.records import Records, Rules
 
@@ -44,11 +44,14 @@ def read_records(directory: Path, rules: Rules) -> Records:
 def _read_files(records: Records, files: list[Path], named: str | None, rules: Rules) -> None:
     """Add the files' records. Of generated ones only those in the file ``named``, when there is one."""
     plain: list[Found] = []
+    grouped: list[Found] = []
     for path in files:
         left_out = 0
         for where, record in read_file(path):
             if labelled.is_automodel(record):
                 labelled.add(records, labelled.read_automodel(path, record), rules)
+            elif groups.is_groups(record):
+                grouped.append((where, record))
             elif not generated.is_generated(record):
                 plain.append((where, {"source": path.stem, **record}))
             elif named is None or path.name == named:
@@ -58,6 +61,8 @@ def _read_files(records: Records, files: list[Path], named: str | None, rules: R
         if left_out:
             _log.warning("%s: %d generated records left out: %s names %s", path.name, left_out, HANDOFF, named)
     labelled.add(records, plain, rules)
+    for where, record in grouped:
+        groups.add(records, record, where)
 
 
 def _is_beir(folder: Path) -> bool:

@@ -31,8 +31,10 @@ def write_training_data(
     val: Sequence[Example],
     passages: Sequence[str],
     documents: Mapping[str, Sequence[str]] | None = None,
+    *,
+    mining: Mapping[str, Any] | None = None,
 ) -> int:
-    """Write the training data; return the number of training records.
+    """Write the training data; return the number of training records. ``mining`` are the settings that made it.
 
     A question with several positives becomes one record for each, with the same negatives. ``documents`` are those
     that hold a passage; the first is written beside it, unless it is named after the passage itself.
@@ -48,7 +50,7 @@ def write_training_data(
         for index, (text, score) in enumerate(zip(example.positives, found.positive_scores, strict=True)):
             positive = {"id": passage_id(text), "score": round(score, 6)}
             rows.append(_row(f"q{number}_{index}" if several else f"q{number}", example.query, [positive], negatives))
-    _write_json(directory / TRAINING_FILE, rows)
+    _write_json(directory / TRAINING_FILE, rows, **({"mining": {"args": dict(mining)}} if mining else {}))
     validation = [
         _row(f"v{number}", example.query, [{"id": passage_id(text)} for text in example.positives], [])
         for number, example in enumerate(val)
@@ -105,8 +107,8 @@ def _row(name: str, query: str, positives: list[dict[str, Any]], negatives: list
     }
 
 
-def _write_json(path: Path, rows: list[dict[str, Any]]) -> None:
-    content = {"corpus": {"path": "./corpus/"}, "data": rows}
+def _write_json(path: Path, rows: list[dict[str, Any]], **about: Any) -> None:
+    content = {"corpus": {"path": "./corpus/"}, **about, "data": rows}
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 

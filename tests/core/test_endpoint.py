@@ -154,6 +154,36 @@ def test_answers_that_are_no_vectors_need_a_person(reply: Reply, message: str) -
         embed(url, ["a", "b"], dimension=3)
 
 
+@pytest.mark.parametrize(("broken", "retries", "works"), [(2, 2, True), (3, 2, False), (1, 0, False)])
+def test_a_broken_vector_is_asked_for_again_by_itself(broken: int, retries: int, works: bool) -> None:
+    """The second text's first ``broken`` vectors hold NaN."""
+    asked: list[list[str]] = []
+
+    def script(n: int, request: dict[str, Any]) -> Reply:
+        asked.append(request["input"])
+        rows = right(request)
+        for row, text in zip(rows, request["input"], strict=True):
+            if text == "bc" and n <= broken:
+                row["embedding"] = [1.0, float("nan"), 1.0]
+        return answer(rows)
+
+    with serving(script) as url, Endpoint(url, "m", invalid_retries=retries) as endpoint:
+        if works:
+            found = endpoint.embed(["a", "bc", "def"], "query", dimension=3)
+            np.testing.assert_array_equal(found, [vector_of(text) for text in ("a", "bc", "def")])
+            assert asked == [["a", "bc", "def"], ["bc"], ["bc"]]
+            assert (endpoint.retries, endpoint.invalid) == (2, 2)
+        else:
+            with pytest.raises(ActionNeeded, match="NaN or infinity"):
+                endpoint.embed(["a", "bc", "def"], "query")
+
+
+def test_an_answer_in_another_models_name_needs_a_person() -> None:
+    reply = 200, {}, json.dumps({"model": "other", "data": [{"index": 0, "embedding": [1.0, 1.0, 1.0]}]}).encode()
+    with serving(lambda *_: reply) as url, pytest.raises(ActionNeeded, match="answers as other when asked for m"):
+        embed(url, ["a"])
+
+
 def test_vectors_whose_length_changes_from_request_to_request() -> None:
     def grow(n: int, request: dict[str, Any]) -> Reply:
         return answer([{"index": 0, "embedding": [1.0] * n}])

@@ -166,7 +166,7 @@ def test_a_query_with_its_answers_id_is_refused(tmp_path: Path, checkpoints: dic
 
 @pytest.fixture
 def endpoint(checkpoints: dict[str, Path]) -> Iterator[str]:
-    """An embeddings service over MiniLM, as a NIM answers."""
+    """An embeddings service over MiniLM, as a NIM and as vLLM answers."""
     encoder = load_checkpoint(checkpoints["noisy"])
 
     class Handler(BaseHTTPRequestHandler):
@@ -185,6 +185,10 @@ def endpoint(checkpoints: dict[str, Path]) -> Iterator[str]:
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path == "/v2/embed":
+                kind = {"query": "query", "document": "passage"}[asked["input_type"]]
+                self.answer({"embeddings": {"float": encoder.encode(asked["texts"], kind).tolist()}})
+                return
             vectors = encoder.encode(asked["input"], asked["input_type"]).tolist()
             data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]
             usage = {"prompt_tokens": 1, "total_tokens": 1}
@@ -199,14 +203,18 @@ def endpoint(checkpoints: dict[str, Path]) -> Iterator[str]:
     thread.join()
 
 
+@pytest.mark.parametrize("api", ["nim", "vllm"])
 def test_a_served_model_scores_as_its_checkpoint(
-    tmp_path: Path, checkpoints: dict[str, Path], collection: Path, endpoint: str
+    tmp_path: Path, checkpoints: dict[str, Path], collection: Path, endpoint: str, api: str
 ) -> None:
     served = {"eval_base": False, "eval_bm25": False, "eval_nim": True, "nim_url": endpoint}
+    served["embedding_api_backend"] = api
     metrics = evaluate(tmp_path, checkpoints["noisy"], collection, **served, nim_model="mini")
     found = results(tmp_path)
     for family, values in found["finetuned"].items():
         assert found["nim"][family] == pytest.approx(values, abs=1e-4), family
+    about = found["_metadata"]["nim"]
+    assert (about["api_backend"], about["repeated"]) == (api, {"requests": 0, "invalid_vectors": 0})
     compared = found["_metadata"]["nim_metric_comparison"]
     assert compared
     assert all(one["within"] for one in compared)

@@ -278,3 +278,39 @@ def test_generated_questions_carry_the_source_that_their_record_names(tmp_path: 
     (example,) = read_records(tmp_path, Rules()).examples
     assert example.generated
     assert example.metadata == {"source": "wiki", "segment_ids": [1], "question_style": "keywords"}
+
+
+def test_groups_of_another_deduplication_keep_documents_together(tmp_path: Path) -> None:
+    names = ("a/one.txt", "a/two.txt", "b/three.md", "b/four.md", "c/five.txt")
+    records = [{"query": f"What is {name}?", "positive": f"{name} is this.", "document": name} for name in names]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
+    groups = {
+        "exact": {"groups": [["a/one.txt", "b/three"]]},
+        "fuzzy": {"clusters": {"7": ["three.md", "four", "nobody.txt"]}},
+    }
+    (tmp_path / "dedup_groups.json").write_text(json.dumps(groups), encoding="utf-8")
+    found = read_records(tmp_path, Rules())
+    assert len(found.examples) == 5
+    together = [{"a/one.txt", "b/three.md"}, {"b/three.md", "b/four.md"}]
+    assert sorted(found.groups.values(), key=sorted) == sorted(together, key=sorted)
+    for seed in range(10):
+        parts = split(found, train_ratio=0.4, val_ratio=0.2, seed=seed)
+        sides = {e.document: side for side in ("train", "val", "test") for e in getattr(parts, side)}
+        assert sides["a/one.txt"] == sides["b/three.md"] == sides["b/four.md"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"groups": [["same.txt", "x"]]}, "'same.txt' fits several documents, a/same.txt, b/same.txt among them"),
+        ({"groups": 3}, "expected a list of groups under 'groups', found 3"),
+        ({"exact": {"groups": [[1]]}}, "a group is a list of names of documents, found [1] in 'groups'"),
+    ],
+)
+def test_groups_that_are_none_are_one_line(tmp_path: Path, groups: dict[str, Any], message: str) -> None:
+    records = [{"query": f"{name}?", "positive": name, "document": name} for name in ("a/same.txt", "b/same.txt")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
+    (tmp_path / "groups.json").write_text(json.dumps(groups), encoding="utf-8")
+    with pytest.raises(InputError, match=r"groups\.json") as raised:
+        read_records(tmp_path, Rules())
+    assert message in str(raised.value)

@@ -90,6 +90,9 @@ def test_training_file_is_what_automodel_reads(published: Path) -> None:
     asked = [row["question"] for row in content["data"]]
     assert all(asked.count(q) == (2 if isinstance(of[q]["positive"], list) else 1) for q in asked)
     assert len({row["question_id"] for row in content["data"]}) == len(asked)
+    mined = content["mining"]["args"]
+    assert (mined["hard_neg_margin"], mined["hard_negatives_to_mine"]) == (1.0, 5)
+    assert mined["encoder"]["passage_max_length"] == 128
 
 
 def test_scores_are_those_of_the_base_model(published: Path, small_config: EncoderConfig) -> None:
