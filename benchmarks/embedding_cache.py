@@ -1,8 +1,8 @@
 """What the cache of vectors saves: ``python -m benchmarks.embedding_cache --data BEIR_FOLDER``.
 
 As in a run of the stages: prep encodes the training documents' passages with the base model, eval then all passages;
-a second run meets the same corpus. The model is the small profile's. Seconds include loading the model and, with a cache,
-hashing its weights; the vectors of every way are checked to be the same.
+a second run meets the same corpus. The model is the small profile's. Seconds include loading the model and, with a
+cache, hashing its weights; the vectors of every way are checked to be the same.
 """
 
 from __future__ import annotations
