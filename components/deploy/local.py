@@ -163,7 +163,9 @@ class _Deployment:
     def _examine(self, service: Service, *, brief: bool = False) -> list[Check]:
         with Endpoint(service.url, service.name) as endpoint:
             checks = verify(endpoint, self.bundle, self.wanted, brief=brief)
-        _log.info("%s:\n%s", service.url, as_table(checks))
+        _log.info("%s:", service.url)
+        for line in as_table(checks).splitlines():
+            _log.info("%s", line)
         return checks
 
     def _save(self, **changes: Any) -> None:
