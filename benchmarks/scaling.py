@@ -22,8 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import report
-from benchmarks.stages import write_base
-from benchmarks.workload import LLAMA_1B, TINY, Shape, passages, queries, text
+from benchmarks.workload import LLAMA_1B, TINY, Shape, passages, queries, text, write_base
 
 WARM_UP = 4
 NEGATIVES = 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -43,20 +44,22 @@ LLAMA_1B = Shape(128256, 2048, 8192, 16, 32, 8, shortest=60, longest=500, mean=2
 TINY = Shape(512, 64, 128, 2, 4, 2, shortest=6, longest=50, mean=21)
 
 
+def _architecture(shape: Shape) -> dict[str, Any]:
+    return {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.dimension,
+        "intermediate_size": shape.inner,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+        "pad_token_id": 0,
+    }
+
+
 def llama(shape: Shape, device: torch.device, dtype: torch.dtype, attention: str = "sdpa") -> LlamaModel:
     """A bidirectional Llama with random weights, the same for every call on one kind of device."""
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.dimension,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        pad_token_id=0,
-        is_causal=False,
-        use_cache=False,
-    )
+    config = LlamaConfig(**_architecture(shape), is_causal=False, use_cache=False)
     torch.manual_seed(0)
     with torch.device(device):
         model = LlamaModel(config)
@@ -68,16 +71,7 @@ def llama(shape: Shape, device: torch.device, dtype: torch.dtype, attention: str
 
 def write_base(shape: Shape, directory: Path) -> None:
     """A bidirectional Llama of ``shape`` with random weights, as a Hugging Face directory."""
-    architecture = LlamaBidirectionalConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.dimension,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        pad_token_id=0,
-    )
+    architecture = LlamaBidirectionalConfig(**_architecture(shape))
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         backbone = LlamaBidirectionalModel(architecture)

@@ -169,7 +169,7 @@ class Endpoint:
             raise ActionNeeded(f"{self.url} answers as {said} when asked for {request.model}: another model is served")
         try:
             rows = self._api.rows(answer, request)
-            order = [position for position, _ in rows]
+            order = [int(position) for position, _ in rows]
             values = [_decode(embedding) for _, embedding in rows]
         except (KeyError, TypeError, ValueError):
             raise ActionNeeded(f"{self.url}{self._api.embed_path}: the answer has no vectors: check the URL") from None

@@ -25,3 +25,9 @@ class Transient(StageError):
     """Interrupted or a transient fault outlasted its budget; running again continues."""
 
     exit_code = 75
+
+
+def told(exit_code: int, message: str) -> StageError:
+    """The error that another process told of."""
+    kinds = {kind.exit_code: kind for kind in (InputError, ActionNeeded, Transient)}
+    return kinds.get(exit_code, StageError)(message)

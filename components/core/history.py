@@ -36,7 +36,6 @@ from components.core.errors import ActionNeeded, InputError
 
 RUN_FILE = "run.json"
 _DOCUMENTS = "documents.json"
-_CHUNK_BYTES = 8 * 2**20
 _log = logging.getLogger(__name__)
 
 
@@ -173,10 +172,12 @@ class History:
 
     def keep(self, run: str, kind: str, directory: Path) -> None:
         """Copy the artifact ``directory`` to ``run``, its manifest last."""
+        from components.core.store import file_chunks  # noqa: PLC0415
+
         manifest = json.loads((directory / MANIFEST).read_bytes())
         with self._asking():
             for name, file in sorted(manifest["files"].items()):
-                chunks = partial(_chunks, directory / name)
+                chunks = partial(file_chunks, directory / name)
                 place = f"runs/{run}/{kind}/{name}"
                 self._store.write_chunks(place, chunks, size=file["bytes"], sha256=file["sha256"])
             self._store.write(f"runs/{run}/{kind}/{MANIFEST}", (directory / MANIFEST).read_bytes())
@@ -228,20 +229,10 @@ class History:
             found[run].add(file)
         return dict(sorted(found.items()))
 
-    @contextlib.contextmanager
-    def _asking(self) -> Iterator[None]:
-        from components.core.store.errors import store_failure  # noqa: PLC0415
+    def _asking(self) -> contextlib.AbstractContextManager[None]:
+        from components.core.store.errors import explained  # noqa: PLC0415
 
-        try:
-            yield
-        except Exception as error:
-            raise store_failure(error, f"history_uri = {self.uri}") from None
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk
+        return explained(f"history_uri = {self.uri}")
 
 
 def new_run_name() -> str:

@@ -28,11 +28,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from components.core import log
-from components.core.errors import ActionNeeded, InputError, StageError, Transient
+from components.core.errors import InputError, StageError, Transient, told
 from components.core.ranks import join, leave
 
 _REQUEST, _RESULT, _ERROR = "request.json", "result.json", "error-{}.json"
-_ERRORS = {kind.exit_code: kind for kind in (StageError, InputError, ActionNeeded, Transient)}
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -79,18 +78,23 @@ def rank_main(folder: Path) -> int:
         returned = getattr(importlib.import_module(module), name)(join(), **request["arguments"])
         if rank == 0:
             (folder / _RESULT).write_text(json.dumps(returned), encoding="utf-8")
-    except StageError as error:
-        return _report(folder, rank, error)
-    except KeyboardInterrupt:
-        return _report(folder, rank, Transient("interrupted: run the same command again"))
-    except Exception as error:
-        if _lost_a_rank(error):
-            lost = Transient(f"lost contact with another process ({_short(error)}): run again")
-            return _report(folder, rank, lost, follows=True)
-        traceback.print_exc()
-        return _report(folder, rank, StageError(f"{_short(error)}: this is a bug; its traceback stands above"))
+    except (Exception, KeyboardInterrupt) as error:
+        found, follows = cause(error)
+        return _report(folder, rank, found, follows=follows)
     leave()
     return 0
+
+
+def cause(error: BaseException) -> tuple[StageError, bool]:
+    """What ended a rank, for the user, and whether it is another rank's doing; a bug's traceback goes to stderr."""
+    if isinstance(error, StageError):
+        return error, False
+    if isinstance(error, KeyboardInterrupt):
+        return Transient("interrupted: run the same command again"), False
+    if _lost_a_rank(error):
+        return Transient(f"lost contact with another process ({_short(error)}): run again"), True
+    traceback.print_exception(error)
+    return StageError(f"{_short(error)}: this is a bug; its traceback stands above"), False
 
 
 def _config(count: int, folder: Path) -> LaunchConfig:
@@ -117,11 +121,11 @@ def _error(folder: Path, codes: list[int]) -> StageError:
     if killed and all(error["follows"] for error in reported):
         return Transient(f"a process was killed by {killed[0]}, perhaps because the node is out of memory: run again")
     if reported:
-        return _ERRORS.get(reported[0]["exit_code"], StageError)(reported[0]["message"])
+        return told(reported[0]["exit_code"], reported[0]["message"])
     return Transient("a process was interrupted or made no progress: run again")
 
 
-def _report(folder: Path, rank: int, error: StageError, *, follows: bool = False) -> int:
+def _report(folder: Path, rank: int, error: StageError, *, follows: bool) -> int:
     """``follows``: the error is another rank's doing."""
     body = {"rank": rank, "exit_code": error.exit_code, "message": str(error), "follows": follows}
     path = folder / _ERROR.format(rank)
@@ -132,13 +136,13 @@ def _report(folder: Path, rank: int, error: StageError, *, follows: bool = False
     return error.exit_code
 
 
-def _lost_a_rank(error: Exception) -> bool:
+def _lost_a_rank(error: BaseException) -> bool:
     """Whether ``error`` only says that another process is gone; gloo has no class of its own for it."""
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 

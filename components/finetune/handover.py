@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import ActionNeeded, InputError, StageError, Transient
-from components.core.store import Store
+from components.core.errors import StageError, Transient, told
+from components.core.store import Store, file_chunks
 
 REQUEST, RESULT, ERROR = "input/request.json", "output/result.json", "output/error.json"
-_ERRORS = {kind.exit_code: kind for kind in (StageError, InputError, ActionNeeded, Transient)}
 
 
 def send(store: Store, kind: str, last: str, directories: Mapping[str, Path], about: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ def send(store: Store, kind: str, last: str, directories: Mapping[str, Path], ab
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             target, size = f"{kind}/{inside}", path.stat().st_size
             if not store.holds(target, size=size, sha256=digest):
-                store.write_chunks(target, lambda path=path: _chunks(path), size=size, sha256=digest)
+                store.write_chunks(target, partial(file_chunks, path), size=size, sha256=digest)
             files[inside] = digest
     store.write(last, json.dumps({**about, "files": files}, sort_keys=True).encode())
 
@@ -66,13 +66,7 @@ def send_error(store: Store, error: StageError) -> None:
 def received_error(store: Store) -> StageError | None:
     """What stopped the training, if it left word."""
     try:
-        told = json.loads(store.read(ERROR))
+        found = json.loads(store.read(ERROR))
     except FileNotFoundError:
         return None
-    return _ERRORS.get(told["exit_code"], StageError)(told["message"])
-
-
-def _chunks(path: Path) -> Any:
-    with path.open("rb") as file:
-        while chunk := file.read(32 * 1024**2):
-            yield chunk
+    return told(found["exit_code"], found["message"])

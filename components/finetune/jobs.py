@@ -132,11 +132,12 @@ class Jobs:
         """What the first pod said last."""
         for pod in self._pods(name):
             if pod.status.phase == "Running":
-                with _explained("read the log"):
+                # Gone by now, or its container starts again: the next look tells more.
+                with suppress(InputError), _explained("read the log"):
                     text = self._core.read_namespaced_pod_log(
                         pod.metadata.name, self.namespace, container="node", tail_lines=1
                     )
-                return text.strip()
+                    return text.strip()
         return ""
 
     def _pods(self, name: str) -> list[Any]:
@@ -168,7 +169,7 @@ class Jobs:
         raise Transient(f"TrainJob {name} failed before and is still being deleted: run again")
 
 
-class _Missing(Exception):
+class _Missing(InputError):
     """There is no such object."""
 
 
@@ -202,7 +203,7 @@ def _explained(what: str) -> Iterator[None]:
                 "the cluster does not know TrainJobs: install Kubeflow Trainer 2, or set trainer=here"
             ) from None
         if error.status == 404:
-            raise _Missing from None
+            raise _Missing(f"{what}: {told}") from None
         if error.status in (401, 403):
             raise ActionNeeded(f"finetune may not {what} ({told}): see manifests/trainjob/role.yaml") from None
         if error.status in (400, 422):

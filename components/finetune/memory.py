@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoModel, PretrainedConfig
 
-from components.core.encoder import bidirectional  # noqa: F401  registers llama_bidirec
-from components.core.encoder.source import base_model_files
+from components.core.encoder.checkpoint import load_architecture
 from components.finetune.component import FinetuneConfig
 
 _MASTER, _GRADIENT, _MOMENTS, _COPY = 4, 4, 8, 2
@@ -41,7 +40,7 @@ class Estimate:
 
 def estimate(config: FinetuneConfig, dtype: torch.dtype) -> Estimate:
     """Of the base model that ``config`` names, trained with its settings."""
-    architecture = _architecture(config)
+    architecture = load_architecture(config)
     weights = _count(architecture, config)
     copy = _COPY * weights if dtype == torch.bfloat16 else 0
     trained = 0 if config.lora_rank else weights
@@ -49,10 +48,6 @@ def estimate(config: FinetuneConfig, dtype: torch.dtype) -> Estimate:
     per_token = _bytes_per_token(architecture) * (1 if dtype == torch.bfloat16 else 2)
     longest = max(config.query_max_length, config.passage_max_length)
     return Estimate(states, config.packed_batch_tokens * per_token, longest * per_token)
-
-
-def _architecture(config: FinetuneConfig) -> PretrainedConfig:
-    return AutoConfig.from_pretrained(base_model_files(config), trust_remote_code=config.trust_remote_code)
 
 
 def _count(architecture: PretrainedConfig, config: FinetuneConfig) -> int:
@@ -68,5 +63,7 @@ def _bytes_per_token(architecture: PretrainedConfig) -> int:
     Of each layer about 7 vectors of the model's width and 3 of the feed-forward network's: measured 1.23 MB for the 16
     layers of a 1B model on an H200, which this gives as well.
     """
-    width, inner = architecture.hidden_size, architecture.intermediate_size
+    width = architecture.hidden_size
+    # Not every family calls it so; four times the width is the usual.
+    inner = getattr(architecture, "intermediate_size", None) or 4 * width
     return 2 * architecture.num_hidden_layers * (7 * width + 3 * inner)

@@ -102,7 +102,7 @@ def train(
     except torch.OutOfMemoryError:
         raise InputError(
             f"weights, gradients and optimizer do not fit into the memory of {device}: take a larger GPU, several with "
-            f"parallelism=fsdp, or lora_rank; with fsdp a lower local_batch_size helps, too"
+            f"parallelism=fsdp, or lora_rank"
         ) from None
     finally:
         watch.close(complete=done is not None)

@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import re
+import shutil
 import tempfile
 import threading
 import time
@@ -54,7 +55,7 @@ class Trackers:
     """Hands figures over to each tracker in a thread of its own.
 
     A tracker that fails, hangs or is not installed costs a warning and its own figures, never the training: nothing
-    here raises or waits, except ``close``, at most ``patience`` seconds for each.
+    here raises or waits, except ``close``, at most ``patience`` seconds in all.
     """
 
     def __init__(self, trackers: list[Tracker], settings: Mapping[str, Any], *, patience: float = 30.0) -> None:
@@ -147,6 +148,8 @@ class TensorBoard:
     def close(self, complete: bool) -> None:  # noqa: ARG002
         self._upload()
         self._writer.close()
+        if not self._in_place:
+            shutil.rmtree(self._folder)
 
     def _upload(self) -> None:
         """What is written so far; in a bucket each object is replaced by a longer one."""

@@ -108,8 +108,9 @@ class Trainer:
     def train(self, log: Path) -> list[Step]:
         """Run all steps that are left, write one line for each of the run to ``log``, return them.
 
-        Raises ActionNeeded before a step whose loss or gradient is no finite number, InputError when not even one
-        query fits into memory, Transient when it is interrupted.
+        Raises ActionNeeded before a step whose loss or gradient is no finite number and for memory that runs out in a
+        model spread over the ranks, InputError when not even one query fits into memory, Transient when it is
+        interrupted.
         """
         with log.open("w", encoding="utf-8") as out:
             self._resume(out)
@@ -236,7 +237,7 @@ class Trainer:
         except torch.OutOfMemoryError:
             # Left before trying again: until then the exception holds on to the tensors of the failed pass.
             if self._gradient.in_step:
-                raise
+                raise self._memory_ran_out(number) from None
         if self.ranks.any(done is None):
             return None
         if not self.ranks.several:
@@ -248,6 +249,13 @@ class Trainer:
         if not math.isfinite(loss):
             raise self._diverged(number, f"loss {loss}", rows)
         return loss, int(tokens)
+
+    def _memory_ran_out(self, number: int) -> ActionNeeded:
+        return ActionNeeded(
+            f"step {number + 1} of {self.total}: out of memory on {self.encoder.device}; with fsdp the other GPUs wait "
+            f"inside of the model, so the step cannot be repeated in smaller passes: set local_batch_size below "
+            f"{self._gradient.queries}, or lower passage_max_length, or take more GPUs, and run again"
+        )
 
     def _passes(self, number: int, rows: Sequence[int]) -> tuple[float, int]:
         total, tokens = 0.0, 0

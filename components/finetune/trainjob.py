@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from components import __version__
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
 from components.core.store import Store, open_store
+from components.core.store.errors import explained
 from components.finetune.component import FinetuneConfig
 from components.finetune.handover import REQUEST, RESULT, receive, received_error, send
 from components.finetune.jobs import GROUP, VERSION, Jobs, Object, Place
@@ -90,21 +93,24 @@ def run(settings: FinetuneConfig, *, training_data: Path, checkpoint: Path, trai
         )
     name = job_name(settings, training_data)
     uri = f"{settings.checkpoint_uri.rstrip('/')}/jobs/{name}"
-    store = open_store(uri, setting="checkpoint_uri")
+    store, where = open_store(uri, setting="checkpoint_uri"), f"checkpoint_uri = {settings.checkpoint_uri}"
     jobs = Jobs(settings.trainjob_namespace)
-    if not _has_result(store):
+    with explained(where):
+        done = _has_result(store)
+    if not done:
         # In the job every process is started by torchrun.
         inside = settings.model_copy(update={"trainer": "here"}).model_dump(mode="json")
-        send(store, "input", REQUEST, {"training_data": training_data}, {"settings": inside})
+        with explained(where):
+            send(store, "input", REQUEST, {"training_data": training_data}, {"settings": inside})
         jobs.ensure(render(name, settings, uri, jobs.place(settings)))
         _watch(jobs, name, store)
-    about = receive(store, "output", RESULT, checkpoint.parent / f"{checkpoint.name}.trainjob")
-    if about is None:
-        raise StageError(f"TrainJob {name} is complete and left no result at {uri}: look at its pods' logs")
-    received = checkpoint.parent / f"{checkpoint.name}.trainjob"
-    (received / "checkpoint").rename(checkpoint)
-    (received / "training_report").rename(training_report)
-    received.rmdir()
+    with tempfile.TemporaryDirectory(dir=checkpoint.parent) as received:
+        with explained(where):
+            about = receive(store, "output", RESULT, Path(received))
+        if about is None:
+            raise StageError(f"TrainJob {name} is complete and left no result at {uri}: look at its pods' logs")
+        (Path(received) / "checkpoint").rename(checkpoint)
+        shutil.move(Path(received) / "training_report", training_report)
     jobs.delete(name)
     return about["figures"]
 
@@ -125,9 +131,9 @@ def _watch(jobs: Jobs, name: str, store: Store) -> None:
         if state == "Complete":
             return
         if state == "Failed":
-            error = received_error(store) or Transient(
-                f"TrainJob {name} failed ({why}; {jobs.diagnosis(name)}): run again"
-            )
+            with explained(f"TrainJob {name} failed ({why}), and what stopped it cannot be read"):
+                error = received_error(store)
+            error = error or Transient(f"TrainJob {name} failed ({why}; {jobs.diagnosis(name)}): run again")
             jobs.delete(name)
             raise error
         seen = jobs.diagnosis(name) or jobs.last_line(name)

@@ -140,6 +140,7 @@ def test_a_refusal_is_final(status: int, error: type[Exception], waits: list[flo
         pytest.param((200, {}, b'{"data": [{"index": 0}]}'), "no vectors", id="no embedding"),
         pytest.param(answer([{"index": 0, "embedding": "!!"}] * 2), "no vectors", id="no base64"),
         pytest.param(answer([{"index": 0, "embedding": [1.0]}]), "positions", id="one too few"),
+        pytest.param(answer([{"index": None, "embedding": [1.0]}] * 2), "no vectors", id="no position"),
         pytest.param(answer([{"index": 0, "embedding": [1.0]}] * 2), "positions", id="one twice"),
         pytest.param(answer([{"index": n, "embedding": [1.0]} for n in (1, 2)]), "positions", id="from one"),
         pytest.param(answer([{"index": n, "embedding": [1.0] * (n + 1)} for n in range(2)]), "lengths", id="lengths"),

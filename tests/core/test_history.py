@@ -115,7 +115,12 @@ def test_the_artifact_leads_to_the_champions_parts_unless_others_are_given(uri: 
 
 
 @pytest.mark.parametrize(
-    ("uri", "message"), [("ftp://host/x", "expected a directory"), ("s3://", "is no address of a bucket")]
+    ("uri", "message"),
+    [
+        ("ftp://host/x", "expected a directory"),
+        ("s3://", "is no address of a bucket"),
+        ("s3://[bucket", "is no address"),
+    ],
 )
 def test_another_address_is_wrong_input(uri: str, message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -42,6 +42,14 @@ def train_all(ranks: Ranks, runs: dict[str, dict[str, Any]], data: str, work: st
     return found
 
 
+def train_with_too_little_memory(ranks: Ranks, settings: dict[str, Any], data: str, work: str) -> dict[str, Any]:
+    """One training whose memory runs out on rank 1; what it raises ends the rank."""
+    config = FinetuneConfig(**settings)
+    places = {"checkpoint": Path(work) / "checkpoint", "training_report": Path(work) / "report.html"}
+    with patch.object(ShardedGradient, "add", FAULTS["out of memory"](ranks, ShardedGradient.add)):
+        return program.train(ranks, config, training_data=Path(data), **places)
+
+
 def _on_second_rank(what: Callable[[Tensor, int], Tensor]) -> Callable[[Ranks, Add], Add]:
     """``what`` of the loss and the number of the pass, on rank 1, after its gradient was added."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import DistilBertConfig
 
 from components.core.encoder.bidirectional import LlamaBidirectionalConfig
 from components.core.errors import InputError
@@ -64,3 +66,26 @@ def test_what_does_not_fit_is_spread_or_refused(
             spreads(config, Ranks(0, ranks), GPU, torch.bfloat16)
     else:
         assert spreads(config, Ranks(0, ranks), GPU, torch.bfloat16) is expected
+
+
+def test_code_that_nobody_allowed_does_not_run_for_an_estimate(tmp_path: Path) -> None:
+    """The estimate comes first: before the model is loaded, and refused for the same reason."""
+    config = base(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    described |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import PretrainedConfig as Own\n"
+    (tmp_path / "own.py").write_text(code)
+    with pytest.raises(InputError, match="needs its own code: review it"):
+        estimate(config, torch.bfloat16)
+    allowed = {"trust_remote_code": True, "base_model_revision": "0" * 40, "remote_code_sha256": {"own.py": "0" * 64}}
+    with pytest.raises(InputError, match="review the code, then allow this file"):
+        estimate(config.model_copy(update=allowed), torch.bfloat16)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_other_families_can_be_estimated(tmp_path: Path) -> None:
+    """DistilBERT has no intermediate_size."""
+    DistilBertConfig().save_pretrained(tmp_path)
+    found = estimate(FinetuneConfig(base_model=str(tmp_path)), torch.float32)
+    assert found.states == pytest.approx(16 * 66.4e6, rel=0.01)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from components.core.errors import ActionNeeded
 from components.core.launch import launch
 from components.finetune.component import FinetuneConfig
 from tests.finetune.test_validation import VAL, write_val
@@ -111,6 +112,19 @@ def test_memory_that_runs_out_on_one_rank_halves_the_passes_of_all(
     given = {key: value for key, value in FAULTY[name].items() if key != "fault"}
     finetune(tmp_path, data, made(tiny, num_epochs=4, **given))
     same_training(tmp_path, work / name, tiny)
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_in_a_spread_model_ends_the_run_in_one_line(
+    tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    """The other rank waits inside of the model; it must not be waited for."""
+    config = made(tiny, parallelism="fsdp", local_batch_size=2)
+    arguments = {"settings": config.model_dump(mode="json"), "data": str(data), "work": str(tmp_path)}
+    message = r"step 1 of 2: out of memory on cpu; .* set local_batch_size below 2, or lower passage_max_length"
+    with pytest.raises(ActionNeeded, match=message):
+        launch("tests.finetune.ranked:train_with_too_little_memory", arguments, 2)
+    assert not (tmp_path / "checkpoint" / "model.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -13,11 +14,15 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes.client import ApiException
 
 from components.core.errors import ActionNeeded, InputError, Transient
-from components.finetune import trainjob
+from components.core.ranks import Ranks
+from components.core.store import open_store
+from components.finetune import node, trainjob
 from components.finetune.component import FinetuneConfig
-from components.finetune.jobs import Place
+from components.finetune.handover import received_error
+from components.finetune.jobs import Jobs, Place
 from components.finetune.trainjob import job_name, render
 from tests.deploy.cluster.server import StandInCluster, running, write_kubeconfig
 from tests.deploy.cluster.store import GROUPS
@@ -197,6 +202,56 @@ def test_missing_rights_and_a_missing_trainer_are_told_apart(
 def test_a_bucket_is_needed(tiny: Path, data: Path, tmp_path: Path, cluster: StandInCluster) -> None:
     with pytest.raises(InputError, match="trainer = trainjob needs checkpoint_uri"):
         finetune(tmp_path / "job", data, in_job(tiny, tmp_path).model_copy(update={"checkpoint_uri": None}))
+
+
+def test_a_place_that_cannot_be_used_is_named(tiny: Path, data: Path, tmp_path: Path, cluster: StandInCluster) -> None:
+    with pytest.raises(ActionNeeded, match=r"checkpoint_uri = file:///dev/null/bucket: .*Not a directory"):
+        finetune(tmp_path / "job", data, in_job(tiny, tmp_path, checkpoint_uri="file:///dev/null/bucket"))
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "word"),
+    [
+        (InputError("data[3] has no question"), 2, "data.3. has no question"),
+        (KeyError("no such name"), 1, "this is a bug"),
+        (RuntimeError("Connection closed by peer"), 75, None),
+    ],
+)
+def test_any_process_of_a_job_leaves_word_of_its_own_fault(
+    failure: Exception, code: int, word: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of another's: that would hide what the other said."""
+
+    def fails(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(node, "join", lambda: Ranks(1, 2))
+    monkeypatch.setattr(node, "_train", fails)
+    assert node.main(str(tmp_path)) == code
+    left = received_error(open_store(str(tmp_path), setting="checkpoint_uri"))
+    if word is None:
+        assert left is None
+    else:
+        assert left is not None and left.exit_code == code
+        assert re.search(word, str(left))
+
+
+@pytest.mark.parametrize("status", [400, 404], ids=["starts again", "gone"])
+def test_a_pod_without_a_log_says_nothing(
+    status: int, cluster: StandInCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = {"metadata": {"name": "job-node-0-0-x", "labels": {"jobset.sigs.k8s.io/jobset-name": "job"}}}
+    cluster.store.objects["pods", "job-node-0-0-x"] = pod | {
+        "spec": {"containers": []},
+        "status": {"phase": "Running"},
+    }
+    jobs = Jobs(None)
+
+    def no_log(*_: object, **__: object) -> None:
+        raise ApiException(status=status, reason="no log")
+
+    monkeypatch.setattr(jobs._core, "read_namespaced_pod_log", no_log)
+    assert jobs.last_line("job") == ""
 
 
 def test_the_job_is_what_was_asked_for(tiny: Path, data: Path) -> None:

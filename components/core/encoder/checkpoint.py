@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from components.core.encoder import bidirectional  # noqa: F401  registers llama_bidirec
@@ -34,6 +34,16 @@ def load_base(
     refuses access.
     """
     return _load(base_model_files(config), config, device, dtype)
+
+
+def load_architecture(config: EncoderConfig) -> PretrainedConfig:
+    """What kind of model the base model is, without its weights. Raises what ``load_base`` raises."""
+    source = base_model_files(config)
+    _check_code(source, config)
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _explain(source, error) from error
 
 
 def load_checkpoint(
@@ -64,8 +74,7 @@ def save_checkpoint(encoder: Encoder, directory: Path) -> None:
 def _load(source: Path, config: EncoderConfig, device: torch.device | None, dtype: torch.dtype | None) -> Encoder:
     device = device or default_device()
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    if config.trust_remote_code:
-        check_remote_code(source, config.remote_code_sha256)
+    _check_code(source, config)
     check_modules(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
@@ -81,6 +90,11 @@ def _load(source: Path, config: EncoderConfig, device: torch.device | None, dtyp
         raise _explain(source, error) from error
     _check_complete(source, tokenizer, loading["missing_keys"])
     return Encoder(backbone, tokenizer, config, source).to(device).eval()
+
+
+def _check_code(source: Path, config: EncoderConfig) -> None:
+    if config.trust_remote_code:
+        check_remote_code(source, config.remote_code_sha256)
 
 
 def _check_complete(source: Path, tokenizer: PreTrainedTokenizerBase, missing: Iterable[str]) -> None:

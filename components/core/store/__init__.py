@@ -16,7 +16,9 @@ from urllib.parse import unquote, urlsplit
 from components.core.errors import InputError
 from components.core.store.bucket import SCHEMES, Bucket
 from components.core.store.errors import short
-from components.core.store.folder import Folder
+from components.core.store.folder import Folder, file_chunks
+
+__all__ = ["Store", "file_chunks", "open_store"]
 
 
 class Store(Protocol):
@@ -60,7 +62,10 @@ def open_store(uri: str, *, setting: str) -> Store:
 
     Raises InputError, naming ``setting``, for another scheme or a malformed address.
     """
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise InputError(f"{setting} = {uri} is no address ({error})") from None
     if not parts.scheme or parts.scheme == "file":
         return Folder(Path(unquote(parts.path) if parts.scheme else uri))
     if parts.scheme not in SCHEMES:

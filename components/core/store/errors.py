@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
@@ -74,6 +76,15 @@ def store_failure(error: BaseException, where: str) -> StageError:
     if re.search(r"status code: 4(?!08|29)\d\d", text) or isinstance(error, ValueError):
         return InputError(f"{where}: the storage takes no such request ({short(error)}): check the address")
     return Transient(f"{where}: the storage does not answer ({short(error)}): run again, it goes on where it stood")
+
+
+@contextlib.contextmanager
+def explained(where: str) -> Iterator[None]:
+    """What goes wrong inside as ``store_failure`` says it."""
+    try:
+        yield
+    except Exception as error:
+        raise store_failure(error, where) from None
 
 
 def _code(error: BaseException) -> str:

@@ -31,9 +31,7 @@ class Folder:
         return (self._directory / name).read_bytes()
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        with (self._directory / name).open("rb") as file:
-            while chunk := file.read(_PART_BYTES):
-                yield chunk
+        return file_chunks(self._directory / name)
 
     def write(self, name: str, body: bytes) -> None:
         self._place(name, [body], lambda unfinished, path: unfinished.replace(path))
@@ -89,6 +87,13 @@ class Folder:
             for path in inside:
                 path.unlink(missing_ok=True)
             folder.rmdir()
+
+
+def file_chunks(path: Path) -> Iterator[bytes]:
+    """The content of a file, part by part."""
+    with path.open("rb") as file:
+        while chunk := file.read(_PART_BYTES):
+            yield chunk
 
 
 def _checked(name: str, chunks: Iterable[bytes], size: int, sha256: str) -> Iterator[bytes]:
