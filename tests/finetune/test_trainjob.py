@@ -205,8 +205,9 @@ def test_a_bucket_is_needed(tiny: Path, data: Path, tmp_path: Path, cluster: Sta
 
 
 def test_a_place_that_cannot_be_used_is_named(tiny: Path, data: Path, tmp_path: Path, cluster: StandInCluster) -> None:
+    config = in_job(tiny, tmp_path).model_copy(update={"checkpoint_uri": "file:///dev/null/bucket"})
     with pytest.raises(ActionNeeded, match=r"checkpoint_uri = file:///dev/null/bucket: .*Not a directory"):
-        finetune(tmp_path / "job", data, in_job(tiny, tmp_path, checkpoint_uri="file:///dev/null/bucket"))
+        finetune(tmp_path / "job", data, config)
 
 
 @pytest.mark.parametrize(
