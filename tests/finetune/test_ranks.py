@@ -121,7 +121,7 @@ def test_memory_that_runs_out_in_a_spread_model_ends_the_run_in_one_line(
     """The other rank waits inside of the model; it must not be waited for."""
     config = made(tiny, parallelism="fsdp", local_batch_size=2)
     arguments = {"settings": config.model_dump(mode="json"), "data": str(data), "work": str(tmp_path)}
-    message = r"step 1 of 2: out of memory on cpu; .* set local_batch_size below 2, or lower passage_max_length"
+    message = r"step 1 of 4: out of memory on cpu; .* set local_batch_size below 2, or lower passage_max_length"
     with pytest.raises(ActionNeeded, match=message):
         launch("tests.finetune.ranked:train_with_too_little_memory", arguments, 2)
     assert not (tmp_path / "checkpoint" / "model.safetensors").exists()
