@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.core.errors import InputError
-from components.core.parity import Precision
+from components.core.parity import Closeness, Limits, Precision, limits_for
 
 MODEL_MANIFEST = "model-manifest.json"
 # Folders of exported_model, one for each form of the model.
@@ -85,6 +85,11 @@ class ModelManifest(BaseModel):
     performance: list[Measured] = []
     onnxruntime: str | None
     torch: str
+
+    @property
+    def limits(self) -> Limits:
+        """What its vectors are held to wherever they are served: those of ``precision``, above ``noise_floor``."""
+        return limits_for(self.precision, Closeness.of_figures(self.noise_floor) if self.noise_floor else None)
 
     def write(self, directory: Path) -> None:
         """Write ``model-manifest.json`` into ``directory``."""

@@ -26,6 +26,14 @@ class Limits:
     overlap: float
     ndcg_loss: float
 
+    def loss_of(self, queries: int) -> float:
+        """How much of nDCG@10 over so many queries may be lost.
+
+        Between two nearly equal passages any rounding decides: one query whose answer changes places is no finding,
+        however few queries there are.
+        """
+        return max(self.ndcg_loss, 1 / queries)
+
     def __str__(self) -> str:
         return f"mean >= {self.mean:.6g}, p1 >= {self.p1:.6g}, min >= {self.minimum:.6g}"
 
@@ -59,6 +67,11 @@ class Closeness:
 
     def figures(self) -> dict[str, float]:
         return {"mean": round(self.mean, 7), "p1": round(self.p1, 7), "min": round(self.minimum, 7)}
+
+    @classmethod
+    def of_figures(cls, figures: dict[str, float]) -> Closeness:
+        """From ``figures()``, with ``deviation`` beside them."""
+        return cls(figures["mean"], figures["p1"], figures["min"], figures.get("deviation", 0.0))
 
 
 def limits_for(precision: Precision, noise: Closeness | None = None) -> Limits:

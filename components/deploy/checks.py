@@ -11,7 +11,7 @@ import numpy as np
 from components.core.bundle import Bundle, Probe
 from components.core.endpoint import Endpoint
 from components.core.errors import InputError, StageError
-from components.core.parity import LIMITS, NORM_TOLERANCE, Limits, closeness, largest_norm_error, row_cosines
+from components.core.parity import NORM_TOLERANCE, Limits, closeness, largest_norm_error, row_cosines
 
 BATCH = 8
 _NEARER_SHARE = 0.95
@@ -19,9 +19,6 @@ _NEARER_SHARE = 0.95
 # token is hardly ever more than a word.
 _LONG_WORDS = 256
 _NEIGHBOURS = 10
-# Share of the nearest passages that must be the checkpoint's own.
-_OVERLAP = {"fp32": 0.99, "fp16": 0.97}
-_LOWEST_OVERLAP = 0.9
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Served:
 
     @property
     def limits(self) -> Limits:
-        return LIMITS[self.bundle.manifest.precision]
+        return self.bundle.manifest.limits
 
 
 def guarded(name: str, limit: str, ask: Callable[[], tuple[bool, dict[str, Any]]]) -> Check:
@@ -120,7 +117,7 @@ def neighbours(served: Served) -> Check:
     probes = served.bundle.probes
     queries, passages = ([row for row, p in enumerate(probes) if p.kind == kind] for kind in ("query", "passage"))
     k = min(_NEIGHBOURS, len(passages) // 2)
-    least = _OVERLAP.get(served.bundle.manifest.precision, _LOWEST_OVERLAP)
+    least = served.limits.overlap
     limit = f">= {least} of the {k} nearest"
     if not queries or not k:
         return Check("neighbours", None, {"reason": "too few probes"}, limit)

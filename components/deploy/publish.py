@@ -34,7 +34,7 @@ def model_uri(config: DeployConfig, bundle: Bundle, contract: Contract, models: 
     """
     if config.model_uri:
         return served_uri(config.model_uri)
-    # With export.enabled=false the exported model has the checkpoint in a folder.
+    # An export with enabled=false holds the checkpoint; any other one only names it.
     inside = bundle.manifest.model_format == "checkpoint"
     wanted = "checkpoint" if contract.serves == "checkpoint" and not inside else "exported_model"
     source = models.checkpoint if wanted == "checkpoint" else models.exported_model

@@ -10,12 +10,10 @@ import numpy as np
 
 from components.core.beir_data import BeirData, read_beir
 from components.core.errors import InputError
+from components.core.ranking import ndcg_at
 from components.deploy.checks import Check, Served
 
 _K = 10
-# How much less than the checkpoint's nDCG@10 each precision may reach.
-_LOSS = {"fp32": 0.002, "fp16": 0.005}
-_LARGEST_LOSS = 0.015
 
 
 @dataclass(frozen=True)
@@ -54,20 +52,9 @@ def retrieval(served: Served, test: TestSet) -> Check:
         for query, vector in zip(data.queries, queries, strict=True)
     ]
     found = float(np.mean(scores))
-    loss = _LOSS.get(served.bundle.manifest.precision, _LARGEST_LOSS)
+    loss = served.limits.loss_of(len(scores))
     figures = {"nDCG@10": round(found, 5), "checkpoint": round(test.ndcg, 5), "queries": len(scores)}
-    return Check("test set", found >= test.ndcg - loss, figures, f">= checkpoint's - {loss}")
-
-
-def ndcg_at(k: int, ranked: list[str], judged: dict[str, int]) -> float:
-    """Normalised discounted cumulative gain of ``ranked`` ids, as trec_eval's ndcg_cut: the gain is the judgement."""
-    gains = [max(judged.get(one, 0), 0) for one in ranked[:k]]
-    ideal = sorted((max(score, 0) for score in judged.values()), reverse=True)[:k]
-    return _dcg(gains) / _dcg(ideal)
-
-
-def _dcg(gains: list[int]) -> float:
-    return float(sum(gain / np.log2(place + 2) for place, gain in enumerate(gains)))
+    return Check("test set", found >= test.ndcg - loss, figures, f">= checkpoint's - {loss:g}")
 
 
 def _best(scores: np.ndarray) -> np.ndarray:

@@ -47,14 +47,10 @@ class Retrieval:
         }
 
     def require(self, limits: Limits) -> None:
-        """Raise InputError with the figures unless they are within ``limits``.
-
-        Between two nearly equal passages any rounding decides: one query whose answer changes places is no finding,
-        however few queries there are.
-        """
+        """Raise InputError with the figures unless they are within ``limits``."""
         figures = ", ".join(f"{name} {value:g}" for name, value in self.figures().items())
         _log.info("search with the exported model: %s", figures)
-        loss = max(limits.ndcg_loss, 1 / self.queries)
+        loss = limits.loss_of(self.queries)
         if not (self.overlap >= limits.overlap and self.ndcg >= self.ndcg_checkpoint - loss):
             raise InputError(
                 f"the exported model does not find the checkpoint's passages: {figures}; needed are overlap_at_10 >= "

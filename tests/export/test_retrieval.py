@@ -7,7 +7,6 @@ import pytest
 
 from components.core.errors import InputError
 from components.core.parity import LIMITS, Closeness, limits_for
-from components.core.ranking import ndcg_at
 from components.export.component import ExportConfig
 from components.export.retrieval import SearchSample, choose_search, compare
 from tests.conftest import Exported
@@ -56,13 +55,6 @@ def test_the_sample_holds_the_answers(minilm: Exported) -> None:
     assert answers <= set(sample.units)
     assert choose_search(ExportConfig(parity_queries=0), minilm.eval_data) is None
     assert choose_search(ExportConfig(), None) is None
-
-
-def test_ndcg_is_trec_evals() -> None:
-    """Gains 3, 0, 2 at ranks 1 to 3; the ideal order is 3, 2, 1."""
-    judged = {"a": 3, "b": 2, "c": 1}
-    expected = (3 + 2 / np.log2(4)) / (3 + 2 / np.log2(3) + 1 / np.log2(4))
-    assert ndcg_at(3, ["a", "x", "b"], judged) == pytest.approx(expected)
 
 
 def test_noise_of_half_precision_lowers_limits_but_not_for_fp32() -> None:
