@@ -10,7 +10,7 @@ from typing import Literal
 
 from components.core.bundle import Bundle
 from components.core.endpoint_api import ApiName
-from components.core.errors import InputError
+from components.core.model_manifest import ONNX_FOLDER, TENSORRT_FOLDER
 from components.core.parity import Precision
 
 MODEL_PATH = "/mnt/models"  # KServe mounts the model here.
@@ -24,9 +24,10 @@ class Contract:
 
     ``model_folder`` lies below the model's directory. Names of environment variables: ``model_env`` take that
     directory, ``cache_env`` the writable directory ``cache``, ``name_env`` the served name, ``length_env`` the longest
-    text in tokens; ``fixed_env`` are set as they stand. ``command`` and ``arguments`` may hold {model}, {name},
-    {length} and {gpus}. ``prefixes`` are what it puts before queries and passages; None when the model decides.
-    ``one_length``: it cuts queries and passages alike. ``precision`` is what it computes in; None is the export's.
+    text in tokens, ``batch_env`` the most texts that a TensorRT plan takes at once; ``fixed_env`` are set as they
+    stand. ``command`` and ``arguments`` may hold {model}, {name}, {length} and {gpus}. ``prefixes`` are what it puts
+    before queries and passages; None when the model decides. ``one_length``: it cuts queries and passages alike.
+    ``precision`` is what it computes in; None is the export's.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Contract:
     cache_env: tuple[str, ...] = ()
     name_env: tuple[str, ...] = ()
     length_env: tuple[str, ...] = ()
+    batch_env: tuple[str, ...] = ()
     fixed_env: tuple[tuple[str, str], ...] = ()
     command: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
@@ -59,6 +61,8 @@ class Contract:
         """Environment variables that make the image serve the model under ``served_name``."""
         values = dict.fromkeys(self.model_env, f"{model_path}/{self.model_folder}".rstrip("/"))
         values |= dict.fromkeys(self.cache_env, self.cache) | dict.fromkeys(self.name_env, served_name)
+        if plan := bundle.manifest.plan:
+            values |= dict.fromkeys(self.batch_env, str(plan.batch[2]))
         return values | dict.fromkeys(self.length_env, str(longest(bundle))) | dict(self.fixed_env)
 
     def filled_in(self, arguments: tuple[str, ...], bundle: Bundle, *, served_name: str, gpus: int) -> list[str]:
@@ -72,35 +76,10 @@ class Contract:
             return bundle
         return replace(bundle, manifest=bundle.manifest.model_copy(update={"precision": self.precision}))
 
-    def require(self, bundle: Bundle) -> None:
-        """Raise InputError for a model that the image cannot serve, or would serve otherwise than it was trained."""
-        encoder = bundle.encoder
-        if self.serves == "exported_model" and bundle.manifest.model_format == "checkpoint":
-            raise InputError(
-                f"{self.title} serves an exported model, and export wrote none: set export.enabled=true, or give a "
-                f"serving_image that takes a checkpoint (NIM 2.x, vLLM)"
-            )
-        if self.serves == "exported_model" and not any(n.startswith(self.export_folder) for n in bundle.manifest.files):
-            raise InputError(
-                f"deploy_bundle knows no file below {self.export_folder}: export that form of the model, or change "
-                f"model_format"
-            )
-        if self.prefixes and self.prefixes != (encoder.query_prefix, encoder.passage_prefix):
-            raise InputError(
-                f"{self.title} puts {self.prefixes} before queries and passages, the model was trained with "
-                f"{(encoder.query_prefix, encoder.passage_prefix)}: use backend=onnx, or train with the NIM's prefixes"
-            )
-        if self.one_length and encoder.query_max_length != encoder.passage_max_length:
-            raise InputError(
-                f"{self.title} cuts all texts at one length, the model was trained with queries of "
-                f"{encoder.query_max_length} and passages of {encoder.passage_max_length} tokens: use backend=onnx, "
-                f"or train with equal lengths"
-            )
-
     @property
     def export_folder(self) -> str:
         """Where the served files lie in ``exported_model``."""
-        return f"{self.model_folder or 'onnx'}/"
+        return f"{self.model_folder or ONNX_FOLDER}/"
 
 
 def longest(bundle: Bundle) -> int:
@@ -120,6 +99,7 @@ def _nim_1(folder: str) -> Contract:
         cache_env=("NIM_CACHE_PATH",),
         name_env=("NIM_SERVED_MODEL_NAME",),
         length_env=("NIM_TRITON_MAX_SEQ_LENGTH",),
+        batch_env=("NIM_TRITON_MAX_BATCH_SIZE",) if folder == TENSORRT_FOLDER else (),
         prefixes=_NIM_PREFIXES,
         one_length=True,
         reads_ngc_key=True,
@@ -182,7 +162,6 @@ VLLM = Contract(
 
 Table = tuple[tuple[tuple[int, int], Contract | None], ...]
 # From the version on, up to the next entry's; None: how such an image takes a model is not known.
-NIM_1_FORMATS = ("onnx", "tensorrt")
 
 
 def nim_contracts(model_format: str) -> Table:

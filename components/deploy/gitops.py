@@ -25,6 +25,7 @@ from components.deploy.publish import Models, model_uri
 from components.deploy.render import Release, live_service, render
 from components.deploy.report import as_markdown
 from components.deploy.retrieval import TestSet
+from components.deploy.servable import require_servable
 from components.deploy.sync import Sync
 from components.deploy.verify import Requirements
 from components.deploy.verify_job import verify_job
@@ -41,6 +42,8 @@ def deploy(config: DeployConfig, bundle: Bundle, models: Models, test_set: TestS
     if not config.serving_namespace:
         raise InputError("target=gitops writes objects for a namespace: set serving_namespace")
     how = contract(config)
+    # Before anything is copied.
+    require_servable(config, bundle, how)
     uri = model_uri(config, bundle, how, models)
     release = render(config, bundle, how, model_uri=uri, namespace=config.serving_namespace)
     written = _Written(config, release, uri, how.api)

@@ -28,6 +28,7 @@ from components.deploy.publish import Models, model_uri
 from components.deploy.releases import Live, Releases
 from components.deploy.render import Release, live_service, render
 from components.deploy.retrieval import TestSet
+from components.deploy.servable import require_servable
 from components.deploy.turn import Turn
 from components.deploy.verify import Requirements, latency_figures
 
@@ -43,7 +44,7 @@ def deploy(config: DeployConfig, bundle: Bundle, models: Models, test_set: TestS
     or the cluster stays unavailable.
     """
     how = contract(config)
-    how.require(bundle)
+    require_servable(config, bundle, how)
     cluster = connect(config.serving_namespace)
     permissions.require(cluster, config)
     uri = model_uri(config, bundle, how, models)

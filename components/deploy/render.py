@@ -27,6 +27,7 @@ from components.deploy.labels import (
     service_url,
 )
 from components.deploy.nim_operator import nim_service
+from components.deploy.servable import require_servable
 
 _LONGEST_LABEL = 63
 
@@ -66,7 +67,7 @@ def render(config: DeployConfig, bundle: Bundle, contract: Contract, *, model_ur
     Nothing in them is ever changed: other settings or another model make a release of another name. Raises
     InputError for a model that the image would serve otherwise than it was trained, and for names that are too long.
     """
-    contract.require(bundle)
+    require_servable(config, bundle, contract)
     objects = _objects("", config, bundle, contract, model_uri, namespace)
     fingerprint = hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{config.service_name}-r-{fingerprint}"

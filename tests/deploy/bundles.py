@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from components.core.bundle import Probe, write_probes
 from components.core.encoder.config import EncoderConfig
-from components.core.model_manifest import ModelManifest, ServedFile, digest_of
+from components.core.model_manifest import ModelManifest, PlanFacts, ServedFile, digest_of
 
 DIMENSION = 16
 PROBES = [Probe(kind, f"{kind} {number} about valves") for number in range(8) for kind in ("query", "passage")]
+
+
+def plan_facts(**changes: Any) -> PlanFacts:
+    """Of a plan that an A100 built as export does by default, for texts of 512 tokens."""
+    facts: dict[str, Any] = {
+        "tensorrt": "10.13.3.9",
+        "compute_capability": "8.0",
+        "gpu": "NVIDIA A100-SXM4-80GB",
+        "version_compatible": True,
+        "hardware_compatibility": "none",
+        "batch": (1, 16, 64),
+        "length": (3, 128, 512),
+    }
+    return PlanFacts(**facts | changes)
 
 
 def write_bundle(
@@ -22,6 +37,7 @@ def write_bundle(
     encoder: EncoderConfig | None = None,
     files: tuple[str, ...] = ("onnx/model.onnx",),
     model_format: str = "onnx",
+    plan: PlanFacts | None = None,
 ) -> Path:
     """The bundle of model number ``seed``; the same ``weights`` under another seed is the same model exported again."""
     weights = seed if weights is None else weights
@@ -40,6 +56,7 @@ def write_bundle(
         dimension=DIMENSION,
         checkpoint_digest=f"{weights:064x}",
         parity={},
+        plan=plan,
         onnxruntime="1.22",
         torch="2.9",
         **agreed,

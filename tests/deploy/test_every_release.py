@@ -27,7 +27,7 @@ from components.deploy.verify_job import verify_job
 from components.plan import resolve
 from components.profiles import PROFILES
 from components.stages import by_name
-from tests.deploy.bundles import write_bundle
+from tests.deploy.bundles import plan_facts, write_bundle
 from tests.deploy.pod_security import violations
 from tests.deploy.schemas import FILES, needed, problems
 
@@ -77,7 +77,13 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
         where = tmp_path_factory.mktemp(name) / "bundle"
         form = "onnx" if stages["export"].enabled else "checkpoint"
         names = ("onnx/model.onnx", "tensorrt/model.plan") if form == "onnx" else ("checkpoint/model.safetensors",)
-        found[name] = read_bundle(write_bundle(where, 1, encoder=encoder, files=names, model_format=form))
+        # Its nodes are A100s by default, H100s with all options.
+        plan = plan_facts(hardware_compatibility="ampere_plus", length=(3, 128, encoder.passage_max_length))
+        found[name] = read_bundle(
+            write_bundle(
+                where, 1, encoder=encoder, files=names, model_format=form, plan=plan if form == "onnx" else None
+            )
+        )
     return found
 
 
