@@ -15,6 +15,7 @@ from components.core.parity import Precision
 
 MODEL_PATH = "/mnt/models"  # KServe mounts the model here.
 PORT = 8000
+_LENGTH = "{length}"
 _NIM_PREFIXES = ("query: ", "passage: ")
 
 
@@ -57,17 +58,27 @@ class Contract:
     needs_writable_root: bool = True
     reads_ngc_key: bool = False
 
-    def environment(self, bundle: Bundle, *, served_name: str, model_path: str = MODEL_PATH) -> dict[str, str]:
-        """Environment variables that make the image serve the model under ``served_name``."""
+    def environment(self, bundle: Bundle | None, *, served_name: str, model_path: str = MODEL_PATH) -> dict[str, str]:
+        """Environment variables that make the image serve the model under ``served_name``.
+
+        Without ``bundle``, for any model, those of its length and batch are left out.
+        """
         values = dict.fromkeys(self.model_env, f"{model_path}/{self.model_folder}".rstrip("/"))
         values |= dict.fromkeys(self.cache_env, self.cache) | dict.fromkeys(self.name_env, served_name)
-        if plan := bundle.manifest.plan:
-            values |= dict.fromkeys(self.batch_env, str(plan.batch[2]))
-        return values | dict.fromkeys(self.length_env, str(longest(bundle))) | dict(self.fixed_env)
+        if bundle:
+            values |= dict.fromkeys(self.length_env, str(longest(bundle)))
+        if bundle and bundle.manifest.plan:
+            values |= dict.fromkeys(self.batch_env, str(bundle.manifest.plan.batch[2]))
+        return values | dict(self.fixed_env)
 
-    def filled_in(self, arguments: tuple[str, ...], bundle: Bundle, *, served_name: str, gpus: int) -> list[str]:
-        """``command`` or ``arguments`` for this model."""
-        values = {"model": MODEL_PATH, "name": served_name, "length": longest(bundle), "gpus": max(gpus, 1)}
+    def filled_in(self, arguments: tuple[str, ...], bundle: Bundle | None, *, served_name: str, gpus: int) -> list[str]:
+        """``command`` or ``arguments`` for this model; without ``bundle`` the option of its length is left out."""
+        values: dict[str, str | int] = {"model": MODEL_PATH, "name": served_name, "gpus": max(gpus, 1)}
+        if bundle:
+            values["length"] = longest(bundle)
+        elif _LENGTH in arguments:
+            place = arguments.index(_LENGTH)
+            arguments = arguments[: place - 1] + arguments[place + 1 :]
         return [argument.format_map(values) for argument in arguments]
 
     def proven_by(self, bundle: Bundle) -> Bundle:
@@ -150,7 +161,7 @@ VLLM = Contract(
     # Prompts and pooling it reads from the checkpoint's sentence-transformers files.
     command=("vllm", "serve"),
     arguments=(
-        *("{model}", "--served-model-name", "{name}", "--runner", "pooling", "--max-model-len", "{length}"),
+        *("{model}", "--served-model-name", "{name}", "--runner", "pooling", "--max-model-len", _LENGTH),
         *("--tensor-parallel-size", "{gpus}", "--host", "0.0.0.0", "--port", str(PORT)),
     ),
     cache_env=("HOME", "HF_HOME", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"),

@@ -14,9 +14,9 @@ SERVING = "serving.kserve.io"
 
 
 def runtime(
-    name: str, config: DeployConfig, bundle: Bundle, contract: Contract, labels: dict[str, str], namespace: str
+    name: str, config: DeployConfig, bundle: Bundle | None, contract: Contract, labels: dict[str, str], namespace: str
 ) -> Object:
-    """The ServingRuntime: image, environment, probes, volumes."""
+    """The ServingRuntime: image, environment, probes, volumes; without ``bundle`` for any model."""
     spec: Object = {
         # autoSelect off: never taken for other InferenceServices.
         "supportedModelFormats": [{"name": contract.name, "version": "1", "autoSelect": False}],
@@ -121,7 +121,7 @@ def _scale(config: DeployConfig) -> Object:
     return scale
 
 
-def _container(config: DeployConfig, bundle: Bundle, contract: Contract) -> Object:
+def _container(config: DeployConfig, bundle: Bundle | None, contract: Contract) -> Object:
     given = {"served_name": config.served_model_name, "gpus": gpu_count(config, contract)}
     container: Object = {
         "name": "kserve-container",
@@ -152,7 +152,7 @@ def _container(config: DeployConfig, bundle: Bundle, contract: Contract) -> Obje
     return container
 
 
-def _environment(config: DeployConfig, bundle: Bundle, contract: Contract) -> list[Object]:
+def _environment(config: DeployConfig, bundle: Bundle | None, contract: Contract) -> list[Object]:
     values = contract.environment(bundle, served_name=config.served_model_name)
     environment: list[Object] = [{"name": key, "value": value} for key, value in values.items()]
     if contract.reads_ngc_key and config.ngc_secret_name:

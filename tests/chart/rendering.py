@@ -14,7 +14,7 @@ CHART = Path(__file__).parents[2] / "charts" / "nemotron-embed"
 NAMESPACE = "team-a"
 Object = dict[str, Any]
 # Kinds of operators: no schema of theirs is at hand.
-CUSTOM = {"PodMonitor", "PrometheusRule", "ExternalSecret", "LocalQueue"}
+CUSTOM = {"PodMonitor", "PrometheusRule", "ExternalSecret", "LocalQueue", "ServingRuntime"}
 # The oldest Kubernetes that the chart takes, and a recent one.
 VERSIONS = ("1.29", "1.35")
 

@@ -65,6 +65,7 @@ EVERYTHING: dict[str, Any] = {
         "restrictEgress": True,
         "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 443, "protocol": "TCP"}]}],
     },
+    "servingRuntimes": {"enabled": True},
     "monitoring": {"enabled": True, "labels": {"release": "prometheus"}, "alerts": {"queuedTexts": 10}},
     "kueue": {"enabled": True, "clusterQueue": "gpus"},
     "cache": {"enabled": True, "storageClassName": "filestore"},

@@ -88,11 +88,12 @@ def test_components_are_the_charts_options() -> None:
         "monitoring": {"enabled": True},
         "networkPolicy": {"enabled": True},
         "kueue": {"enabled": True, "clusterQueue": "gpus"},
+        "servingRuntimes": {"enabled": True},
         "secrets": {"external": {"store": store, "secrets": remote}},
     }
     chart = by_name(objects(options))
     own = [item for path in COMPONENTS for item in documents(path / f"{path.name}.yaml")]
-    assert len(own) == 6
+    assert len(own) == 9
     for item in own:
         item["metadata"]["namespace"] = "team-a"
         assert without_labels(item) == chart[item["kind"], item["metadata"]["name"]]
