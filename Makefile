@@ -48,6 +48,7 @@ compile: $(VENV)/.test ## Write the pipelines to manifests/pipelines
 
 docs: $(VENV)/.test ## Write the generated tables of the components' READMEs
 	$(RUN) -m components docs
+	$(RUN) -m components.deploy.shared_runtimes
 
 check: lint ## Check style, and that compiled pipelines and generated tables are fresh
 	$(RUN) pipeline.py compile --check
