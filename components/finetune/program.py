@@ -63,6 +63,19 @@ def train(
     ranks: Ranks, config: FinetuneConfig, *, training_data: Path, checkpoint: Path, training_report: Path
 ) -> dict[str, Any]:
     """``run`` by all ``ranks``; the first one writes, and returns the figures."""
+    places = {"training_data": training_data, "checkpoint": checkpoint, "training_report": training_report}
+    try:
+        return _train(ranks, config, **places)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"weights, gradients and optimizer do not fit into the memory of {default_device()}: see that nothing else "
+            f"runs on it (nvidia-smi), take a larger GPU, several with parallelism=fsdp, or lora_rank"
+        ) from None
+
+
+def _train(
+    ranks: Ranks, config: FinetuneConfig, *, training_data: Path, checkpoint: Path, training_report: Path
+) -> dict[str, Any]:
     storage = None
     if config.checkpoint_uri and ranks.first:
         storage = open_store(config.checkpoint_uri, setting="checkpoint_uri")
@@ -99,11 +112,6 @@ def train(
     done = None
     try:
         done = trainer.train(checkpoint / LOG_FILE if ranks.first else Path(os.devnull))
-    except torch.OutOfMemoryError:
-        raise InputError(
-            f"weights, gradients and optimizer do not fit into the memory of {device}: take a larger GPU, several with "
-            f"parallelism=fsdp, or lora_rank"
-        ) from None
     finally:
         watch.close(complete=done is not None)
     if not ranks.first:

@@ -150,6 +150,21 @@ def test_training_that_diverges_saves_nothing(tiny: Path, data: Path, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("place", ["components.finetune.program.load_trainable", "torch.optim.AdamW.step"])
+def test_a_model_that_does_not_fit_is_refused_in_one_line(
+    place: str, tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is loaded, or when the optimizer first needs its memory."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("simulated")
+
+    monkeypatch.setattr(place, full)
+    with pytest.raises(InputError, match="weights, gradients and optimizer do not fit into the memory of cpu"):
+        finetune(tmp_path, data, settings(tiny))
+    assert not (tmp_path / "checkpoint").exists()
+
+
 def test_data_mined_for_another_model_is_refused_before_training(tiny: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", records(3), texts(3))
     settings("another/model").encoder().write(data)
