@@ -497,8 +497,11 @@ def _compile(args: argparse.Namespace) -> int:
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if not args.check:
         for path, text in wanted.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise InputError(f"{path} cannot be written ({error.strerror}): choose another --out") from None
             print(path)
     elif stale:
         raise InputError(f"not what would be compiled: {', '.join(map(str, stale))}: run `python pipeline.py compile`")
@@ -529,7 +532,7 @@ def _figures(history_uri: str | None, *, since: str) -> list[str]:
     if not history_uri:
         return []
     try:
-        return [run.summary() for run in History(history_uri).runs() if run.name >= since]
+        return [run.summary() for run in History(history_uri).runs(since=since)]
     except (StageError, ImportError) as error:
         return [f"figures: {history_uri} cannot be read from here ({error})"]
 
@@ -635,9 +638,9 @@ def arguments(plan: Plan, options: Options, given: Mapping[str, Any]) -> dict[st
     missing = [name for name, (_, default) in fields.items() if default is NO_DEFAULT and not values.get(name)]
     if missing:
         raise InputError(f"{', '.join(missing)}: give the address as NAME=URI")
-    for name in plan.brought:
-        if str(values[f"{name}_uri"]).startswith("hf://"):
-            raise InputError(f"{name}_uri: KFP imports nothing from hf://{_instead(plan, name)}")
+    for name in plan.brought + plan.brought_by_uri:
+        if uri := values.get(f"{name}_uri"):
+            _check_address(plan, name, uri)
     filled = {name: default for name, (_, default) in fields.items()} | values
     for stage in plan.stages:
         parameters = {name: filled[name] for name in form_settings([stage])}
@@ -647,6 +650,17 @@ def arguments(plan: Plan, options: Options, given: Mapping[str, Any]) -> dict[st
             if name in needed:
                 raise InputError(f"{stage.name}_{OVERRIDES}: set {stage.replaced_by[name]}, or compile with {name}")
     return values
+
+
+def _check_address(plan: Plan, name: str, uri: str) -> None:
+    """Raises InputError, which does not repeat ``uri``: it may hold a password."""
+    scheme, separator, place = uri.partition("://")
+    if name in plan.brought and scheme == "hf":
+        raise InputError(f"{name}_uri: KFP imports nothing from hf://{_instead(plan, name)}")
+    if not separator:
+        raise InputError(f"{name}_uri is no address that a cluster can read: give s3://bucket/... or gs://bucket/...")
+    if "@" in place.partition("/")[0]:
+        raise InputError(f"{name}_uri holds credentials: they come from Secrets or the service account")
 
 
 def _instead(plan: Plan, name: str) -> str:

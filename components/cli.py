@@ -55,12 +55,16 @@ def parse(argv: list[str]) -> Command:
     if args.command == "info":
         return Command("info", lambda: print(info.workflow()))
     if args.command == "history":
-        return Command("history", lambda: print(*(run.summary() for run in History(args.uri).runs()), sep="\n"))
+        return Command("history", lambda: print(_history(args.uri)))
     if args.command == "docs":
         return Command("docs", lambda: docs.write(check=args.check))
     if args.command == "run":
         return _run_command(args)
     return _stage_command(by_name(args.command), args)
+
+
+def _history(uri: str) -> str:
+    return "\n".join(run.summary() for run in History(uri).runs()) or f"{uri} holds no runs"
 
 
 def _run_command(args: argparse.Namespace) -> Command:

@@ -115,7 +115,10 @@ class Server:
                 if run.state in _ENDED:
                     return str(run.state)
             if time.monotonic() >= deadline:
-                raise Transient(f"run {run_id} has not ended after {timeout:g} s and goes on: wait for it again")
+                raise Transient(
+                    f"run {run_id} has not ended after {timeout:g} s and goes on: its page shows how it ends; "
+                    f"submit again would start another"
+                )
             time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
 
     def schedule(self, name: str, version: Version, cron: str, launch: Launch) -> bool:

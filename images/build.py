@@ -116,9 +116,12 @@ def _build(args: argparse.Namespace) -> None:
 
 def _build_options(given: Mapping[str, str]) -> list[str]:
     """Build arguments; those of the machine, which reach no image, come from the environment."""
-    machine = ("BUILD_BASE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
-    arguments = {**given, **{name: os.environ[name] for name in machine if os.environ.get(name)}}
-    options = [text for name, value in arguments.items() for text in ("--build-arg", f"{name}={value}")]
+    arguments = [f"{name}={value}" for name, value in given.items()]
+    if base := os.environ.get("BUILD_BASE"):
+        arguments.append(f"BUILD_BASE={base}")
+    # By name alone, the engine reads the value itself: an index may have a password in its address.
+    arguments += [name for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL") if os.environ.get(name)]
+    options = [text for argument in arguments for text in ("--build-arg", argument)]
     # Package mirrors are often reached by the machine's own network alone.
     return [*options, "--network", network] if (network := os.environ.get("BUILD_NETWORK")) else options
 

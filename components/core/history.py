@@ -35,6 +35,7 @@ from components.core.artifacts import MANIFEST, verify
 from components.core.errors import ActionNeeded, InputError
 
 RUN_FILE = "run.json"
+SHOWN_RUNS = 20
 _DOCUMENTS = "documents.json"
 _log = logging.getLogger(__name__)
 
@@ -135,13 +136,21 @@ class History:
         self.uri = uri
         self._store = open_store(uri, setting="history_uri")
 
-    def runs(self) -> list[RunRecord]:
-        """Every run, oldest first."""
-        return [self.run(name) for name in self._files()]
+    def runs(self, *, since: str = "", newest: int | None = None) -> list[RunRecord]:
+        """Runs, oldest first: those whose names are not before ``since``, of them the ``newest`` so many."""
+        files = self._files()
+        names = [name for name in files if name >= since]
+        return [self._record(name, files[name]) for name in (names if newest is None else names[-newest:])]
+
+    def lines(self) -> list[str]:
+        """The last runs, newest first, a line for each, as reports show them."""
+        return [run.summary() for run in reversed(self.runs(newest=SHOWN_RUNS))]
 
     def run(self, name: str) -> RunRecord:
         """What there is of the run ``name``."""
-        files = self._files().get(name, set())
+        return self._record(name, self._files().get(name, set()))
+
+    def _record(self, name: str, files: set[str]) -> RunRecord:
         kinds: dict[str, type[_Record]] = {"started": Started, "judged": Judged, "served": Served}
         found = {kind: self._read(name, kind, model) for kind, model in kinds.items() if f"{kind}.json" in files}
         return RunRecord(name, **found)
@@ -153,7 +162,7 @@ class History:
     def last_settled(self) -> RunRecord | None:
         """The newest run that was carried through."""
         for name, files in reversed(self._files().items()):
-            if "judged.json" in files and (found := self.run(name)).settled:
+            if "judged.json" in files and (found := self._record(name, files)).settled:
                 return found
         return None
 

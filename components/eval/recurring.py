@@ -12,7 +12,6 @@ from components.eval.metrics import Scores
 
 _log = logging.getLogger(__name__)
 _COMPARED = ("base", "champion", "finetuned")
-SHOWN_RUNS = 20
 
 
 def record(
@@ -29,9 +28,8 @@ def record(
     means = {system: _mean(scores[system], gate.metric) for system in _COMPARED if system in scores}
     judged = Judged(passed=gate.passed, reasons=gate.reasons, metric=gate.metric, queries=queries, scores=means)
     history.write(run.run, judged)
-    lines = [one.summary() for one in history.runs()[-SHOWN_RUNS:]]
-    _log.info("run %s", lines[-1])
-    return lines[::-1]
+    _log.info("run %s", history.run(run.run).summary())
+    return history.lines()
 
 
 def _mean(scores: Scores, metric: str) -> float:

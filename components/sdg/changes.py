@@ -13,7 +13,6 @@ from components.core.history import History, Started, ThisRun, new_run_name
 from components.sdg.component import SdgConfig
 from components.sdg.corpus import Corpus
 
-SHOWN_RUNS = 20
 _log = logging.getLogger(__name__)
 # Settings that change nothing of what is made.
 _WITHOUT_EFFECT = {
@@ -68,10 +67,10 @@ def note(run: ThisRun, documents: dict[str, str], artifact: Path | None) -> list
         run.write(artifact)
     if not run.uri:
         return []
-    run.history.write(run.run, run.started, documents)
-    lines = [one.summary() for one in run.history.runs()[-SHOWN_RUNS:]]
-    _log.info("run %s", lines[-1])
-    return lines[::-1]
+    history = run.history
+    history.write(run.run, run.started, documents)
+    _log.info("run %s", history.run(run.run).summary())
+    return history.lines()
 
 
 def _same(started: Started, digests: Mapping[str, str]) -> bool:

@@ -69,3 +69,8 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_profile(tmp_p
     settings = yaml.safe_load(done.output.partition("settings:\n")[2])
     found = [settings[name] for name in ("num_epochs", "learning_rate", "temperature", "train_n_passages")]
     assert found == [9, 0.5, 0.25, PROFILES["small"]["finetune.train_n_passages"]]
+
+
+def test_a_history_without_runs_says_so(tmp_path: Path) -> None:
+    done = components("history", tmp_path / "nothing")
+    assert (done.code, done.output) == (0, f"{tmp_path / 'nothing'} holds no runs\n")

@@ -72,6 +72,22 @@ def test_the_champion_is_the_newest_model_that_is_served(uri: str) -> None:
     assert said[2].endswith("not promoted: worse than the champion")
     assert "gate passed, not deployed" in said[3]
     assert said[4].endswith("not finished")
+    assert history.lines() == said[::-1]
+    assert [run.name for run in history.runs(since="3")] == ["3", "4", "5"]
+    assert [run.name for run in history.runs(since="2", newest=2)] == ["4", "5"]
+
+
+def test_many_runs_are_listed_once_and_only_the_last_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History(str(tmp_path))
+    for number in range(60):
+        history.write(f"{number:03}", STARTED, {})
+    listed, read = [], []
+    store = type(history._store)
+    names, get = store.names, store.read
+    monkeypatch.setattr(store, "names", lambda self, *a: listed.append(a) or names(self, *a))
+    monkeypatch.setattr(store, "read", lambda self, name: read.append(name) or get(self, name))
+    assert [line[:3] for line in history.lines()] == [f"{number:03}" for number in range(59, 39, -1)]
+    assert (len(listed), len(read)) == (1, 20)
 
 
 def test_a_model_comes_back_as_it_was_and_old_ones_go(uri: str, tmp_path: Path) -> None:

@@ -76,13 +76,15 @@ def test_a_push_without_digest_pins_nothing(
 
 def test_images_are_built_on_what_is_pinned(tmp_path: Path, pins_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = Engine(tmp_path, "docker")
-    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example.com/simple")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://user:canary-0123456789@mirror.example.com/simple")
     assert tool.run("build", "--variant", "cpu") == 0
     assert [call[-2] for call in tool.calls] == [f"{REGISTRY}/{image}:{build.version()}" for image in build.NAMES]
     arguments = [{call[i + 1] for i, text in enumerate(call) if text == "--build-arg"} for call in tool.calls]
     cpu, gpu, export, server = arguments
     assert f"BASE={build.pins()['BASE']}" in cpu and f"BASE={build.pins()['EXPORT_BASE']}" in export
-    assert all("PIP_INDEX_URL=https://mirror.example.com/simple" in given for given in arguments)
+    # By name: the engine reads the value itself, and nobody sees it among the machine's processes.
+    assert all("PIP_INDEX_URL" in given for given in arguments)
+    assert "canary" not in json.dumps(tool.calls)
     variant = "REQUIREMENTS=requirements-cpu.txt"
     assert [variant in given for given in (cpu, gpu, export, server)] == [False, True, True, False]
 

@@ -375,3 +375,9 @@ def test_json_of_node_selectors_is_a_dictionary_for_the_form(compiled: Compile) 
             if name.endswith("_node_selector"):
                 assert parameter.parameter_type == kfp.ParameterType.STRUCT
                 assert json.dumps(whole.default(name))
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert pipeline.main(["compile", "--from", "eval", "--out", str(tmp_path / "file" / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -90,6 +90,7 @@ CANARY = "canary-0123456789"
 ROUTES = {
     "password in an address": ["llm_base_url=https://user:canary-0123456789@llm.example.com/v1"],
     "password in a bucket": ["history_uri=s3://key:canary-0123456789@bucket/history"],
+    "a password in the corpus": ["corpus_uri=s3://key:canary-0123456789@bucket/documents"],
     "the key for the name of its variable": ["sdg_overrides={api_key_env: nvapi-canary-0123456789}"],
     "a header": [
         "sdg_overrides={providers: {a: {base_url: 'https://a', headers: {Authorization: canary-0123456789}}}}"
@@ -124,9 +125,12 @@ def test_a_run_that_does_not_succeed_is_exit_code_3(
     assert f"ended as {state}" in capsys.readouterr().err
 
 
-def test_a_run_that_lasts_too_long_goes_on_and_is_exit_code_75(server: KfpApi) -> None:
+def test_a_run_that_lasts_too_long_goes_on_and_is_exit_code_75(
+    server: KfpApi, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.course = [("RUNNING", {})]
     assert call(server, "submit", CORPUS, "--wait", "--timeout", "0.2") == 75
+    assert "submit again would start another" in capsys.readouterr().err
 
 
 def test_a_server_that_restarts_does_not_end_the_wait(server: KfpApi) -> None:
@@ -155,6 +159,7 @@ def test_a_server_that_restarts_does_not_end_the_wait(server: KfpApi) -> None:
         pytest.param([CORPUS, "num_epochs"], "expected NAME=VALUE", id="no value"),
         pytest.param([CORPUS, "--params", "nowhere.yaml"], "nowhere.yaml cannot be read", id="no file"),
         pytest.param(["corpus_uri=hf://team/docs"], "use --without corpus, and sources of sdg_overrides", id="hub"),
+        pytest.param(["corpus_uri=documents"], "corpus_uri is no address", id="a directory of this machine"),
         pytest.param(["--without", "corpus"], "sdg_overrides: set sources", id="neither corpus nor sources"),
         pytest.param(["--without", "corpus", CORPUS], "no field 'corpus_uri'", id="corpus left out and given"),
         pytest.param(["--without", "qa_pairs", CORPUS], "no chosen stage can do without it", id="needed"),
