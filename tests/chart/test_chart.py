@@ -16,7 +16,6 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
-import pipeline
 from components import __version__
 from components.core.bundle import read_bundle
 from components.deploy.backends import contract
@@ -24,6 +23,8 @@ from components.deploy.component import DeployConfig
 from components.deploy.contracts import PORT
 from components.deploy.render import live_name, render
 from components.deploy.verify import main
+from components.form import NO_GPU, NODE_LABELS, Options, form_fields
+from components.pipeline_options import images
 from components.plan import make_plan, resolve
 from components.profiles import PROFILES
 from components.server.app import build_app
@@ -215,19 +216,19 @@ def test_values_keep_in_step_with_the_stages() -> None:
         assert {name: set(part["properties"]["data"]["properties"]) for name, part in secrets} == keys
     settings = SCHEMA["properties"]["pipelines"]["properties"]
     assert settings["profile"]["enum"] == sorted(PROFILES)
-    form = {name for start in NAMES for name, *_ in pipeline._form(make_plan(start), options(start))}
+    form = {name for start in NAMES for name, *_ in form_fields(make_plan(start), options(start))}
     optional = {f"{name}_uri" for stage in STAGES for name in stage.optional_inputs}
     assert form <= set(settings["schedules"]["items"]["properties"]["parameters"]["properties"])
     assert optional <= set(settings["schedules"]["items"]["properties"]["parameters"]["properties"])
-    assert settings["nodeLabels"]["enum"] == [*pipeline.NODE_LABELS, pipeline.NO_GPU]
+    assert settings["nodeLabels"]["enum"] == [*NODE_LABELS, NO_GPU]
     assert SCHEMA["definitions"]["start"]["enum"] == list(NAMES)
-    assert VALUES["images"] == pipeline.images()
+    assert VALUES["images"] == images()
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == chart["version"] == __version__
 
 
-def options(start: str) -> pipeline.Options:
-    return pipeline.Options(resolve(make_plan(start).stages, profile_name="llama", given={}), pipeline.images())
+def options(start: str) -> Options:
+    return Options(resolve(make_plan(start).stages, profile_name="llama", given={}), images())
 
 
 @pytest.mark.parametrize("profile", sorted(PROFILES))

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from components.pipeline_options import images
 from images.build import CONFINED
-from pipeline import images
 from tests.pipeline.on_this_host import Task
 
 USER = "10001:0"

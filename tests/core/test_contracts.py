@@ -34,6 +34,8 @@ ABOVE = {
     "stages": DECLARATIONS,
     "plan": ("components.profiles", "components.stages"),
     "info": ("components.profiles", "components.stages"),
+    "form": ("components.plan",),
+    "pipeline_options": ("components.form", "components.plan", "components.profiles", "components.stages"),
     "values_schema": ("components.plan", "components.profiles", "components.stages"),
     "docs": (
         "components.info",

@@ -18,7 +18,7 @@ from components.deploy.backends import contract
 from components.deploy.component import DeployConfig
 from components.deploy.program import run
 from components.deploy.render import Release, live_service, render
-from pipeline import PINS
+from components.pipeline_options import PINS
 from tests.deploy.bundles import write_bundle
 from tests.deploy.schemas import needed, problems
 

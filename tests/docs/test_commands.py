@@ -12,6 +12,7 @@ import pytest
 
 import pipeline
 from components.cli import parse
+from components.pipeline_options import chosen_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -94,7 +95,7 @@ def _pipeline(words: list[str]) -> None:
     if words[0] == "submit" or words[:2] == ["schedule", "create"]:
         args.parameters += rest
         if args.params is None and args.parameters and not any("..." in word for word in args.parameters):
-            pipeline._run_of(args)
+            chosen_run(args)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

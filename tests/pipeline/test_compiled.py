@@ -18,6 +18,7 @@ from google.protobuf.json_format import ParseError
 from kfp.pipeline_spec import pipeline_spec_pb2 as kfp
 
 import pipeline
+from components.pipeline_options import images
 from components.plan import make_plan
 from components.stages import NAMES, STAGES
 from tests.deploy import schemas
@@ -244,7 +245,7 @@ def test_containers_run_the_stage_from_a_pinned_image(compiled: Compile) -> None
         container = whole.container(stage.name)
         assert list(container.command) == ["python", "-m", "components", stage.name]
         assert list(container.args) == ["--executor-input", "{{$}}"]
-        assert container.image == pipeline.images()[stage.image]
+        assert container.image == images()[stage.image]
         assert re.search(r":[\w.-]+(@sha256:[0-9a-f]{64})?$", container.image)
         assert not container.image.endswith(":latest")
 
