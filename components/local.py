@@ -111,7 +111,10 @@ class Run:
         model that is no better, is no error. The summary says so.
         """
         self._check()
-        self.work.mkdir(parents=True, exist_ok=True)
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.work} cannot be written ({error.strerror}): choose another directory") from None
         for stage in self.plan.stages:
             code = self._process(stage)
             if code:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -96,8 +98,14 @@ def check_input(name: str, source: Source) -> str | None:
 
 
 def _fresh(path: Path) -> Path:
-    _remove(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """``path`` with nothing there. Raises InputError where nothing can be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(path)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(f"{path.parent} cannot be written ({error.strerror}): choose another directory") from None
     return path
 
 

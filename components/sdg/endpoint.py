@@ -199,7 +199,7 @@ def _key(provider: Provider) -> str | None:
     if provider.api_key_file is None:
         return os.environ.get(provider.api_key_env) if provider.api_key_env else None
     try:
-        return Path(provider.api_key_file).read_text(encoding="utf-8")
+        return Path(provider.api_key_file).read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         raise InputError(f"api_key_file {provider.api_key_file} cannot be read ({error})") from None
 

@@ -166,3 +166,12 @@ def test_verbose_shows_where_it_was_found(tmp_path: Path) -> None:
     done = components("sdg", "--work", tmp_path, "--corpus", tmp_path / "nowhere", "--verbose")
     assert any("Traceback" in line for line in done.said)
     assert done.said[-1].startswith("error: corpus")
+
+
+@pytest.mark.parametrize("command", ["run", "sdg"])
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, command: str) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    (tmp_path / "file").touch()
+    done = components(command, "--profile", "small", "--work", tmp_path / "file" / "work", "--corpus", corpus)
+    assert (done.code, len(done.said)) == (2, 1)
+    assert "cannot be written" in done.said[0]

@@ -222,6 +222,9 @@ def test_a_key_may_lie_in_a_file_that_only_the_header_shows(
     assert "from-a-file-1234" not in "".join(path.read_text() for path in (tmp_path / "out").iterdir())
     with pytest.raises(InputError, match="api_key_file"):
         generate(server, corpus, tmp_path, api_key_file=str(tmp_path / "nowhere"))
+    (tmp_path / "key").write_text("\n")
+    with pytest.raises(InputError, match="is empty"):
+        run(SdgConfig(api_key_file=str(tmp_path / "key")), corpus=corpus, **outputs(tmp_path / "of an empty key"))
 
 
 def test_each_role_has_its_own_endpoint_key_headers_and_sampling(
