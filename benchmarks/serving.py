@@ -1,13 +1,14 @@
 """Our server beside a naive one: ``python -m benchmarks.serving [--tiny] [--json FILE] [--only WORD]``.
 
 all-MiniLM-L6-v2 is exported and served on a CPU; the load is questions and passages out of Python's documentation.
-Each contestant runs alone, in its own process, with the same threads. On a busy machine only the CPU seconds of the
-server say anything.
+Each contestant is a process of its own with the same threads; loads go to them in turn, so that a machine's busy
+minutes meet all of them. On a busy machine the CPU seconds of the server say most.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import statistics
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -30,13 +32,14 @@ from components.plan import resolve
 from components.stages import by_name
 
 _THREADS = 2
+_ROUNDS = 3
 _NAME = "minilm"
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Load:
-    """``clients`` send ``requests`` of ``texts`` texts each, of ``words`` words."""
+    """``clients`` send ``requests`` a round, of ``texts`` texts each, of ``words`` words."""
 
     name: str
     clients: int
@@ -45,28 +48,37 @@ class Load:
     words: int
 
 
+@dataclass(frozen=True)
+class _Server:
+    """A contestant that runs."""
+
+    name: str
+    url: str
+    pid: int
+
+
 LOADS = (
-    Load("1 client, 1 question", 1, 100, 1, 10),
-    Load("16 clients, 1 question", 16, 400, 1, 10),
-    Load("4 clients, 32 passages", 4, 12, 32, 80),
+    Load("1 client, 1 question", 1, 20, 1, 10),
+    Load("16 clients, 1 question", 16, 96, 1, 10),
+    Load("4 clients, 32 passages", 4, 4, 32, 80),
 )
 
 
 def main() -> None:
     args = report.arguments("Requests per second and CPU seconds of embedding servers.")
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         work = Path(directory)
-        contestants = {
+        commands = {
             "sentence-transformers behind FastAPI": _peer(_checkpoint(work)),
             "ours": _ours(_export(work)),
         }
-        rows = []
-        expected: np.ndarray | None = None
-        for name, command in contestants.items():
-            if args.only in name:
-                found, expected = _measure(name, command, expected, tiny=args.tiny)
-                rows += found
-    report.publish(f"Serving all-MiniLM-L6-v2, {_THREADS} threads", rows, args)
+        servers = [
+            stack.enter_context(_serving(name, command)) for name, command in commands.items() if args.only in name
+        ]
+        vectors = [asyncio.run(_vectors(server.url)) for server in servers]
+        agreement = min(float((found * vectors[0]).sum(1).min()) for found in vectors)
+        rows = [row for load in LOADS for row in _compare(servers, load, tiny=args.tiny)]
+    report.publish(f"Serving all-MiniLM-L6-v2, {_THREADS} threads, least cosine {agreement:.4f}", rows, args)
 
 
 def _checkpoint(work: Path) -> Path:
@@ -88,27 +100,23 @@ def _ours(model: Path) -> list[str]:
     return ["components.server", "--model", str(model), "--name", _NAME, "--threads", str(_THREADS)]
 
 
-def _measure(
-    name: str, command: list[str], expected: np.ndarray | None, *, tiny: bool
-) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """A row for each load, and the vectors of some texts: all contestants must agree on them."""
+@contextlib.contextmanager
+def _serving(name: str, command: list[str]) -> Iterator[_Server]:
+    """A contestant that answers, until the block ends."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {"OMP_NUM_THREADS": str(_THREADS)}
-    server = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", *command, "--port", str(port)], env=environment, stderr=subprocess.DEVNULL
     )
-    url = f"http://127.0.0.1:{port}"
+    server = _Server(name, f"http://127.0.0.1:{port}", process.pid)
     try:
-        _wait(url, server)
-        vectors = asyncio.run(_vectors(url))
-        agreement = 1.0 if expected is None else float((vectors * expected).sum(1).min())
-        rows = [_row(name, url, server.pid, load, agreement, tiny=tiny) for load in LOADS]
+        _wait(server.url, process)
+        yield server
     finally:
-        server.terminate()
-        server.wait(timeout=60)
-    return rows, vectors if expected is None else expected
+        process.terminate()
+        process.wait(timeout=60)
 
 
 def _wait(url: str, server: subprocess.Popen[bytes]) -> None:
@@ -124,24 +132,34 @@ def _wait(url: str, server: subprocess.Popen[bytes]) -> None:
     raise SystemExit("the server did not start within two minutes")
 
 
-def _row(name: str, url: str, pid: int, load: Load, agreement: float, *, tiny: bool) -> dict[str, Any]:
-    requests = max(load.requests // 20, load.clients) if tiny else load.requests
-    asyncio.run(_send(url, load, load.clients))
-    cpu, started = _cpu_seconds(pid), time.perf_counter()
-    taken = asyncio.run(_send(url, load, requests))
-    seconds = time.perf_counter() - started
-    texts = requests * load.texts
-    row = {
-        "contestant": name,
-        "load": load.name,
-        "texts/s": round(texts / seconds, 1),
-        "median ms": round(1000 * statistics.median(taken), 1),
-        "95th percentile ms": round(1000 * float(np.percentile(taken, 95)), 1),
-        "CPU s per 1,000 texts": round(1000 * (_cpu_seconds(pid) - cpu) / texts, 2),
-        "least cosine to the first": round(agreement, 4),
-    }
-    print(row, flush=True)
-    return row
+def _compare(servers: list[_Server], load: Load, *, tiny: bool) -> list[dict[str, Any]]:
+    """A row for each server, from requests sent to them in turn."""
+    requests = load.clients if tiny else load.requests
+    taken: dict[str, list[float]] = {server.name: [] for server in servers}
+    seconds, cpu = dict.fromkeys(taken, 0.0), dict.fromkeys(taken, 0.0)
+    for server in servers:
+        asyncio.run(_send(server.url, load, load.clients))
+    for _ in range(_ROUNDS):
+        for server in servers:
+            before, started = _cpu_seconds(server.pid), time.perf_counter()
+            taken[server.name] += asyncio.run(_send(server.url, load, requests))
+            seconds[server.name] += time.perf_counter() - started
+            cpu[server.name] += _cpu_seconds(server.pid) - before
+    texts = _ROUNDS * requests * load.texts
+    rows = [
+        {
+            "contestant": name,
+            "load": load.name,
+            "texts/s": round(texts / seconds[name], 1),
+            "median ms": round(1000 * statistics.median(times), 1),
+            "95th percentile ms": round(1000 * float(np.percentile(times, 95)), 1),
+            "CPU s per 1,000 texts": round(1000 * cpu[name] / texts, 2),
+        }
+        for name, times in taken.items()
+    ]
+    for row in rows:
+        print(row, flush=True)
+    return rows
 
 
 async def _send(url: str, load: Load, requests: int) -> list[float]:

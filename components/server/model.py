@@ -18,7 +18,7 @@ from components.core.errors import InputError
 from components.core.model_manifest import check_files, read_model_manifest
 
 Truncate = Literal["NONE", "START", "END"]
-_GPU_BATCH_TOKENS, _CPU_BATCH_TOKENS = 16384, 1024
+_GPU_BATCH_TOKENS, _CPU_BATCH_TOKENS = 16384, 512
 
 
 def usable_cores() -> int:
