@@ -41,7 +41,7 @@ def _attention(
 ) -> Any:
     """The exporter's own attention, with a boolean mask as numbers to add to the scores.
 
-    With a boolean mask the exporter looks for NaN in every layer's weights, which takes a CPU a tenth of its time. There
+    For a boolean mask the exporter looks for NaN in each layer, which takes a CPU a tenth of its time. There
     are none: half of the least number never overflows when a score is added, and each text has a token to attend to.
     """
     if attn_mask is not None and attn_mask.dtype == onnx_ir.DataType.BOOL:

@@ -18,7 +18,7 @@ from components.deploy.component import DeployConfig
 from components.deploy.gpus import compute_capability
 from components.deploy.publish import Models
 from components.deploy.render import render
-from pipeline import NODE_LABELS
+from components.form import NODE_LABELS
 from tests.deploy.bundles import plan_facts, write_bundle
 
 A100, H100 = NODE_LABELS["gfd"]["A100"], NODE_LABELS["gfd"]["H100"]

@@ -18,7 +18,7 @@ from components.core.artifacts import seal
 from components.core.bundle import read_bundle
 from components.core.endpoint import Endpoint
 from components.deploy import kserve
-from components.deploy.backends import MODEL_PATH, PORT
+from components.deploy.contracts import MODEL_PATH, PORT
 from components.deploy.process import free_port
 from components.deploy.verify import failures
 from tests.conftest import Exported

@@ -22,7 +22,7 @@ from components.core.model_manifest import MODEL_MANIFEST, ModelManifest, digest
 from components.core.store import bucket as bucket_module
 from components.core.store import open_store
 from components.core.store.errors import store_failure
-from components.deploy.storage import publish
+from components.deploy.publish import publish
 from components.finetune.checkpoints import Checkpoints
 from components.sdg.ledger import open_ledger
 from tests.deploy.bundles import write_bundle
