@@ -23,6 +23,7 @@ from components.deploy.process import Service, free_port, is_free, start, stop, 
 from components.deploy.publish import Models
 from components.deploy.report import as_table
 from components.deploy.retrieval import TestSet
+from components.deploy.servable import require_servable
 from components.deploy.state import State, StateDirectory
 from components.deploy.storage import local_directory
 from components.deploy.verify import Requirements, failures, verify
@@ -47,7 +48,7 @@ def deploy(config: DeployConfig, bundle: Bundle, models: Models, test_set: TestS
         raise InputError(
             f"exported_model is at {models.exported_model}: target=local serves only a directory of this machine"
         )
-    ONNX_SERVER.require(bundle)
+    require_servable(config, bundle, ONNX_SERVER)
     home = StateDirectory(config.state_dir, config.served_model_name)
     with home.locked():
         return _Deployment(config, bundle, home, Requirements(config.latency_budget_ms, None, test_set)).run(model)

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -118,7 +119,7 @@ def _without_secrets(error: Exception) -> str:
 
 
 class TensorBoard:
-    """Event files below ``uri``, a directory or a bucket's prefix: one folder per run, named by its time."""
+    """Event files below ``uri``, a directory or a bucket's prefix: one folder per run, named by its start."""
 
     name, needs = "TensorBoard", "torch.utils.tensorboard"
 
@@ -129,7 +130,7 @@ class TensorBoard:
     def open(self, package: Any, settings: Mapping[str, Any]) -> None:
         self._store = open_store(self._uri, setting="tensorboard_uri")
         model = re.sub(r"[^\w.-]+", "-", str(settings["base_model"]))[-60:].strip("-")
-        self._run = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{model}"
+        self._run = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{model}"
         # A directory is written to as it is: TensorBoard follows a file that grows, not one that is replaced.
         self._in_place = isinstance(self._store, Folder)
         place = Path(self._uri.removeprefix("file://")) / self._run

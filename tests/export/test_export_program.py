@@ -211,7 +211,7 @@ def test_without_onnx_the_checkpoint_itself_is_published_with_its_proofs(minilm:
         config,
         inputs={"checkpoint": Source(minilm.checkpoint)},
         outputs=outputs,
-        uris=dict.fromkeys(outputs, "s3://b/x"),
+        uris=dict.fromkeys(("checkpoint", *outputs), "s3://b/x"),
     )
     served = SentenceTransformer(str(outputs["exported_model"] / "checkpoint"), device="cpu").encode(TEXTS[:2])
     np.testing.assert_allclose(served, SentenceTransformer(str(minilm.checkpoint), device="cpu").encode(TEXTS[:2]))

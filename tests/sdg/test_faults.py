@@ -351,7 +351,7 @@ def test_a_poisoned_document_does_not_stop_the_others(server: LlmServer, corpus:
         ("http://169.254.169.254/v1", 2, "cloud's own services"),
         ("http://metadata.google.internal/v1", 2, "cloud's own services"),
         ("http://llm.example.com/v1", 2, "use https"),
-        ("https://user:secret@llm.example.com/v1", 2, "without a user"),
+        ("https://user:secret@llm.example.com/v1", 2, "a password in it"),
         ("file:///etc/passwd", 2, "expected https"),
     ],
 )

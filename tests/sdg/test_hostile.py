@@ -224,7 +224,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "the same, in IPv6": ("llm_base_url=http://[fe80::1]/v1", "cloud"),
     "file address": ("llm_base_url=file:///etc/passwd", "https://"),
     "address without host": ("llm_base_url=https:///v1", "https://"),
-    "address with a user": ("llm_base_url=https://me:secret@llm.example.com/v1", "without a user"),
+    "address with a user": ("llm_base_url=https://me:secret@llm.example.com/v1", "a password in it"),
     "address with a query": ("llm_base_url=https://llm.example.com/v1?key=abc", "query"),
     "broken IPv6 address": ("llm_base_url=https://[::1", "https://"),
     "ledger at an unknown scheme": ("ledger_uri=ftp://host/ledger", "ledger_uri"),

@@ -169,7 +169,7 @@ def test_names_that_lead_out_of_the_corpus_write_nothing_there(
         ({"uri": "hf://team/docs@main/sub"}, "40 hex digits"),
         ({"uri": "https://example.com/docs"}, "expected a directory"),
         ({"uri": "s3://"}, "expected a directory"),
-        ({"uri": "s3://key:secret@bucket/docs"}, "expected a directory"),
+        ({"uri": "s3://key:secret@bucket/docs"}, "a password in it"),
         ({"uri": "s3://bucket/docs?X-Amz-Signature=1"}, "expected a directory"),
         ({"uri": ""}, "expected a directory"),
         ({"uri": "s3://b", "weight": 0}, "weight"),
