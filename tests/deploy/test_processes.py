@@ -20,6 +20,7 @@ from components.core.endpoint import Endpoint
 from components.deploy import kserve
 from components.deploy.contracts import MODEL_PATH, PORT
 from components.deploy.process import free_port
+from components.deploy.publish import Models
 from components.deploy.verify import failures
 from tests.conftest import Exported
 from tests.deploy.cluster.kserve import NEVER, Fate
@@ -81,7 +82,7 @@ def test_the_projects_own_server_as_it_is_rendered(
 ) -> None:
     """An exported model, the server's arguments and probes, and the checkpoint's own vectors, all of them real."""
     config = team.config(backend="onnx", serving_image="registry.example.com/server:1", soak_seconds=0)
-    deployed = kserve.deploy(config, read_bundle(llama.bundle), "s3://models/llama")
+    deployed = kserve.deploy(config, read_bundle(llama.bundle), Models("s3://models/llama"))
     assert [check.passed for check in deployed.checks] == [True] * 15
     assert failures(deployed.live) == []
     with Endpoint(deployed.endpoint, "team/embed") as endpoint:
