@@ -53,9 +53,9 @@ class Container:
         except httpx.HTTPError:
             return False
 
-    def embed(self, request: dict[str, Any]) -> tuple[int, Any]:
+    def answer(self, path: str, request: dict[str, Any]) -> tuple[int, Any]:
         with httpx.Client(trust_env=False, timeout=60) as client:
-            answer = client.post(f"{self.url}/v1/embeddings", json=request)
+            answer = client.post(f"{self.url}{path}", json=request)
         return answer.status_code, answer.json()
 
 
@@ -77,17 +77,15 @@ def containers(team: Team, llama: Exported) -> Iterator[dict[str, Container]]:
         container.process.wait(timeout=60)
 
 
-@pytest.mark.xfail(
-    reason="the stand-in's Service closes connections to the real server; test_local.py serves it for real",
-    strict=False,
-)
 def test_the_projects_own_server_as_it_is_rendered(
     team: Team, containers: dict[str, Container], llama: Exported
 ) -> None:
     """An exported model, the server's arguments and probes, and the checkpoint's own vectors, all of them real."""
     config = team.config(backend="onnx", serving_image="registry.example.com/server:1", soak_seconds=0)
     deployed = kserve.deploy(config, read_bundle(llama.bundle), Models("s3://models/llama"))
-    assert [check.passed for check in deployed.checks] == [True] * 15
+    # No probe is long, and nothing says how fast the service should be.
+    assert {check.name for check in deployed.checks if check.passed is None} == {"long texts", "latency"}
+    assert [check.passed for check in deployed.checks if check.passed is not None] == [True] * 17
     assert failures(deployed.live) == []
     with Endpoint(deployed.endpoint, "team/embed") as endpoint:
         assert endpoint.embed(["how do I fit a valve"], "query").shape == (1, 64)
