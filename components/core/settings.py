@@ -18,8 +18,8 @@ from components.core.errors import InputError
 # A few lines of YAML can stand for more elements than memory holds.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 3
-_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 _SHORT.maxstring = _SHORT.maxother = 200
+_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 
 
 class Settings(BaseModel):
@@ -91,11 +91,16 @@ def load(model: type[Settings], values: dict[str, Any], *, stage: str) -> Any:
 
 
 def _has_password(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_has_password, value.values()))
-    if isinstance(value, list):
-        return any(map(_has_password, value))
-    return isinstance(value, str) and _PASSWORD.search(value) is not None
+    """Whether any text in ``value`` is an address with a password. What YAML's aliases share is looked at once."""
+    waiting, seen = [value], set()
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str) and _PASSWORD.search(part):
+            return True
+        if isinstance(part, dict | list) and id(part) not in seen:
+            seen.add(id(part))
+            waiting.extend(part.values() if isinstance(part, dict) else part)
+    return False
 
 
 def _explain(error: Any, model: type[Settings]) -> str:

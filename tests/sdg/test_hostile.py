@@ -268,6 +268,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "a bomb of aliases under an unknown name": (f"x: {bomb(11)}".encode(), "'x'"),
     "a bomb of aliases for a number": (f"num_pairs: {bomb(11)}".encode(), "num_pairs"),
     "a bomb of aliases for a record": (f"prices: {{m: {bomb(11)}}}".encode(), "prices"),
+    "a record that holds itself": (b"prices: &p {m: *p}", "prices"),
     "unknown setting": (b"num_pair: 7", "num_pairs"),
     "key in the file": (b"nvidia_api_key: abc", "nvidia_api_key"),
 }
