@@ -199,6 +199,8 @@ def _place(task: dsl.PipelineTask, stage: Stage, options: Options, given: Mappin
     """Ask for the node that ``stage`` needs."""
     node = stage.node
     task.set_cpu_request(node.cpu).set_cpu_limit(node.cpu).set_memory_request(node.memory).set_memory_limit(node.memory)
+    # KFP adds the rest of the restricted pod standard by itself. No user: OpenShift gives each namespace its own.
+    kubernetes.set_security_context(task, run_as_non_root=True)
     if node.shared_memory:
         kubernetes.empty_dir_mount(
             task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=node.shared_memory

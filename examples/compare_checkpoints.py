@@ -22,6 +22,7 @@ def compare_checkpoints(challenger_uri: str, champion_uri: str, eval_data_uri: s
     )
     task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit("1").set_memory_limit("64Gi")
     kubernetes.add_node_selector(task, "nvidia.com/gpu.product", "NVIDIA-A100-SXM4-80GB")
+    kubernetes.set_security_context(task, run_as_non_root=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ def questions_for_search(corpus_uri: str, ledger_uri: str) -> None:
     )
     test_set = prepare(qa_pairs=questions.outputs["qa_pairs"], overrides={"train_ratio": 0.1, "test_ratio": 0.9})
     test_set.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit("1")
+    for task in (questions, test_set):
+        kubernetes.set_security_context(task, run_as_non_root=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from google.protobuf.json_format import ParseError
+from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2 as kfp
 
 import pipeline
@@ -22,6 +22,7 @@ from components.pipeline_options import images
 from components.plan import make_plan
 from components.stages import NAMES, STAGES
 from tests.deploy import schemas
+from tests.deploy.pod_security import violations
 from tests.pipeline.compiled import Pipeline, dangling, parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +79,7 @@ def test_the_check_sees_what_is_broken(compiled: Compile) -> None:
     assert any("finetune: required artifact training_data" in problem for problem in found)
     assert any("is no string" in problem for problem in found)
     text = (pipeline.PIPELINES / "nemotron-embed.yaml").read_text(encoding="utf-8")
-    with pytest.raises(ParseError):
+    with pytest.raises(json_format.ParseError):
         parse(text.replace("cachingOptions:", "cachingOption:", 1))
 
 
@@ -169,6 +170,40 @@ def test_no_gpu_at_all_when_asked(compiled: Compile) -> None:
         assert not any(config.tolerations or config.HasField("node_selector") for config in whole.kubernetes.values())
         asked = {f"{stage.name}_{what}" for stage in STAGES for what in ("node_selector", "gpu_count")}
         assert not asked & set(whole.spec.root.input_definitions.parameters)
+
+
+# What KFP 2.16 and later gives the pod and user container of a task (applySecurityContextToExecutorTemplate in its
+# backend/src/v2/compiler/argocompiler); its own containers it makes non-root by itself.
+BY_KFP = {
+    "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+    "containers": [
+        {
+            "name": "main",
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("options", [(), ("--profile", "small", "--node-labels", "none")], ids=["llama", "small"])
+def test_every_stage_runs_where_the_restricted_standard_is_enforced(
+    compiled: Compile, options: tuple[str, ...]
+) -> None:
+    assert violations(BY_KFP) == ["main: runAsNonRoot"], "the one rule that KFP leaves to the pipeline"
+    for start, whole in compiled(*options).items():
+        for name, executor in whole.deployment.executors.items():
+            if not executor.HasField("container"):
+                continue  # an importer is all KFP's own
+            ours = json_format.MessageToDict(whole.kubernetes[name].security_context)
+            # A fixed user is not in the range that OpenShift gives to a namespace.
+            assert ours == {"runAsNonRoot": True}, (start, name)
+            pod = copy.deepcopy(BY_KFP)
+            pod["containers"][0]["securityContext"] |= ours
+            assert violations(pod) == []
 
 
 def behind(whole: Pipeline, dag: Any, result: str) -> Any:
