@@ -3,6 +3,7 @@
 python pipeline.py compile            write manifests/pipelines/*.yaml
 python pipeline.py compile --check    exit 2 when a committed file is not what would be written
 python pipeline.py submit             start a run on a Kubeflow Pipelines server, and follow it with --wait
+python pipeline.py wait RUN_ID        follow a run that was started
 python pipeline.py upload             make a version of the pipeline on the server
 python pipeline.py schedule           create, list, pause, resume or delete recurring runs
 """
@@ -15,25 +16,21 @@ import hashlib
 import inspect
 import logging
 import os
-import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import kfp
-import yaml
 from kfp import compiler, dsl, kubernetes
 from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, ServiceAccountTokenVolumeCredentials
 
 from components import __version__
 from components.core.artifacts import ARTIFACTS
 from components.core.encoder.config import EncoderConfig
-from components.core.errors import ActionNeeded, InputError, StageError, Transient
-from components.core.history import History
+from components.core.errors import InputError, StageError, Transient
 from components.core.stage import Stage
 from components.form import (
     GPU_COUNT,
@@ -45,18 +42,11 @@ from components.form import (
     override_inputs,
     override_parameter,
 )
-from components.kubeflow import Launch, Server, asking
-from components.pipeline_options import (
-    add_compile_options,
-    add_run_options,
-    add_server_options,
-    add_start,
-    chosen,
-    chosen_run,
-    images,
-    requested,
-)
-from components.plan import Plan, form_settings
+from components.kubeflow import Server
+from components.kubeflow_errors import asking
+from components.pipeline_commands import ServerCommands
+from components.pipeline_options import add_command, add_compile_options, images, requested
+from components.plan import Plan, form_settings, pipeline_name
 from components.stages import NAMES, STAGES
 
 ROOT = Path(__file__).resolve().parent
@@ -116,13 +106,6 @@ def build(plan: Plan, options: Options) -> Any:
     stages = ", ".join(stage.name for stage in plan.stages)
     description = f"Fine-tune an embedding model on documents of your own: {stages}."
     return dsl.pipeline(name=pipeline_name(plan), description=description)(_with_signature(flow, "flow", parameters))
-
-
-def pipeline_name(plan: Plan) -> str:
-    """``nemotron-embed`` for the whole recipe, ``nemotron-embed-from-STAGE`` for a later start."""
-    start, end = plan.stages[0].name, plan.stages[-1].name
-    name = "nemotron-embed" if start == NAMES[0] else f"nemotron-embed-from-{start}"
-    return name if end == NAMES[-1] else f"{name}-to-{end}"
 
 
 def compiled(plan: Plan, options: Options, objects: compiler.KubernetesManifestOptions | None = None) -> str:
@@ -266,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pipeline.py", description="Stages as Kubeflow pipelines.")
     commands = parser.add_subparsers(dest="command", required=True)
-    sub = _command(commands, "compile", _compile, "Write the pipelines as YAML")
+    sub = add_command(commands, "compile", _compile, "Write the pipelines as YAML")
     sub.add_argument("--from", dest="starts", action="append", choices=NAMES, help="only this start (default: each)")
     add_compile_options(sub)
     sub.add_argument("--out", type=Path, default=PIPELINES, metavar="DIR", help="default: manifests/pipelines")
@@ -278,46 +261,8 @@ def _parser() -> argparse.ArgumentParser:
         help="kubernetes writes Pipeline and PipelineVersion objects for GitOps, KFP 2.17 with its Kubernetes store",
     )
     sub.add_argument("--namespace", default="kubeflow", help="of those objects (default: kubeflow)")
-
-    sub = _command(commands, "submit", _submit, "Start a run")
-    add_run_options(sub)
-    sub.add_argument("--run-name", metavar="NAME", help="default: the pipeline's name and the time")
-    sub.add_argument("--wait", action="store_true", help="follow the run; exit 3 when it does not succeed")
-    sub.add_argument("--timeout", type=float, default=86400, metavar="SECONDS", help="of --wait (default: a day)")
-    sub.add_argument("--dry-run", action="store_true", help="check the parameters and show them; start nothing")
-
-    sub = _command(commands, "upload", _upload, "Make a version of the pipeline on the server")
-    add_start(sub)
-    add_compile_options(sub)
-    add_server_options(sub)
-    sub.add_argument("--version", default=__version__, help=f"name of the version (default: {__version__})")
-
-    schedules = commands.add_parser("schedule", help="Recurring runs").add_subparsers(dest="action", required=True)
-    sub = _command(schedules, "create", _schedule, "Create a recurring run, or change the one of that name")
-    sub.add_argument("name", help="name of the recurring run")
-    sub.add_argument(
-        "--cron", required=True, help="when: six fields, seconds first, or the usual five; UTC: '0 2 * * *'"
-    )
-    sub.add_argument("--version", default=__version__, help=f"version of the pipeline to pin (default: {__version__})")
-    add_run_options(sub)
-    sub = _command(schedules, "list", _list_schedules, "Every recurring run of the experiment")
-    add_server_options(sub, experiment=True)
-    for action, change, text in (
-        ("pause", "disable", "Start no more runs"),
-        ("resume", "enable", "Start runs again"),
-        ("delete", "delete", "Forget a recurring run; its runs stay"),
-    ):
-        sub = _command(schedules, action, _change_schedule, text)
-        sub.add_argument("name", help="name of the recurring run")
-        sub.set_defaults(change=change)
-        add_server_options(sub, experiment=True)
+    ServerCommands(compiled, _server).add_to(commands)
     return parser
-
-
-def _command(commands: Any, name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
-    sub = commands.add_parser(name, help=text, description=f"{text}.", allow_abbrev=False)
-    sub.set_defaults(run=run)
-    return sub
 
 
 def _compile(args: argparse.Namespace) -> int:
@@ -344,65 +289,6 @@ def _compile(args: argparse.Namespace) -> int:
     return 0
 
 
-def _submit(args: argparse.Namespace) -> int:
-    plan, options, given = chosen_run(args)
-    name = args.run_name or f"{pipeline_name(plan)} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-    if args.dry_run:
-        print(yaml.safe_dump(given, sort_keys=False), end="")
-        return 0
-    server = _server(args)
-    run_id = server.start(name, compiled(plan, options), _launch(args, given))
-    if not args.wait:
-        return 0
-    began = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    state = server.wait(run_id, timeout=args.timeout, show=lambda line: print(line, flush=True))
-    for line in _figures(given.get("history_uri"), since=began):
-        print(line)
-    if state != "SUCCEEDED":
-        raise ActionNeeded(f"run {run_id} ended as {state}: its page shows the task and its log")
-    return 0
-
-
-def _figures(history_uri: str | None, *, since: str) -> list[str]:
-    """What the run came to: KFP's API has no metrics, the history has them."""
-    if not history_uri:
-        return []
-    try:
-        return [run.summary() for run in History(history_uri).runs(since=since)]
-    except (StageError, ImportError) as error:
-        return [f"figures: {history_uri} cannot be read from here ({error})"]
-
-
-def _upload(args: argparse.Namespace) -> int:
-    plan, options = chosen(args)
-    name = pipeline_name(plan)
-    version = _server(args).upload(name, compiled(plan, options), version=args.version)
-    print(f"{name} {args.version}: {'uploaded' if version.created else 'is there already'}")
-    return 0
-
-
-def _schedule(args: argparse.Namespace) -> int:
-    plan, options, given = chosen_run(args)
-    cron = _cron(args.cron)
-    server = _server(args)
-    version = server.upload(pipeline_name(plan), compiled(plan, options), version=args.version)
-    changed = server.schedule(args.name, version, cron, _launch(args, given))
-    print(f"{args.name}: {'scheduled' if changed else 'is scheduled so already'} ({cron})")
-    return 0
-
-
-def _list_schedules(args: argparse.Namespace) -> int:
-    for name, cron, mode, given in _server(args).schedules(args.experiment):
-        print(f"{name}  {cron}  {'paused' if mode == 'DISABLE' else 'active'}  {given.get('corpus_uri', '')}".rstrip())
-    return 0
-
-
-def _change_schedule(args: argparse.Namespace) -> int:
-    _server(args).change_schedule(args.name, args.experiment, args.change)
-    print(f"{args.name}: {args.change}d")
-    return 0
-
-
 def _server(args: argparse.Namespace) -> Server:
     """Credentials come from the environment only: arguments are seen by every user of the machine."""
     with warnings.catch_warnings(), asking("connecting"):
@@ -416,22 +302,6 @@ def _server(args: argparse.Namespace) -> Server:
             credentials=ServiceAccountTokenVolumeCredentials() if KF_PIPELINES_SA_TOKEN_ENV in os.environ else None,
         )
     return Server(client, args.namespace)
-
-
-def _launch(args: argparse.Namespace, given: Mapping[str, Any]) -> Launch:
-    return Launch(args.experiment, given, args.pipeline_root, args.service_account)
-
-
-def _cron(text: str) -> str:
-    """Six fields for KFP. Raises InputError for what is no cron expression."""
-    fields = text.split()
-    if len(fields) == 5:
-        fields.insert(0, "0")
-    if len(fields) != 6 or not all(re.fullmatch(r"[\w*/,?#-]+", field) for field in fields):
-        raise InputError(
-            f"--cron '{text}': expected five fields, or six with seconds first: '0 2 * * *' is daily at two"
-        )
-    return " ".join(fields)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
 import kfp_server_api as api
-import urllib3
 
-from components.core.errors import ActionNeeded, InputError, StageError, Transient
+from components.core.errors import InputError, Transient
+from components.kubeflow_errors import asking
 
 _log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 60.0
@@ -47,6 +48,16 @@ class Launch:
     parameters: Mapping[str, Any]
     pipeline_root: str | None = None
     service_account: str | None = None
+
+
+@dataclass(frozen=True)
+class EndedRun:
+    """A run at its end; ``began`` and ``ended`` are times as the names of a history's runs have them."""
+
+    state: str
+    parameters: Mapping[str, Any]
+    began: str
+    ended: str
 
 
 class Server:
@@ -91,8 +102,8 @@ class Server:
             )
             return _id(run.run_id)
 
-    def wait(self, run_id: str, *, timeout: float, show: Callable[[str], None]) -> str:
-        """Follow a run to its end; ``show`` gets a line whenever a task changes. Return the run's last state.
+    def wait(self, run_id: str, *, timeout: float, show: Callable[[str], None]) -> EndedRun:
+        """Follow a run to its end; ``show`` gets a line whenever a task changes.
 
         Raises Transient after ``timeout`` seconds; the run goes on.
         """
@@ -113,12 +124,9 @@ class Server:
                 for line in _changes(run, states):
                     show(line)
                 if run.state in _ENDED:
-                    return str(run.state)
+                    return _ended(run)
             if time.monotonic() >= deadline:
-                raise Transient(
-                    f"run {run_id} has not ended after {timeout:g} s and goes on: its page shows how it ends; "
-                    f"submit again would start another"
-                )
+                raise Transient(f"run {run_id} has not ended after {timeout:g} s")
             time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
 
     def schedule(self, name: str, version: Version, cron: str, launch: Launch) -> bool:
@@ -217,43 +225,11 @@ class Server:
                 return found
 
 
-@contextlib.contextmanager
-def asking(what: str) -> Iterator[None]:
-    """Errors of the SDK as ours; ``what`` is asked for."""
-    try:
-        yield
-    except StageError:
-        raise
-    except api.ApiException as error:
-        raise _refused(what, error) from None
-    except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise Transient(f"{what}: the server cannot be reached ({error}): check --host, then run again") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        # A login page instead of an answer, for instance.
-        raise ActionNeeded(
-            f"{what}: what answers is no Kubeflow Pipelines API ({error}): check --host, KFP_TOKEN and KFP_COOKIES"
-        ) from None
-
-
 def _id(found: str | None) -> str:
     """The SDK reads any answer as an object, with nothing in it when it is another one."""
     if not found:
         raise ValueError("an answer without an id")
     return found
-
-
-def _refused(what: str, error: Any) -> StageError:
-    try:
-        body = json.loads(error.body)
-        said = body.get("error") or body.get("message") or ""
-    except (ValueError, TypeError, AttributeError):
-        said = error.reason or ""
-    problem = f"{what}: the server answers {error.status} {' '.join(str(said).split())[:300]}".rstrip()
-    if error.status in (401, 403):
-        return ActionNeeded(f"{problem}: check KFP_TOKEN or KFP_COOKIES and your rights in the namespace")
-    if not error.status or error.status in (408, 425, 429) or error.status >= 500:
-        return Transient(f"{problem}: run again later")
-    return InputError(f"{problem}: check the names and parameters")
 
 
 def _never_wait_for_ever(client: Any) -> None:
@@ -284,6 +260,12 @@ def _changes(run: Any, states: dict[str, str]) -> Iterator[str]:
         states[""] = run.state
         problem = f": {run.error.message}" if run.error and run.error.message else ""
         yield f"run: {str(run.state).lower()}{problem}"
+
+
+def _ended(run: Any) -> EndedRun:
+    parameters = run.runtime_config.parameters if run.runtime_config else None
+    began, ended = (f"{at.astimezone(UTC):%Y%m%dT%H%M%SZ}" if at else "" for at in (run.created_at, run.finished_at))
+    return EndedRun(str(run.state), parameters or {}, began, ended)
 
 
 def _schedule(version: Version, cron: str, launch: Launch) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,15 @@ from components.stages import NAMES, STAGES
 
 PINS = Path(__file__).resolve().parents[1] / "images" / "pins.env"
 SERVING_NODE_SELECTOR = "serving_node_selector"
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    """Another command, which ``run`` carries out."""
+    sub = commands.add_parser(name, help=text, description=f"{text}.", allow_abbrev=False)
+    sub.set_defaults(run=run)
+    return sub
 
 
 def add_start(sub: argparse.ArgumentParser) -> None:
@@ -85,6 +94,11 @@ def add_server_options(sub: argparse.ArgumentParser, *, experiment: bool = False
     sub.add_argument("--namespace", help="of your profile; none on a server for one user")
     if experiment:
         sub.add_argument("--experiment", default="nemotron-embed", help="default: nemotron-embed")
+
+
+def add_timeout(sub: argparse.ArgumentParser, what: str) -> None:
+    """How long a run is followed."""
+    sub.add_argument("--timeout", type=float, default=86400, metavar="SECONDS", help=f"{what} (default: a day)")
 
 
 def images() -> dict[str, str]:

@@ -138,3 +138,10 @@ def form_settings(stages: Iterable[Stage]) -> dict[str, FieldInfo]:
             if in_form(field):
                 found.setdefault(name, field)
     return found
+
+
+def pipeline_name(plan: Plan) -> str:
+    """``nemotron-embed`` for the whole recipe, ``nemotron-embed-from-STAGE`` for a later start."""
+    start, end = plan.stages[0].name, plan.stages[-1].name
+    name = "nemotron-embed" if start == NAMES[0] else f"nemotron-embed-from-{start}"
+    return name if end == NAMES[-1] else f"{name}-to-{end}"

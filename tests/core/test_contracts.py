@@ -35,6 +35,9 @@ ABOVE = {
     "plan": ("components.profiles", "components.stages"),
     "info": ("components.profiles", "components.stages"),
     "form": ("components.plan",),
+    "kubeflow_errors": (),
+    "kubeflow": ("components.kubeflow_errors",),
+    "pipeline_commands": ("components.form", "components.kubeflow", "components.pipeline_options", "components.plan"),
     "pipeline_options": ("components.form", "components.plan", "components.profiles", "components.stages"),
     "values_schema": ("components.plan", "components.profiles", "components.stages"),
     "docs": (

@@ -86,7 +86,9 @@ def _pipeline(words: list[str]) -> None:
     In running text a command may be named without what it needs.
     """
     if words[-1] == "--help":
-        names = [word for word in words if word in ("submit", "compile", "upload", "schedule", "create", "list")]
+        names = [
+            word for word in words if word in ("submit", "wait", "compile", "upload", "schedule", "create", "list")
+        ]
         with pytest.raises(SystemExit, match="0"):
             pipeline._parser().parse_known_args([*names, "--help"])
         return

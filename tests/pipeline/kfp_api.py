@@ -35,6 +35,8 @@ class KfpApi:
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     # What a run looks like each time it is asked for; the last one stays.
     course: list[tuple[str, dict[str, str]]] = field(default_factory=lambda: [("SUCCEEDED", {})])
+    began: str = "2026-01-01T10:00:00Z"
+    ended: str = "2026-01-01T12:00:00Z"
     intercept: Callable[[str, str], Answer | bytes | None] = lambda method, path: None
     _ids: Iterator[int] = field(default_factory=itertools.count)
 
@@ -53,7 +55,7 @@ class KfpApi:
             found = [v for v in self.versions if v.pipeline_id == rest.split("/")[0] and v.display_name == wanted]
             return 200, {"pipeline_versions": found}
         if resource == "runs" and method == "GET":
-            return 200, self._run(rest)
+            return self._run(rest)
         kinds = {"pipelines": self.pipelines, "experiments": self.experiments, "runs": self.runs,
                  "recurringruns": self.recurring}  # fmt: skip
         held, id_name, model = kinds[resource], _ID[resource], _CLIENT_MODEL[resource]
@@ -88,11 +90,17 @@ class KfpApi:
         then(made)
         return 200, made
 
-    def _run(self, run_id: str) -> Any:
-        (run,) = [run for run in self.runs if run.run_id == run_id]
+    def _run(self, run_id: str) -> Answer:
+        run = next((run for run in self.runs if run.run_id == run_id), None)
+        if run is None:
+            return 404, {"error": f"Run {run_id} not found", "code": 5}
         state, tasks = self.course.pop(0) if len(self.course) > 1 else self.course[0]
         details = [{"display_name": name, "state": state} for name, state in tasks.items()]
-        return read("V2beta1Run", {"run_id": run.run_id, "state": state, "run_details": {"task_details": details}})
+        return 200, read("V2beta1Run", {
+            "run_id": run.run_id, "state": state, "run_details": {"task_details": details},
+            "runtime_config": _CLIENT.sanitize_for_serialization(run.runtime_config),
+            "created_at": self.began, "finished_at": self.ended if state in ("SUCCEEDED", "FAILED") else None,
+        })  # fmt: skip
 
 
 _ID = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,9 @@ def test_wait_shows_each_change_once_and_ends_with_the_run(server: KfpApi, capsy
         ("SUCCEEDED", {"sdg": "SUCCEEDED", "prep": "SUCCEEDED"}),
     ]
     assert call(server, "submit", CORPUS, "--wait") == 0
-    shown = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("Run details")]
+    link, run_id, *shown = capsys.readouterr().out.splitlines()
+    assert link == f"Run details: {server.url}/#/runs/details/{server.runs[0].run_id}"
+    assert run_id == f"Run id: {server.runs[0].run_id}"
     assert shown == ["sdg: running", "run: running", "sdg: succeeded", "prep: running", "prep: succeeded",
                      "run: succeeded"]  # fmt: skip
 
@@ -76,12 +79,14 @@ def test_waiting_ends_with_the_runs_figures_where_it_keeps_a_history(
     scores = {"base": 0.61, "finetuned": 0.72}
     verdict = Judged(passed=False, reasons=("no better",), metric="NDCG@10", queries=50, scores=scores)
     history.write("20000101T000000Z-aaaaaa", started)
-    history.write("99991231T000000Z-bbbbbb", started)
-    history.write("99991231T000000Z-bbbbbb", verdict)
+    history.write("20260101T100007Z-bbbbbb", started)
+    history.write("20260101T100007Z-bbbbbb", verdict)
+    history.write("20260102T100007Z-cccccc", started)
     assert call(server, "submit", CORPUS, "--wait", f"history_uri={tmp_path}") == 0
     said = capsys.readouterr().out
     assert "NDCG@10 base 0.6100, finetuned 0.7200 on 50 queries; not promoted: no better" in said
     assert "20000101" not in said
+    assert "20260102" not in said
     assert call(server, "submit", CORPUS, "--wait", "history_uri=ftp://nowhere") == 0
     assert "cannot be read from here" in capsys.readouterr().out
 
@@ -130,7 +135,43 @@ def test_a_run_that_lasts_too_long_goes_on_and_is_exit_code_75(
 ) -> None:
     server.course = [("RUNNING", {})]
     assert call(server, "submit", CORPUS, "--wait", "--timeout", "0.2") == 75
-    assert "submit again would start another" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    command = re.search(r"`python pipeline\.py (wait \S+)` follows it", said)
+    assert command
+    server.course = [("SUCCEEDED", {"sdg": "SUCCEEDED"})]
+    assert call(server, *command[1].split()) == 0
+    assert capsys.readouterr().out.splitlines() == ["sdg: succeeded", "run: succeeded"]
+    assert len(server.runs) == 1
+
+
+def test_a_run_that_was_started_elsewhere_is_followed_with_its_figures(
+    server: KfpApi, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = Started(documents=9, new=9, changed=0, removed=0, documents_digest="d", settings_digest="s")
+    History(str(tmp_path)).write("20260101T100007Z-aaaaaa", started)
+    assert call(server, "submit", CORPUS, f"history_uri={tmp_path}") == 0
+    (run,) = server.runs
+    capsys.readouterr()
+    server.course = [("RUNNING", {"sdg": "RUNNING"}), ("FAILED", {"sdg": "FAILED"})]
+    assert call(server, "wait", run.run_id) == 3
+    said = capsys.readouterr()
+    assert said.out.startswith("sdg: running\nrun: running\nsdg: failed\nrun: failed\n20260101T100007Z-aaaaaa: 9 doc")
+    assert "ended as FAILED" in said.err
+
+
+def test_following_a_run_that_is_not_there_is_wrong_input(server: KfpApi, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(server, "wait", "nothing") == 2
+    assert "Run nothing not found" in capsys.readouterr().err
+
+
+def test_a_connection_that_stays_lost_names_the_command_that_goes_on(
+    server: KfpApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kubeflow, "_FAILED_POLLS", 2)
+    server.intercept = lambda method, path: (503, {}) if method == "GET" and "/runs/" in path else None
+    assert call(server, "submit", CORPUS, "--wait") == 75
+    assert f"`python pipeline.py wait {server.runs[0].run_id}` follows it" in capsys.readouterr().err
 
 
 def test_a_server_that_restarts_does_not_end_the_wait(server: KfpApi) -> None:
