@@ -8,6 +8,7 @@ PORT ?= 8000
 DOCKER ?= docker
 REGISTRY ?= registry.example.com/nemotron-embed
 VARIANT ?=
+OPTIONS ?=
 IMAGE_TOOL = $(PYTHON) images/build.py
 IMAGE_OPTIONS = --engine $(DOCKER) --registry $(REGISTRY) $(if $(VARIANT),--variant $(VARIANT))
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' components/__init__.py)
@@ -43,8 +44,8 @@ format: $(VENV)/.test ## Put the code into the house style
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-compile: $(VENV)/.test ## Write the pipelines to manifests/pipelines
-	$(RUN) pipeline.py compile
+compile: $(VENV)/.kfp ## Write the pipelines to manifests/pipelines (OPTIONS='--node-labels gke')
+	$(RUN) pipeline.py compile $(OPTIONS)
 
 docs: $(VENV)/.test ## Write the generated tables of the components' READMEs
 	$(RUN) -m components docs
@@ -65,7 +66,7 @@ checkov: $(VENV)/.test ## Chart, overlays and Dockerfiles by checkov, in an envi
 push: ## Push the images, and write their digests to images/pins.env (REGISTRY=, DOCKER=)
 	@$(IMAGE_TOOL) push $(IMAGE_OPTIONS)
 
-release: images push compile ## Build and push the images, and compile pipelines that name them by digest
+release: images push compile ## Build and push the images, and compile pipelines that name them by digest (REGISTRY=, OPTIONS=)
 
 sbom: ## List what each image holds: work/sbom/IMAGE.cdx.json (CycloneDX)
 	@$(IMAGE_TOOL) sbom $(IMAGE_OPTIONS)
@@ -89,6 +90,11 @@ $(VENV)/bin/python:
 		{ echo "error: $(PYTHON) is older than Python 3.11: run make PYTHON=/path/to/python3.11"; exit 2; }
 	@$(PYTHON) -m venv $(VENV)
 
+# pipeline.py: no torch.
+$(VENV)/.kfp: $(VENV)/bin/python pyproject.toml constraints.txt
+	@$(PIP) --editable '.[kfp]'
+	@touch $@
+
 $(VENV)/.local: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (some minutes the first time) ..."
 	@$(PIP) --editable '.[local]'
@@ -97,4 +103,4 @@ $(VENV)/.local: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (some minutes the first time) ..."
 	@$(PIP) --editable '.[test]'
-	@touch $@ $(VENV)/.local
+	@touch $@ $(VENV)/.kfp $(VENV)/.local
