@@ -31,6 +31,7 @@ from benchmarks import report
 from components.cli import parse
 from components.core import log
 from components.core.beir_data import BeirData, read_beir
+from components.core.embedding import How
 from components.core.encoder.checkpoint import load_base, load_checkpoint, save_checkpoint
 from components.core.encoder.model import Encoder
 from components.eval.metrics import measure
@@ -73,16 +74,17 @@ def _collection(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             for name, train_with in (("ours", _ours), ("sentence-transformers", _sentence_transformers)):
                 started = time.perf_counter()
                 trained = train_with(triples, work, args, seed)
-                found[name].append(_ndcg(load_checkpoint(trained), test))
+                found[name].append(_ndcg(trained, test))
                 took = time.perf_counter() - started
                 print(f"{folder.name}: {name}, seed {seed}: {found[name][-1]:.4f} in {took:.0f} s", flush=True)
+        base_value = _ndcg(work / "base", test)
     means = {name: statistics.fmean(values) for name, values in found.items()}
     spread = max(statistics.stdev(values) for values in found.values())
     return {
         "collection": folder.name,
         "triples": len(triples),
         "test questions": len(test.queries),
-        "base": f"{_ndcg(base, test):.4f}",
+        "base": f"{base_value:.4f}",
         **{name: f"{means[name]:.4f} ({' '.join(f'{v:.4f}' for v in values)})" for name, values in found.items()},
         "apart": round(abs(means["ours"] - means["sentence-transformers"]), 4),
         "standard deviation of seeds": round(spread, 4),
@@ -172,8 +174,8 @@ def _sentence_transformers(triples: list[Triple], work: Path, args: argparse.Nam
     return target
 
 
-def _ndcg(encoder: Encoder, data: BeirData) -> float:
-    search = search_with_encoder(lambda: encoder, "model", {"test": data}, 10, batch_tokens=4096)
+def _ndcg(checkpoint: Path, data: BeirData) -> float:
+    search = search_with_encoder(checkpoint, "model", {"test": data}, 10, How(batch_tokens=4096))
     return measure(data.qrels, search.runs["test"], [10]).mean["NDCG"]["NDCG@10"]
 
 

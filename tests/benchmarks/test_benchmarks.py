@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks import accuracy, encode, finetune, stages
+from benchmarks import accuracy, encode, finetune, quality, scaling, stages
 
 
 @pytest.fixture
 def rows_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any], list[dict[str, Any]]]:
-    def run(program: Any) -> list[dict[str, Any]]:
+    def run(program: Any, *arguments: str) -> list[dict[str, Any]]:
         path = tmp_path / "results.json"
-        monkeypatch.setattr(sys, "argv", ["benchmark", "--tiny", "--json", str(path)])
+        monkeypatch.setattr(sys, "argv", ["benchmark", *(arguments or ["--tiny"]), "--json", str(path)])
         program.main()
         return json.loads(path.read_text())["rows"]
 
@@ -53,3 +53,31 @@ def test_the_stages_run_one_after_the_other(rows_of):
     rows = rows_of(stages)
     assert [row["stage"] for row in rows] == ["prep", "finetune", "eval", "export"]
     assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_two_processes_train_what_one_does(rows_of):
+    rows = rows_of(scaling, "--tiny", "--only", "one GPU, in-batch negatives 128|two GPUs, in-batch negatives 128")
+    assert [row["contestant"].split(",")[0] for row in rows] == ["one GPU", "two GPUs"]
+    assert float(rows[1]["largest difference of a loss"]) < 1e-4
+    assert all(row["s/step"] > 0 for row in rows)
+
+
+def test_both_trainings_of_the_small_model_are_measured(rows_of, tmp_path):
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    words = ("bees", "tea", "rain", "iron", "jazz", "salt", "owls", "silk")
+    texts = [f"Article {n} is about {word}." for n, word in enumerate(words)]
+    passages = [json.dumps({"_id": f"p{n}", "title": "", "text": text}) for n, text in enumerate(texts)]
+    questions = [json.dumps({"_id": f"q{n}", "text": text.split()[-1]}) for n, text in enumerate(texts)]
+    judgements = ["query-id\tcorpus-id\tscore", *(f"q{n}\tp{n}\t1" for n in range(len(texts)))]
+    (folder / "corpus.jsonl").write_text("\n".join(passages))
+    (folder / "queries.jsonl").write_text("\n".join(questions))
+    (folder / "qrels" / "test.tsv").write_text("\n".join(judgements))
+    try:
+        (row,) = rows_of(quality, "--data", str(folder), "--seeds", "2", "--epochs", "1", "--length", "16")
+    except SystemExit as ended:  # so few questions say nothing about who is better
+        assert "further apart" in str(ended.code)
+        (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert row["triples"] == row["test questions"] == 4
+    assert 0 < float(row["ours"].split()[0]) <= 1
+    assert 0 < float(row["sentence-transformers"].split()[0]) <= 1
