@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +179,15 @@ def test_eight_bits_round_vectors_and_gradients_a_little(backbone, ids):
     (exact, gradient), (rounded, rounded_gradient) = measured(False), measured(True)
     assert 0.99 < nn.functional.cosine_similarity(exact, rounded).min() < 0.99999
     assert 0.98 < nn.functional.cosine_similarity(gradient, rounded_gradient, dim=0) < 0.99999
+
+
+def test_eight_bit_weights_follow_every_change_of_the_weights(backbone, ids):
+    copy = deepcopy(backbone)
+    used, fresh = (PackedEncoder(copy, "avg", fp8=True) for _ in range(2))
+    with torch.no_grad():
+        before = packed_vectors(used, ids, 40)
+        for weight in copy.parameters():
+            weight.mul_(1 + 0.3 * torch.rand(weight.shape, generator=torch.Generator().manual_seed(2)))
+        after = packed_vectors(used, ids, 40)
+        torch.testing.assert_close(after, packed_vectors(fresh, ids, 40), atol=0, rtol=0)
+    assert (after - before).abs().max() > 1e-3

@@ -33,6 +33,34 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, 
     return _masked(query, key, value, bounds)
 
 
+def attention_forward(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, max_length: int
+) -> tuple[Tensor, Tensor]:
+    """``packed_attention`` for those who write their own backward pass: its result, and what that pass needs of it."""
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        return _flash(query, key, value, bounds, max_length)
+    return _masked(query, key, value, bounds), query.new_empty(0)
+
+
+def attention_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mixed: Tensor,
+    log_sum_exp: Tensor,
+    bounds: Tensor,
+    max_length: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``query``, ``key``, ``value``; ``mixed``, ``log_sum_exp``: of ``attention_forward``."""
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        return _flash_backward(gradient, query, key, value, mixed, log_sum_exp, bounds, max_length)
+    with torch.enable_grad():
+        inputs = [part.detach().requires_grad_() for part in (query, key, value)]
+        again = _masked(*inputs, bounds)
+    return torch.autograd.grad(again, inputs, gradient)
+
+
 def _masked(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor:
     tokens = query.shape[0]
     text = torch.bucketize(torch.arange(tokens, device=query.device), bounds[1:], right=True)
@@ -68,7 +96,7 @@ def _flash_attention_4() -> ModuleType | None:
         return None
     try:
         return importlib.import_module("flash_attn.cute.interface")
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, RuntimeError) as error:  # its own libraries raise the last where one is missing
         _log.warning("flash-attn-4 is installed and cannot be used (%s): attention runs torch's own kernels", error)
         return None
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from components.core.encoder.fused import fused
 
 _FORMAT = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FORMAT).max
@@ -18,6 +21,36 @@ def linear(values: Tensor, weight: Tensor) -> Tensor:
     ``out`` must be multiples of 16.
     """
     return _Linear.apply(values, weight)
+
+
+class Rounded:
+    """Products of values and weights rounded to 8 bits, as ``core.encoder.products`` describes them.
+
+    Rounded weights are kept until the weights change: a step has several bins.
+    """
+
+    def __init__(self, *, compiled: bool = False) -> None:
+        self._round = fused(_rounded) if compiled else _rounded
+        self._kept: dict[Any, tuple[int, tuple[Tensor, Tensor]]] = {}
+
+    def each(self, values: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+        rounded = self._round(values)
+        return [_rounded_product(*rounded, *self._rounded_weight(weight), values.dtype) for weight in weights]
+
+    def onto(self, total: Tensor, values: Tensor, weight: Tensor) -> Tensor:
+        return total.add_(self.each(values, [weight])[0])
+
+    def _rounded_weight(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        owner = weight if weight._base is None else weight._base
+        if not isinstance(owner, nn.Parameter):  # put together for this product only
+            return self._round(weight)
+        # Of a weight and of its transpose, a view of the same parameter, other rows are rounded.
+        place = (id(owner), weight.stride())
+        version, rounded = self._kept.get(place, (None, None))
+        if version != weight._version:
+            rounded = self._round(weight)
+            self._kept[place] = (weight._version, rounded)
+        return rounded
 
 
 class _Linear(torch.autograd.Function):
@@ -34,13 +67,17 @@ class _Linear(torch.autograd.Function):
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """``left`` [m, k] times ``right`` [n, k] transposed."""
-    left8, left_scale = _rounded(left)
-    right8, right_scale = _rounded(right)
+    return _rounded_product(*_rounded(left), *_rounded(right), left.dtype)
+
+
+def _rounded_product(
+    left: Tensor, left_scale: Tensor, right: Tensor, right_scale: Tensor, dtype: torch.dtype
+) -> Tensor:
     if not left.is_cuda:
-        return ((left8.float() * left_scale) @ (right8.float() * right_scale).t()).to(left.dtype)
+        return ((left.float() * left_scale) @ (right.float() * right_scale).t()).to(dtype)
     return torch._scaled_mm(
-        left8,
-        right8.t(),
+        left,
+        right.t(),
         scale_a=left_scale,
         scale_b=right_scale.t(),
         out_dtype=torch.bfloat16,

@@ -7,7 +7,6 @@ optimizers see nothing but that.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,10 +15,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from components.core.encoder import packed_bert, packed_llama
+from components.core.encoder.fp8 import Rounded
 from components.core.encoder.fp8 import linear as linear8
 from components.core.encoder.packing import Bin, balanced, pack
+from components.core.encoder.pooling import Pooling, pooled
+from components.core.encoder.products import Exact
 
-Pooling = Literal["avg", "cls", "last"]
 # Texts tokenised at a time: seconds of work for a GPU, a fraction of one for the tokenizer.
 _PIECE = 2048
 
@@ -38,8 +39,8 @@ def fast(backbone: PreTrainedModel) -> bool:
 class PackedEncoder:
     """``backbone`` with pooling and normalisation, for texts packed into bins.
 
-    ``compiled``: fuse each layer with torch.compile; one graph serves all layers and all sizes of bins. ``fp8``: the
-    layers' matrix products in 8 bits: faster on Hopper GPUs and less exact.
+    ``compiled``: fuse what lies between the matrix products with torch.compile; the same code serves all layers and all
+    sizes of bins. ``fp8``: the layers' matrix products in 8 bits: faster on Hopper GPUs and less exact.
     """
 
     def __init__(
@@ -54,13 +55,12 @@ class PackedEncoder:
         self.backbone = backbone
         self.pooling = pooling
         self.l2_normalize = l2_normalize
-        self.compiled = compiled
-        llama = packed_llama.supports(backbone)
-        self._family = packed_llama.PackedLlama(backbone) if llama else packed_bert.PackedBert(backbone)
-        self._linear = linear8 if fp8 else nn.functional.linear
-        self._layer = self._compile(self._family.layer)
-        self._last, self._last_weights = self._family.finish()
-        self._last = self._compile(self._last)
+        if packed_llama.supports(backbone):
+            products = Rounded(compiled=compiled) if fp8 else Exact()
+            self._family = packed_llama.PackedLlama(backbone, products, compiled=compiled)
+        else:
+            linear = linear8 if fp8 else nn.functional.linear
+            self._family = packed_bert.PackedBert(backbone, linear, compiled=compiled)
 
     @property
     def layers(self) -> int:
@@ -76,19 +76,14 @@ class PackedEncoder:
 
         The first ``recompute_layers`` layers keep only their input for the backward pass and compute the rest again.
         """
-        hidden, shared = self._family.embed(texts)
-        bounds = texts.bounds
-        self._sizes_vary(bounds, *(part for part in shared if isinstance(part, Tensor)))
+        hidden, positions = self._family.embed(texts)
         for number, weights in enumerate(self._family.weights()):
-            self._sizes_vary(hidden)
-            arguments = (self._linear, hidden, shared, bounds, texts.max_length, weights, self._family.epsilon)
+            arguments = (hidden, positions, texts, weights)
             if number < recompute_layers and torch.is_grad_enabled():
-                hidden = checkpoint(self._layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+                hidden = checkpoint(self._family.layer, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
-                hidden = self._layer(*arguments)
-        self._sizes_vary(hidden)
-        hidden = self._last(hidden, *self._last_weights)
-        vectors = pooling_matrix(bounds, hidden.shape[0], self.pooling) @ hidden.float()
+                hidden = self._family.layer(*arguments)
+        vectors = pooled(self._family.finish(hidden), texts.bounds, self.pooling)
         return nn.functional.normalize(vectors, dim=-1) if self.l2_normalize else vectors
 
     def stream(
@@ -111,15 +106,6 @@ class PackedEncoder:
         if running:
             yield running[0], running[1]()
 
-    def _compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return torch.compile(function, fullgraph=True) if self.compiled else function
-
-    def _sizes_vary(self, *tensors: Tensor) -> None:
-        """Say that the first dimension differs from bin to bin: else every new size is compiled anew."""
-        if self.compiled:
-            for tensor in tensors:
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
-
 
 def _fetch(vectors: Tensor) -> Callable[[], np.ndarray]:
     """Start copying ``vectors`` to the host; the function returned waits for it."""
@@ -135,17 +121,3 @@ def _fetch(vectors: Tensor) -> Callable[[], np.ndarray]:
         return host.numpy()
 
     return wait
-
-
-def pooling_matrix(bounds: Tensor, tokens: int, pooling: Pooling) -> Tensor:
-    """The matrix that makes text vectors of token vectors: float32 [texts, tokens].
-
-    A product sums in the same order every time, also in the backward pass; scattered additions do not.
-    """
-    starts, ends = bounds[:-1, None], bounds[1:, None]
-    place = torch.arange(tokens, device=bounds.device)[None]
-    if pooling == "cls":
-        return (place == starts).float()
-    if pooling == "last":
-        return (place == ends - 1).float()
-    return ((place >= starts) & (place < ends)).float() / (ends - starts)

@@ -6,14 +6,16 @@ Devlin et al., 2019 (arXiv 1810.04805). Dropout is off, as it is while encoding 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import BertModel, PreTrainedModel, RobertaModel, XLMRobertaModel
 
 from components.core.encoder.attention import packed_attention
+from components.core.encoder.fused import fused, sizes_vary
 from components.core.encoder.packing import Bin
+
+Linear = Callable[[Tensor, Tensor], Tensor]
 
 _FROM_PADDING = (RobertaModel, XLMRobertaModel)  # count positions from the padding token's id + 1
 
@@ -30,33 +32,36 @@ def supports(backbone: PreTrainedModel) -> bool:
 class PackedBert:
     """How BERT computes packed texts: ``embed``, then ``layer`` once for each of ``weights``."""
 
-    def __init__(self, backbone: PreTrainedModel) -> None:
+    def __init__(self, backbone: PreTrainedModel, linear: Linear, *, compiled: bool = False) -> None:
         self._backbone = backbone
+        self._linear = linear
+        self._layer = fused(_layer) if compiled else _layer
         self._heads: int = backbone.config.num_attention_heads
         self._first = backbone.config.pad_token_id + 1 if isinstance(backbone, _FROM_PADDING) else 0
-        self.epsilon: float = backbone.config.layer_norm_eps
+        self._epsilon: float = backbone.config.layer_norm_eps
 
-    def embed(self, texts: Bin) -> tuple[Tensor, tuple[Any, ...]]:
-        """Hidden states [tokens, dimension], and the number of heads, which no weight tells."""
+    def embed(self, texts: Bin) -> tuple[Tensor, None]:
+        """Hidden states [tokens, dimension]; layers need to know nothing else of the tokens."""
         tables = self._backbone.embeddings
         hidden = (
             nn.functional.embedding(texts.token_ids, tables.word_embeddings.weight)
             + tables.token_type_embeddings.weight[0]
             + nn.functional.embedding(texts.positions + self._first, tables.position_embeddings.weight)
         )
-        return _layer_norm(hidden, tables.LayerNorm.weight, tables.LayerNorm.bias, self.epsilon), (self._heads,)
+        return _layer_norm(hidden, tables.LayerNorm.weight, tables.LayerNorm.bias, self._epsilon), None
 
     def weights(self) -> list[tuple[Tensor, ...]]:
         """The weights of each layer, as ``layer`` takes them."""
         return [_weights(layer) for layer in self._backbone.encoder.layer]
 
-    @property
-    def layer(self) -> Callable[..., Tensor]:
-        return _layer
+    def layer(self, hidden: Tensor, _: None, texts: Bin, weights: tuple[Tensor, ...]) -> Tensor:
+        """One transformer layer: [tokens, dimension] -> the same."""
+        sizes_vary(texts.bounds)
+        return self._layer(hidden, self._linear, self._heads, texts.bounds, texts.max_length, weights, self._epsilon)
 
-    def finish(self) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
+    def finish(self, hidden: Tensor) -> Tensor:
         """Nothing comes after the last layer: the pooler is not used."""
-        return _unchanged, ()
+        return hidden
 
 
 def _weights(layer: nn.Module) -> tuple[Tensor, ...]:
@@ -74,18 +79,16 @@ def _weights(layer: nn.Module) -> tuple[Tensor, ...]:
 
 
 def _layer(
-    linear: Callable[[Tensor, Tensor], Tensor],
     hidden: Tensor,
-    shared: tuple[int],
+    linear: Linear,
+    heads: int,
     bounds: Tensor,
     max_length: int,
     weights: tuple[Tensor, ...],
     epsilon: float,
 ) -> Tensor:
-    """One transformer layer: [tokens, dimension] -> the same."""
     q, q_bias, k, k_bias, v, v_bias, o, o_bias, up, up_bias, down, down_bias, *norms = weights
     tokens, dimension = hidden.shape
-    (heads,) = shared
     joined = linear(hidden, torch.cat((q, k, v))) + torch.cat((q_bias, k_bias, v_bias))
     query, key, value = (part.view(tokens, heads, -1).contiguous() for part in joined.split(dimension, 1))
     mixed = packed_attention(query, key, value, bounds, max_length)
@@ -96,7 +99,3 @@ def _layer(
 
 def _layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     return nn.functional.layer_norm(hidden, weight.shape, weight, bias, epsilon)
-
-
-def _unchanged(hidden: Tensor) -> Tensor:
-    return hidden

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 # The flash kernels' grid is laid out for a longest text. Few distinct values keep torch.compile from starting again.
@@ -55,17 +57,18 @@ def spread(lengths: Sequence[int], count: int) -> list[list[int]]:
 
 def pack(ids: Sequence[Sequence[int]], rows: Sequence[int], device: torch.device) -> Bin:
     """The texts ``rows`` of ``ids`` as one bin on ``device``."""
-    chosen = [torch.as_tensor(ids[row], dtype=torch.int64) for row in rows]
-    lengths = [text.shape[0] for text in chosen]
-    bounds = torch.tensor([0, *lengths]).cumsum(0)
-    starts = bounds[:-1].repeat_interleave(torch.tensor(lengths))
-    positions = torch.arange(int(bounds[-1])) - starts
+    lengths = np.array([len(ids[row]) for row in rows])
+    ends = lengths.cumsum()
+    tokens = int(ends[-1])
+    # One pass over Python's integers: the first bin of a step keeps the GPU waiting.
+    token_ids = np.fromiter(itertools.chain.from_iterable(ids[row] for row in rows), np.int64, tokens)
+    positions = np.arange(tokens) - np.repeat(ends - lengths, lengths)
     return Bin(
-        token_ids=_to(torch.cat(chosen), device),
+        token_ids=_to(token_ids, device),
         positions=_to(positions, device),
-        bounds=_to(bounds.to(torch.int32), device),
+        bounds=_to(np.concatenate(([0], ends)).astype(np.int32), device),
         rows=list(rows),
-        max_length=-(-max(lengths) // _LENGTH_STEP) * _LENGTH_STEP,
+        max_length=-(-int(lengths.max()) // _LENGTH_STEP) * _LENGTH_STEP,
     )
 
 
@@ -74,6 +77,7 @@ def bins(ids: Sequence[Sequence[int]], capacity: int, device: torch.device) -> l
     return [pack(ids, rows, device) for rows in balanced([len(text) for text in ids], capacity)]
 
 
-def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _to(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(values)
     # From pinned memory the copy does not wait for the kernels already queued.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
