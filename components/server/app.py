@@ -66,7 +66,14 @@ def build_app(model: OnnxModel, name: str, *, max_texts: int = 64) -> FastAPI:
     seconds = Histogram("nemotron_embed_request_seconds", "Time to answer /v1/embeddings", registry=registry)
     tokens = Counter("nemotron_embed_tokens", "Tokens embedded", ["input_type"], registry=registry)
     texts = Counter("nemotron_embed_texts", "Texts embedded", ["input_type"], registry=registry)
-    batcher = Batcher(model, registry, max_texts=max_texts, max_tokens=model.batch_tokens, max_queue=64 * max_texts)
+    batcher = Batcher(
+        model,
+        registry,
+        max_texts=max_texts,
+        max_tokens=model.batch_tokens,
+        max_queue=64 * max_texts,
+        workers=model.batches_at_once,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -30,18 +30,27 @@ class _Waiting:
 class Batcher:
     """Feeds one model from many requests.
 
-    While the model works, texts queue up; then the ``max_texts`` that have waited longest run next, those of like
-    length together, at most ``max_tokens`` tokens with padding at once. Nothing ever waits for a batch to fill.
+    The model computes ``workers`` batches at the same time. While it does, texts queue up; then the ``max_texts`` that
+    have waited longest run next, those of like length together, at most ``max_tokens`` tokens with padding at once.
+    Nothing ever waits for a batch to fill.
     """
 
     def __init__(
-        self, model: OnnxModel, registry: CollectorRegistry, *, max_texts: int, max_tokens: int, max_queue: int
+        self,
+        model: OnnxModel,
+        registry: CollectorRegistry,
+        *,
+        max_texts: int,
+        max_tokens: int,
+        max_queue: int,
+        workers: int = 1,
     ) -> None:
-        self._model = model
+        self._model, self._workers = model, workers
         self._max_texts, self._max_tokens, self._max_queue = max_texts, max_tokens, max_queue
         self._queue: deque[_Waiting] = deque()
+        self._planned: deque[list[_Waiting]] = deque()
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="model")
         self._batch_size = Histogram(
             "nemotron_embed_batch_texts", "Texts in a batch", registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64)
         )
@@ -59,20 +68,28 @@ class Batcher:
 
     async def run(self) -> None:
         """Serve the queue until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._workers):
+                group.create_task(self._work())
+
+    async def _work(self) -> None:
+        """One batch after the other."""
         loop = asyncio.get_running_loop()
         while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            while self._queue:
-                for batch in self._next():
-                    self._batch_size.observe(len(batch))
-                    try:
-                        ids = [one.ids for one in batch]
-                        vectors = await loop.run_in_executor(self._thread, self._model.embed, ids)
-                    except Exception as error:
-                        _finish(batch, error)
-                    else:
-                        _finish(batch, vectors)
+            while not (self._planned or self._queue):
+                self._arrived.clear()
+                await self._arrived.wait()
+            if not self._planned:
+                self._planned.extend(self._next())
+                continue
+            batch = self._planned.popleft()
+            self._batch_size.observe(len(batch))
+            try:
+                vectors = await loop.run_in_executor(self._threads, self._model.embed, [one.ids for one in batch])
+            except Exception as error:
+                _finish(batch, error)
+            else:
+                _finish(batch, vectors)
 
     def _next(self) -> list[list[_Waiting]]:
         """The longest-waiting texts, in batches of like length; those given up are skipped."""

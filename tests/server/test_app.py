@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -204,6 +205,27 @@ def test_metadata_says_which_model_it_is(url: str, minilm: Exported) -> None:
     assert about["modelInfo"][0]["shortName"] == NAME
     assert httpx.get(f"{url}/v1/manifest").json()["digest"] == minilm.metrics["digest"]
     assert set(httpx.get(f"{url}/v1/version").json()) == {"release", "api"}
+
+
+class _Meeting:
+    """A model that computes only when as many batches as it has threads are there at the same time."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self._model, self._all = model, threading.Barrier(model.batches_at_once, timeout=20)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def embed(self, ids: Any) -> np.ndarray:
+        self._all.wait()
+        return self._model.embed(ids)
+
+
+def test_each_thread_has_a_batch_of_its_own(minilm: Exported) -> None:
+    model = _Meeting(OnnxModel(minilm.model, threads=3))
+    with serving(build_app(model, NAME)) as url, ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda text: post(url, input=text), ["a", "b", "c"]))
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
 
 
 class _Broken:
