@@ -51,7 +51,10 @@ class StageRun:
         return found | {name: str(path.resolve()) for name, path in self.outputs().items()}
 
     def show(self) -> None:
-        """Print the resolved settings, inputs and outputs, and what the run would do and cost where it can say so."""
+        """Print the resolved settings, inputs and outputs, and what the run would do and cost where it can say so.
+
+        Raises InputError when there is nothing at a path in ``brought``; what lies in ``work`` may be made later.
+        """
         print(f"{self.stage.name}: {self.stage.summary}")
         for title, values in (("inputs", {n: s.path for n, s in self.inputs().items()}), ("outputs", self.outputs())):
             print(f"  {title}:")
@@ -66,6 +69,9 @@ class StageRun:
                 check_input(name, source)
             text = self.stage.preview()(self.config, **{n: s.path for n, s in self.inputs().items()})
             print("  preview:", *text.splitlines(), sep="\n    ")
+        for name, path in self.brought.items():
+            if not path.exists():
+                raise _nothing_at(name, path)
 
     def show_sample(self) -> None:
         """Print what the stage makes of the first of its inputs; nothing is written."""
@@ -100,9 +106,10 @@ class Run:
     brought: Mapping[str, Path]
 
     def show(self) -> None:
-        """Print what each stage would read, make and use."""
+        """Print what each stage would read, make and use. Raises InputError for what ``execute`` would refuse."""
         for stage in self.plan.stages:
             self._stage_run(stage).show()
+        self._check()
 
     def execute(self) -> int:
         """Run every stage in its own process; return the exit code of the first that fails.
@@ -142,8 +149,7 @@ class Run:
                 continue
             path = self.brought.get(name, place(self.work, name))
             if not path.exists() and (name in self.plan.brought or name in self.brought):
-                option = f"--{name.replace('_', '-')}"
-                raise InputError(f"{name}: there is nothing at {path}: give its path with {option}")
+                raise _nothing_at(name, path)
         unused = set(self.brought) - set(self.plan.brought) - set(self.plan.brought_by_uri)
         for name in sorted(unused):
             raise InputError(f"--{name.replace('_', '-')}: the chosen stages make {name} themselves: leave it out")
@@ -174,6 +180,10 @@ class Run:
 
     def _result(self, stage: str, name: str) -> Any:
         return json.loads((self.work / f"{stage}_metrics.json").read_text(encoding="utf-8"))["results"][name]
+
+
+def _nothing_at(name: str, path: Path) -> InputError:
+    return InputError(f"{name}: there is nothing at {path}: give its path with --{name.replace('_', '-')}")
 
 
 def place(work: Path, name: str) -> Path:

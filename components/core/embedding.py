@@ -29,6 +29,10 @@ Model = EncoderConfig | Path
 PIECE = 32_768
 # Larger matrices lie in a temporary file, which memory only caches.
 _IN_MEMORY_BYTES = 4 * 1024**3
+_NO_ROOM = (
+    "does not fit into the accelerator's memory: take a GPU with more memory, end what else runs on it, or take a "
+    "smaller base_model"
+)
 
 
 @dataclass(frozen=True)
@@ -63,16 +67,19 @@ def embed(model: Model, groups: Sequence[Texts], how: How) -> list[Embedded]:
     """The vectors of each group of texts. Nothing of the model stays in memory.
 
     Several processes share the texts among them, equally; a vector depends on how texts are batched by rounding only.
-    Raises InputError for a model that is none, for vectors of fewer than ``least_dimension`` numbers, and where
-    ``batch_tokens`` do not fit into the accelerator's memory.
+    Raises InputError for a model that is none, for vectors of fewer than ``least_dimension`` numbers, and where the
+    model, or ``batch_tokens`` beside it, do not fit into the accelerator's memory.
     """
     if how.processes == 1:
         return _embed_here(model, groups, how)
     with tempfile.TemporaryDirectory(prefix="embedding-") as name:
         folder = Path(name)
         for number, group in enumerate(groups):
-            content = json.dumps({"texts": list(group.texts), "kind": group.kind, "what": group.what})
-            _file(folder, number, "texts").write_text(content, encoding="utf-8")
+            for rank in range(how.processes):
+                # A file for each process: none of them reads what is not its own.
+                share = {"texts": group.texts[rank :: how.processes], "kind": group.kind, "what": group.what}
+                with _texts_file(folder, number, rank).open("w", encoding="utf-8") as out:
+                    json.dump(share, out)
         request = {"folder": name, "groups": len(groups), "model": _written(model), "how": vars(how)}
         figures = launch("components.core.embedding:embed_share", request, how.processes)
         return [
@@ -85,19 +92,21 @@ def embed_share(ranks: Ranks, folder: str, groups: int, model: Mapping[str, Any]
     """One process' share: every ``ranks.size``-th text of each group. Returns texts encoded and seconds by group."""
     shares = []
     for number in range(groups):
-        read = json.loads(_file(Path(folder), number, "texts").read_text(encoding="utf-8"))
-        shares.append(Texts(read["texts"][ranks.rank :: ranks.size], read["kind"], read["what"]))
+        shares.append(Texts(**json.loads(_texts_file(Path(folder), number, ranks.rank).read_text(encoding="utf-8"))))
     found = _embed_here(_read(model), shares, How(**how))
     for number, one in enumerate(found):
-        np.save(_file(Path(folder), number, ranks.rank), one.vectors)
+        np.save(_vectors_file(Path(folder), number, ranks.rank), one.vectors)
     return [(int(ranks.total(one.encoded)[0]), ranks.greatest(one.seconds)[0]) for one in found]
 
 
 def _embed_here(model: Model, groups: Sequence[Texts], how: How) -> list[Embedded]:
     gc.collect()
     torch.cuda.empty_cache()
-    encoder = load_checkpoint(model) if isinstance(model, Path) else load_base(model)
     name = model if isinstance(model, Path) else model.base_model
+    try:
+        encoder = load_checkpoint(model) if isinstance(model, Path) else load_base(model)
+    except torch.OutOfMemoryError:
+        raise InputError(f"{name} {_NO_ROOM}") from None
     if encoder.dimension < how.least_dimension:
         raise InputError(
             f"{name}: the vectors have {encoder.dimension} dimensions, and eval_dimensions has {how.least_dimension}: "
@@ -142,15 +151,19 @@ def _matrix(rows: int, columns: int) -> np.ndarray:
 
 
 def _joined(folder: Path, group: int, rows: int, processes: int) -> np.ndarray:
-    parts = [np.load(_file(folder, group, rank), mmap_mode="r") for rank in range(processes)]
+    parts = [np.load(_vectors_file(folder, group, rank), mmap_mode="r") for rank in range(processes)]
     vectors = _matrix(rows, parts[0].shape[1])
     for rank, part in enumerate(parts):
         vectors[rank::processes] = part
     return vectors
 
 
-def _file(folder: Path, group: int, part: int | str) -> Path:
-    return folder / f"{group}-{part}.{'json' if part == 'texts' else 'npy'}"
+def _texts_file(folder: Path, group: int, rank: int) -> Path:
+    return folder / f"{group}-{rank}.json"
+
+
+def _vectors_file(folder: Path, group: int, rank: int) -> Path:
+    return folder / f"{group}-{rank}.npy"
 
 
 def _written(model: Model) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from components.core.errors import InputError
-from components.core.near_duplicates import duplicate_clusters
+from components.prep.duplicates import duplicate_clusters
 from components.prep.frozen import FrozenEval
 from components.prep.records import Example, Records
 

@@ -35,10 +35,31 @@ def test_help_shows_every_setting_with_meaning_and_default(name: str) -> None:
 
 
 def test_dry_run_of_a_run_shows_every_stage_and_writes_nothing(tmp_path: Path) -> None:
-    done = components("run", "--dry-run", "--work", tmp_path / "work", "--profile", "small", "num_epochs=2")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "manual.txt").write_text("The valve of pump 7 closes at four bar. " * 20)
+    given = ("--corpus", tmp_path / "corpus", "--profile", "small", "num_epochs=2", "generator=offline")
+    done = components("run", "--dry-run", "--work", tmp_path / "work", *given)
     assert (done.code, done.said) == (0, [])
     assert re.findall(r"^(\w+): ", done.output, flags=re.MULTILINE) == list(NAMES)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+@pytest.mark.parametrize("generator", ["offline", "llm"])
+@pytest.mark.parametrize("given", ["nowhere", None], ids=["a path that is not there", "no path"])
+def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path, generator: str, given: str | None) -> None:
+    where = tmp_path / (given or "work/corpus")
+    arguments = ["--work", tmp_path / "work", "--profile", "small", f"generator={generator}"]
+    arguments += ["--corpus", where] if given else []
+    dry, wet = components("run", "--dry-run", *arguments), components("run", *arguments)
+    assert (dry.code, dry.said) == (wet.code, wet.said)
+    assert dry.code == 2
+    assert dry.said == [f"error: corpus: there is nothing at {where}: give its path with --corpus"]
+
+
+def test_a_dry_run_of_a_stage_refuses_a_path_that_is_not_there(tmp_path: Path) -> None:
+    done = components("prep", "--dry-run", "--work", tmp_path / "work", "--miner", tmp_path / "nowhere")
+    assert done.code == 2
+    assert done.said == [f"error: miner: there is nothing at {tmp_path / 'nowhere'}: give its path with --miner"]
 
 
 @pytest.mark.parametrize("name", ["finetune", "eval"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from components.core import embedding
 from components.core.embedding import Embedded, How, Texts, embed
@@ -89,3 +90,14 @@ def test_two_processes_make_what_one_makes_and_share_the_cache(
 def test_too_short_vectors_are_refused_before_anything_is_encoded(tiny: EncoderConfig) -> None:
     with pytest.raises(InputError, match="the vectors have 32 dimensions, and eval_dimensions has 33"):
         vectors(tiny, TEXTS, least_dimension=33)
+
+
+def test_a_model_that_finds_no_room_on_the_gpu_is_told_in_one_line(
+    tiny: EncoderConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Encoder, *_: Any, **__: Any) -> Encoder:
+        raise torch.OutOfMemoryError("simulated")
+
+    monkeypatch.setattr(Encoder, "to", full)
+    with pytest.raises(InputError, match=r"does not fit into the accelerator's memory: take a GPU with more memory"):
+        vectors(tiny, TEXTS)

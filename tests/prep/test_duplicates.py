@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 
 import numpy as np
 import pytest
 from scipy.sparse.csgraph import connected_components
 
-from components.core.near_duplicates import duplicate_clusters
-from tests.core.similarity import jaccard
+from components.prep.duplicates import duplicate_clusters
+from tests.core.similarity import jaccard, shingles
 
 
 def edited(words: list[str], rng: random.Random) -> list[str]:
@@ -35,6 +36,33 @@ def test_clusters_are_the_components_of_comparing_all_pairs(threshold: float) ->
     assert len(set(clusters.values())) == count
     assert len({(clusters[text], label) for text, label in zip(texts, expected.tolist(), strict=True)}) == count
     assert count < len(texts) or threshold > 0.9
+
+
+@pytest.mark.parametrize("threshold", [0.6, 0.7])
+def test_many_that_share_boilerplate_are_joined_as_comparing_all_pairs_does(threshold: float) -> None:
+    """Half of each text is the same: all fall into the same buckets, and some are similar enough."""
+    rng = random.Random(1)
+    boilerplate = [f"notice{n}" for n in range(60)]
+    texts: list[str] = []
+    for _ in range(60):
+        own = [f"word{rng.randrange(40)}" for _ in range(40)]
+        texts += [" ".join(boilerplate + edited(own, rng)) for _ in range(4)]
+    sets = [shingles(text) for text in texts]
+    alike = np.array([[len(a & b) >= threshold * len(a | b) for b in sets] for a in sets])
+    count, expected = connected_components(alike, directed=False)
+    clusters = duplicate_clusters(texts, threshold)
+    assert 1 < count < len(texts)
+    assert len(set(clusters.values())) == count
+    assert len({(clusters[text], label) for text, label in zip(texts, expected.tolist(), strict=True)}) == count
+
+
+def test_ten_thousand_pages_of_one_template_take_seconds() -> None:
+    """Comparing them one by one takes minutes."""
+    template = [f"word{n}" for n in range(120)]
+    started = time.monotonic()
+    texts = [" ".join([*template, f"page{n}"]) for n in range(10_000)]
+    assert len(set(duplicate_clusters(texts, 0.8).values())) == 1
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("threshold", [None, 0.8])
