@@ -11,26 +11,37 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 4, 18, 26
 _SERIES_COLOURS = 5
 # A line of more points than this shows their means: the page stays small, and no wider screen is to be had.
 _POINTS = 240
+# Where an axis may end; a quarter of each has two digits.
+_TOPS = (0.04, 0.08, 0.12, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def bar_chart(
-    title: str, groups: Sequence[str], series: Sequence[tuple[str, int]], values: Sequence[Sequence[float]]
+    title: str,
+    groups: Sequence[str],
+    series: Sequence[tuple[str, int]],
+    values: Sequence[Sequence[float]],
+    *,
+    fitted: bool = False,
 ) -> Markup:
     """Bars of ``values[series][group]``, each between 0 and 1, with their value above.
 
-    ``series`` are (name, number of its colour); the same number is the same colour in every chart and legend.
+    ``series`` are (name, number of its colour); the same number is the same colour in every chart and legend. The axis
+    ends at 1, so that charts side by side compare; a ``fitted`` one ends above the highest bar.
     """
+    highest = max(map(max, values))
+    end = next(top for top in _TOPS if highest <= top) if fitted else 1.0
     inner = HEIGHT - _TOP - _BOTTOM
     group_width = (WIDTH - _LEFT - _RIGHT) / len(groups)
     bar_width = min(34.0, group_width * 0.84 / len(series))
-    ticks = (0.0, 0.25, 0.5, 0.75, 1.0)
-    parts = [_grid(f"{tick:.2f}", HEIGHT - _BOTTOM - tick * inner, left=_LEFT) for tick in ticks]
+    parts = [
+        _grid(f"{quarter * end / 4:.2f}", HEIGHT - _BOTTOM - quarter / 4 * inner, left=_LEFT) for quarter in range(5)
+    ]
     for g, group in enumerate(groups):
         middle = _LEFT + (g + 0.5) * group_width
         parts.append(element("text", group, x=f"{middle:.1f}", y=HEIGHT - 8, text_anchor="middle"))
         for s, (name, colour) in enumerate(series):
             left = middle + (s - len(series) / 2) * bar_width
-            parts.append(_bar(f"{group}, {name}", values[s][g], left, bar_width, inner, colour))
+            parts.append(_bar(f"{group}, {name}", values[s][g], left, bar_width, inner / end, colour))
     summary = "; ".join(
         f"{name}: " + ", ".join(f"{group} {value:.3f}" for group, value in zip(groups, row, strict=True))
         for (name, _), row in zip(series, values, strict=True)
@@ -90,8 +101,9 @@ def _grid(tick: str, y: float, *, left: int) -> Markup:
     return join((line, element("text", tick, x=left - 6, y=f"{y + 4:.1f}", text_anchor="end")))
 
 
-def _bar(name: str, value: float, left: float, width: float, inner: float, colour: int) -> Markup:
-    height = value * inner
+def _bar(name: str, value: float, left: float, width: float, unit: float, colour: int) -> Markup:
+    """``unit``: height of the value 1."""
+    height = value * unit
     top = HEIGHT - _BOTTOM - height
     bar = element(
         "rect",
@@ -105,14 +117,20 @@ def _bar(name: str, value: float, left: float, width: float, inner: float, colou
     )
     label = element(
         "text",
-        f"{value:.2f}",
+        _short(value),
         x=f"{left + width / 2:.1f}",
         y=f"{top - 4:.1f}",
         text_anchor="middle",
-        font_size=min(11, round(width * 0.42, 1)),
+        font_size=min(11, round(width * 0.52, 1)),
         class_="bar",
     )
     return join((bar, label))
+
+
+def _short(value: float) -> str:
+    """Two digits in little room: ``.55``, ``1.0``."""
+    text = f"{value:.2f}"
+    return text.removeprefix("0") if text.startswith("0") else text[:3]
 
 
 def _swatch(colour: int) -> Markup:

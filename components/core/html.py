@@ -107,8 +107,8 @@ def facts(items: Iterable[tuple[str, object]]) -> Markup:
 _STYLE = """
 :root{--paper:#fff;--panel:#f6f7f9;--ink:#1b2430;--soft:#5b6675;--line:#dfe3e8;--good:#1a7f4b;--bad:#b3372f;
 --s0:#b6bec9;--s1:#6c8ebf;--s2:#1f7a5c;--s3:#b9772c;--s4:#8a63b8}
-@media(prefers-color-scheme:dark){:root{--paper:#12171d;--panel:#1a2129;--ink:#e4e9ef;--soft:#98a4b3;--line:#2c3641;
---good:#58c48d;--bad:#f0857c;--s0:#525d6b;--s1:#7fa3d6;--s2:#4fbf94;--s3:#dda05a;--s4:#b593e0}}
+@media screen and (prefers-color-scheme:dark){:root{--paper:#12171d;--panel:#1a2129;--ink:#e4e9ef;--soft:#98a4b3;
+--line:#2c3641;--good:#58c48d;--bad:#f0857c;--s0:#525d6b;--s1:#7fa3d6;--s2:#4fbf94;--s3:#dda05a;--s4:#b593e0}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue",Arial,sans-serif}
@@ -118,7 +118,7 @@ h2{font-size:18px;margin:40px 0 12px;padding-bottom:6px;border-bottom:1px solid 
 h3{font-size:15px;margin:20px 0 4px}
 p{margin:0 0 12px;max-width:78ch}
 ul{margin:0 0 12px;padding-left:20px}
-dl+p{margin-top:16px}
+dl+p,.scroll+p,figure+.scroll{margin-top:14px}
 .soft,.note,.label{color:var(--soft)}
 .good{color:var(--good)}.bad{color:var(--bad)}
 .verdict{border-left:4px solid;padding:12px 16px;margin:20px 0;background:var(--panel);border-radius:0 6px 6px 0}
@@ -128,7 +128,7 @@ dl+p{margin-top:16px}
 .tile{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:14px 16px}
 .tile .label,.tile .note{font-size:13px}
 .tile .value{font-size:26px;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.3}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(400px,1fr));gap:24px;margin-bottom:20px}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr));gap:24px;margin-bottom:20px}
 figure{margin:0;max-width:560px}figcaption{font-weight:600;margin-bottom:8px}
 svg{display:block;width:100%;height:auto;font:11px system-ui,sans-serif}
 svg text{fill:var(--soft)}svg text.bar{fill:var(--ink)}
@@ -137,10 +137,11 @@ svg .grid{stroke:var(--line)}
 .legend{display:flex;flex-wrap:wrap;gap:4px 18px;margin:0 0 12px;padding:0;list-style:none;font-size:13px}
 .legend svg{display:inline-block;width:11px;height:11px;margin-right:6px}
 .scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-size:14px}
+table{border-collapse:collapse;min-width:min(100%,560px);font-size:14px}
 th,td{padding:5px 12px 5px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 th{font-weight:600;color:var(--soft);white-space:nowrap}
 .figure{text-align:right;padding-right:0;padding-left:20px;font-variant-numeric:tabular-nums;white-space:nowrap}
+td strong{font-weight:650}
 tbody tr:hover{background:var(--panel)}
 td .under{display:block;color:var(--soft);font-size:13px}
 bdi{overflow-wrap:anywhere}
@@ -148,5 +149,10 @@ dl{display:grid;grid-template-columns:minmax(160px,max-content) 1fr;gap:4px 24px
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 code{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:var(--panel);padding:1px 4px;
 border-radius:3px;white-space:pre-wrap}
-@media print{body{font-size:12px}section{break-inside:avoid}}
+@media print{@page{margin:14mm}body{font-size:11px;print-color-adjust:exact;-webkit-print-color-adjust:exact}
+main{max-width:none;padding:0}h1{font-size:21px}h2{font-size:15px;margin-top:24px}table{font-size:10.5px}
+.legend,td .under,.tile .label,.tile .note{font-size:10px}
+.tiles{grid-template-columns:repeat(4,1fr)}.tile .value{font-size:19px}.charts{grid-template-columns:1fr 1fr}
+h2,h3,.legend{break-after:avoid}tr,figure,.tile,.verdict,dt,dd{break-inside:avoid}th,td{padding-top:3px;padding-bottom:3px}
+.figure{padding-left:12px}.scroll{overflow:visible}}
 """

@@ -102,17 +102,19 @@ def _figures(title: str, about: str, config: EvalConfig, evaluation: Evaluation,
             chart("Recall by cut-off", [("Recall", k) for k in cutoffs]),
             class_="charts",
         ),
-        _all_metrics(evaluation, cutoffs),
+        _all_metrics(evaluation, cutoffs, metric_name(config.gate_metric, config.gate_k)),
     )
 
 
-def _all_metrics(evaluation: Evaluation, cutoffs: Sequence[int]) -> Markup:
+def _all_metrics(evaluation: Evaluation, cutoffs: Sequence[int], decisive: str) -> Markup:
+    """A row for each metric; that of the gate, ``decisive``, stands out."""
     systems = list(evaluation.scores)
     compared = {"base", "finetuned"} <= set(systems)
     rows = []
     for family in FAMILIES:
         for k in cutoffs:
-            cells: list[object] = [metric_name(family, k)]
+            name = metric_name(family, k)
+            cells: list[object] = [element("strong", name, " (gate)") if name == decisive else name]
             cells += [f"{_value(evaluation, system, family, k):.4f}" for system in systems]
             if compared:
                 base, tuned = (_value(evaluation, system, family, k) for system in ("base", "finetuned"))
@@ -130,13 +132,13 @@ def _slices(title: str, evaluation: Evaluation, metric: str) -> Markup:
     systems = list(evaluation.scores)
     rows = [
         [
-            one.field.replace("_", " "),
+            "" if number and found[number - 1].field == one.field else one.field.replace("_", " "),
             one.value,
             one.queries,
             *(f"{one.means[system]:.4f}" for system in systems),
             "–" if one.gain is None else _signed(one.gain),
         ]
-        for one in found
+        for number, one in enumerate(found)
     ]
     header = ["Kind", "Value", "Queries", *(LABELS[system] for system in systems), "Change"]
     return section(f"{title}: {metric} by kind of query", table(header, rows, text_columns=2))

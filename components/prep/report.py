@@ -134,7 +134,7 @@ def _quality(config: PrepConfig, records: Records) -> Markup:
     shares = [whole.count(score) / len(whole) for score in range(lowest, highest + 1)]
     kept = sum(score >= config.quality_threshold for score in records.scores)
     note = f"{kept:,} of {len(whole):,} scores are at least quality_threshold {config.quality_threshold:g}."
-    chart = bar_chart("Share of the scores from each to the next", groups, [("Scores", 1)], [shares])
+    chart = bar_chart("Share of the scores from each to the next", groups, [("Scores", 1)], [shares], fitted=True)
     return section("Judged quality", element("p", note), chart)
 
 
@@ -160,7 +160,11 @@ def _scores(mined: Sequence[Mined]) -> Markup:
         "Scores",
         legend(_SERIES),
         bar_chart(
-            "Share of the scores, by the lowest of each bin", groups, _SERIES, [shares(positives), shares(negatives)]
+            "Share of the scores, by the lowest of each bin",
+            groups,
+            _SERIES,
+            [shares(positives), shares(negatives)],
+            fitted=True,
         ),
         table(["", "Pairs", "Lowest", "Median", "Highest"], rows),
     )

@@ -113,7 +113,7 @@ def _histogram(name: str, values: Sequence[float]) -> Markup:
     groups = range(1, _BEST_SCORE + 1)
     title = f"{name.replace('_', ' ').capitalize()}: mean {sum(values) / len(values):.2f}"
     shares = [counts[group] / len(values) for group in groups]
-    return bar_chart(title, [str(group) for group in groups], [("questions", _COLOUR)], [shares])
+    return bar_chart(title, [str(group) for group in groups], [("questions", _COLOUR)], [shares], fitted=True)
 
 
 def _kinds(pairs: Sequence[dict[str, Any]], config: SdgConfig) -> Markup:
