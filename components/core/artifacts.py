@@ -47,7 +47,10 @@ ARTIFACTS = _types(
     ArtifactType("training_data", "Dataset", "Training examples with mined negatives, and their passages."),
     ArtifactType("eval_data", "Dataset", "Held-out test set in BEIR format: corpus, queries, qrels."),
     ArtifactType(
-        "golden_eval", "Dataset", "Evaluation set of your own, BEIR format, never trained on.", accepts=("eval_data",)
+        "golden_eval",
+        "Dataset",
+        "Evaluation set of your own, BEIR format; given as `frozen_eval` too, training never sees its documents.",
+        accepts=("eval_data",),
     ),
     ArtifactType(
         "frozen_eval",

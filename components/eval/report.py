@@ -43,7 +43,7 @@ def build_report(
         _headline(config, test, golden, gate),
         section("Recurring runs, newest first", element("ul", *(element("li", run) for run in runs))) if runs else "",
         _figures("Test set", "Held-out questions of the generated or labelled data.", config, test, cutoffs),
-        _figures("Golden set", "Your own questions, never trained on.", config, golden, cutoffs) if golden else "",
+        _figures("Golden set", "Your own questions, given as golden_eval.", config, golden, cutoffs) if golden else "",
         _slices("Test set", test, gate.metric),
         _slices("Golden set", golden, gate.metric) if golden else "",
         _shortened(test, gate.metric),
