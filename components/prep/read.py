@@ -27,7 +27,8 @@ def read_records(directory: Path, rules: Rules) -> Records:
     """
     records = Records()
     folders = [folder for folder in (directory, *sorted(directory.iterdir())) if _is_beir(folder)]
-    files = [] if directory in folders else _files(directory)
+    whole = directory in folders
+    files = [] if whole else _files(directory)
     if not files and not folders:
         raise InputError(
             f"qa_pairs {directory} holds no {', '.join(SUFFIXES)} file and no BEIR folder: give {GENERATED}, labelled "
@@ -36,6 +37,8 @@ def read_records(directory: Path, rules: Rules) -> Records:
     for folder in folders:
         labelled.add(records, beir_folder.read(folder), rules)
     _read_files(records, files, _named_by_handoff(directory), rules)
+    if whole:
+        _read_groups(records, directory)
     if not records.examples:
         raise InputError(_nothing_left(directory, records, rules.quality_threshold))
     return records
@@ -63,6 +66,19 @@ def _read_files(records: Records, files: list[Path], named: str | None, rules: R
     labelled.add(records, plain, rules)
     for where, record in grouped:
         groups.add(records, record, where)
+
+
+def _read_groups(records: Records, folder: Path) -> None:
+    """Groups of documents beside the files of a BEIR folder; nothing else is read there, which is said."""
+    for path in _files(folder):
+        if path.name in (CORPUS_FILE, QUERIES_FILE):
+            continue
+        found = list(read_file(path)) if path.suffix == ".json" else []
+        listed = [(where, record) for where, record in found if groups.is_groups(record)]
+        for where, record in listed:
+            groups.add(records, record, where)
+        if not listed:
+            _log.warning("%s is left out: beside the files of a BEIR folder only groups are read", path.name)
 
 
 def _is_beir(folder: Path) -> bool:

@@ -299,6 +299,23 @@ def test_groups_of_another_deduplication_keep_documents_together(tmp_path: Path)
         assert sides["a/one.txt"] == sides["b/three.md"] == sides["b/four.md"]
 
 
+def test_groups_beside_a_beir_folders_files_are_read_and_other_files_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    passages = [{"_id": f"p{n}", "text": f"passage {n}", "metadata": {"document": f"d{n}.txt"}} for n in range(4)]
+    queries = [{"_id": f"q{n}", "text": f"question {n}"} for n in range(4)]
+    for name, records in (("corpus.jsonl", passages), ("queries.jsonl", queries), ("notes.jsonl", [{"a": 1}])):
+        (tmp_path / name).write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
+    (tmp_path / "qrels").mkdir()
+    lines = "".join(f"q{n}\tp{n}\t1\n" for n in range(4))
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines, encoding="utf-8")
+    (tmp_path / "groups.json").write_text(json.dumps({"groups": [["d0.txt", "d3"]]}), encoding="utf-8")
+    found = read_records(tmp_path, Rules())
+    assert list(found.groups.values()) == [{"d0.txt", "d3.txt"}]
+    assert "notes.jsonl is left out" in caplog.text
+    assert "groups.json is left out" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
