@@ -114,6 +114,7 @@ class Server:
             try:
                 with asking(f"following run {run_id}"):
                     run = self._client.get_run(run_id)
+                    _id(run.run_id)
                 failures = 0
             except Transient as error:
                 failures += 1

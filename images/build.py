@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = ROOT / "images" / "pins.env"
+VALUES = ROOT / "images" / "values.yaml"
 NAMES = ("cpu", "gpu", "export", "server")
 # The extras of pyproject.toml that each image's lock file holds. The variants are for machines without a GPU, and for
 # a server that has one.
@@ -127,7 +128,10 @@ def _build_options(given: Mapping[str, str]) -> list[str]:
 
 
 def _push(args: argparse.Namespace) -> None:
-    """Push, then write each image with its digest to images/pins.env, whence compiled pipelines have it."""
+    """Push, then write each image with its digest to images/pins.env and images/values.yaml.
+
+    Compiled pipelines have them from the one, the chart takes the other.
+    """
     text = PINS.read_text(encoding="utf-8")
     for image in args.images or NAMES:
         pushed = tag(args.registry, image)
@@ -135,6 +139,10 @@ def _push(args: argparse.Namespace) -> None:
         text = re.sub(rf"^{name}=.*$", f"{name}={pushed}@{digest}", text, flags=re.MULTILINE)
         print(f"pushed {pushed}@{digest}", flush=True)
     PINS.write_text(text, encoding="utf-8")
+    named = {name: re.search(rf"^{name.upper()}_IMAGE=(.*)$", text, re.MULTILINE)[1] for name in NAMES}
+    lines = ["# Written by `make push`: helm install ... --values images/values.yaml", "images:"]
+    lines += [f"  {name}: {image}" for name, image in named.items()]
+    VALUES.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _push_one(engine: str, image: str) -> str:

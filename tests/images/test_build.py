@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from images import build
+from tests.chart.rendering import objects, one
 
 DIGEST = "sha256:" + "ab" * 32
 REGISTRY = "registry.example.com:5000/team"
@@ -46,6 +48,7 @@ def pins_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "pins.env"
     path.write_text(build.PINS.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setattr(build, "PINS", path)
+    monkeypatch.setattr(build, "VALUES", tmp_path / "values.yaml")
     machine = ("BUILD_BASE", "BUILD_NETWORK", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "STAGE_OPTIONS")
     for name in (*machine, *(line.partition("=")[0] for line in path.read_text().splitlines() if "=" in line)):
         monkeypatch.delenv(name, raising=False)
@@ -59,6 +62,13 @@ def test_pushed_digests_are_pinned(engine: str, tmp_path: Path, pins_file: Path)
     pinned = build.pins()
     for image in build.NAMES:
         assert pinned[f"{image.upper()}_IMAGE"] == f"{REGISTRY}/{image}:{build.version()}@{DIGEST}"
+    # The chart's Jobs upload pipelines that name the same images.
+    values = yaml.safe_load(build.VALUES.read_text(encoding="utf-8"))
+    assert values == {"images": {image: pinned[f"{image.upper()}_IMAGE"] for image in build.NAMES}}
+    job = one(objects({**values, "pipelines": {"upload": ["sdg"]}}), "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == pinned["CPU_IMAGE"]
+    assert {"name": "GPU_IMAGE", "value": pinned["GPU_IMAGE"]} in container["env"]
     # Everything else in the file stays.
     before = [line for line in (build.ROOT / "images/pins.env").read_text().splitlines() if "_IMAGE=" not in line]
     assert [line for line in pins_file.read_text().splitlines() if "_IMAGE=" not in line] == before
@@ -72,6 +82,7 @@ def test_a_push_without_digest_pins_nothing(
     assert "does not say under which digest" in capsys.readouterr().err
     assert Engine(tmp_path, "docker", "fail").run("push") == 125
     assert pins_file.read_text() == before
+    assert not build.VALUES.exists()
 
 
 def test_images_are_built_on_what_is_pinned(tmp_path: Path, pins_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

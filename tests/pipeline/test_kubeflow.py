@@ -232,12 +232,32 @@ def test_wrong_parameters_are_named_before_the_server_is_asked(
         pytest.param(b"[]", 3, "no Kubeflow Pipelines API", id="a list"),
     ],
 )
-@pytest.mark.parametrize("where", ["experiments", "runs"])
+@pytest.mark.parametrize(
+    ("command", "where"),
+    [
+        (["submit", CORPUS], "experiments"),
+        (["submit", CORPUS], "runs"),
+        (["wait", "some-run"], "runs"),
+        (["upload"], "pipelines"),
+        (["schedule", "create", "nightly", "--cron", "0 2 * * *", CORPUS], "pipelines"),
+        (["schedule", "create", "nightly", "--cron", "0 2 * * *", CORPUS], "recurringruns"),
+        (["schedule", "list"], "recurringruns"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value[:2]),
+)
 def test_what_the_server_refuses_is_one_line(
-    server: KfpApi, where: str, answer: Any, code: int, message: str, capsys: pytest.CaptureFixture[str]
+    server: KfpApi,
+    command: list[str],
+    where: str,
+    answer: Any,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(kubeflow, "_FAILED_POLLS", 1)
     server.intercept = lambda method, path: answer if where in path else None
-    assert call(server, "submit", CORPUS) == code
+    assert call(server, *command) == code
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
