@@ -235,7 +235,8 @@ def main(argv: list[str] | None = None) -> int:
     if rest:
         args.parameters += rest
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    # Each of its tries is a line; the SDK sets the level of urllib3 itself again.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     try:
         return args.run(args)
     except StageError as error:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,7 @@ from components.core.history import History, Judged, Started
 from tests.pipeline.compiled import parse
 from tests.pipeline.kfp_api import KfpApi, serving
 
+ROOT = Path(__file__).resolve().parents[2]
 CORPUS = "corpus_uri=s3://bucket/documents"
 
 
@@ -282,10 +286,14 @@ def test_a_server_that_never_answers_is_exit_code_75(
     assert "timed out" in capsys.readouterr().err
 
 
-def test_no_server_is_exit_code_75(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert pipeline.main(["submit", "--host", "http://127.0.0.1:9", CORPUS]) == 75
-    assert "cannot be reached" in capsys.readouterr().err
+def test_no_server_is_one_line_and_exit_code_75(tmp_path: Path) -> None:
+    """In a process of its own: what the SDK logs is caught by pytest otherwise."""
+    argv = [sys.executable, "pipeline.py", "submit", "--host", "http://127.0.0.1:9", CORPUS]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    ended = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (75, "")
+    assert "cannot be reached" in ended.stderr
+    assert ended.stderr.count("\n") == 1
 
 
 def test_credentials_come_from_the_environment(server: KfpApi, monkeypatch: pytest.MonkeyPatch) -> None:
