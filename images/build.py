@@ -36,6 +36,8 @@ TOOLS = {
     "cpu/requirements-build.txt": "setuptools>=80\nwheel>=0.45\n",
     "sbom/requirements.txt": "cyclonedx-bom>=7.2,<8\n",
 }
+# Of the images, and of stages that root starts.
+USER = 10001
 VARIANTS = ("cpu", "gpu")
 CPU_TORCH = "torch==2.13.0+cpu"
 # What a pod of a cluster that enforces the restricted Pod Security Standard may do, and a read-only root besides.
@@ -183,11 +185,23 @@ def _stage(args: argparse.Namespace) -> None:
         raise ValueError(f"there is no stage '{args.stage}'")
     found = re.search(r'^    image="(\w+)",', declared.read_text(encoding="utf-8"), re.MULTILINE)
     image = tag(args.registry, found[1] if found else "cpu")
-    args.work.mkdir(parents=True, exist_ok=True)
-    options = [*CONFINED, "--user", f"{os.getuid() or 10001}:0", "--volume", f"{args.work.resolve()}:/work"]
+    options = [*CONFINED, "--user", f"{_owner_of(args.work)}:0", "--volume", f"{args.work.resolve()}:/work"]
     options += os.environ.get("STAGE_OPTIONS", "").split()
     command = [args.stage, "--work", "/work", *args.arguments]
     _engine(args.engine, "run", "--rm", *options, image, *command)
+
+
+def _owner_of(work: Path) -> int:
+    """The user that a stage runs as: whoever calls, but never root; ``work`` is made for it when it is not there."""
+    if uid := os.getuid():
+        work.mkdir(parents=True, exist_ok=True)
+        return uid
+    if not work.exists():
+        work.mkdir(parents=True)
+        os.chown(work, USER, 0)
+    if not (owner := work.stat().st_uid):
+        raise ValueError(f"{work} is root's, and a stage does not run as root: chown -R {USER} {work}")
+    return owner
 
 
 def _lock(_: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -109,8 +110,23 @@ def test_a_stage_runs_confined_in_its_own_image(tmp_path: Path, pins_file: Path)
         "eval", "--work", "/work", "k_values=[1,10]", "--dry-run",
     ]  # fmt: skip
     assert "--read-only" in call and call[call.index("--cap-drop") + 1] == "ALL"
-    assert tool.run("stage", "--work", str(tmp_path), "sdg") == 0
+    assert tool.run("stage", "--work", str(tmp_path / "more"), "sdg") == 0
     assert f"{REGISTRY}/cpu:{build.version()}" in tool.calls[-1]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start a stage as another user")
+def test_a_stage_that_root_starts_can_write_its_work_and_is_not_root(
+    tmp_path: Path, pins_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool, work, roots = Engine(tmp_path, "docker"), tmp_path / "work", tmp_path / "roots"
+    for _ in range(2):
+        assert tool.run("stage", "--work", str(work), "sdg") == 0
+    assert {call[call.index("--user") + 1] for call in tool.calls} == {f"{work.stat().st_uid}:0"} == {"10001:0"}
+    roots.mkdir()
+    assert tool.run("stage", "--work", str(roots), "sdg") == 2
+    assert capsys.readouterr().err == (
+        f"error: {roots} is root's, and a stage does not run as root: chown -R 10001 {roots}\n"
+    )
 
 
 def test_a_mistake_is_one_line(tmp_path: Path, pins_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
