@@ -141,7 +141,7 @@ class Server:
             wanted = _schedule(version, cron, launch)
             kept = next((run for run in found if _schedule_of(run) == wanted), None)
             if kept is None:
-                self._client.create_recurring_run(
+                made = self._client.create_recurring_run(
                     experiment,
                     name,
                     cron_expression=cron,
@@ -154,6 +154,7 @@ class Server:
                     pipeline_root=launch.pipeline_root,
                     service_account=launch.service_account,
                 )
+                _id(made.recurring_run_id)
             for run in found:
                 if run is not kept:
                     self._client.delete_recurring_run(run.recurring_run_id)

@@ -245,7 +245,7 @@ def test_wrong_parameters_are_named_before_the_server_is_asked(
         (["upload"], "pipelines"),
         (["schedule", "create", "nightly", "--cron", "0 2 * * *", CORPUS], "pipelines"),
         (["schedule", "create", "nightly", "--cron", "0 2 * * *", CORPUS], "recurringruns"),
-        (["schedule", "list"], "recurringruns"),
+        (["schedule", "list"], "experiments"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value[:2]),
 )
