@@ -51,8 +51,8 @@ docs: $(VENV)/.test ## Write the generated tables of the components' READMEs
 	$(RUN) -m components docs
 	$(RUN) -m components.deploy.shared_runtimes
 
-check: lint ## Check style, and that compiled pipelines and generated tables are fresh
-	$(RUN) pipeline.py compile --check
+check: lint ## Check style, and that compiled pipelines and generated tables are fresh (OPTIONS= as compiled)
+	$(RUN) pipeline.py compile --check $(OPTIONS)
 	$(RUN) -m components docs --check
 
 images: ## Build the images (REGISTRY=, DOCKER=docker, podman or buildah, VARIANT=cpu or gpu)
