@@ -62,7 +62,7 @@ def launch(function: str, arguments: Mapping[str, Any], count: int) -> Any:
         except ChildFailedError as failed:
             raise _error(folder, [failure.exitcode for failure in failed.failures.values()]) from None
         except SignalException:
-            raise _error(folder, [Transient.exit_code]) from None
+            raise _error(folder, [], interrupted=True) from None
         return json.loads((folder / _RESULT).read_text(encoding="utf-8"))
 
 
@@ -113,13 +113,15 @@ def _config(count: int, folder: Path) -> LaunchConfig:
     )
 
 
-def _error(folder: Path, codes: list[int]) -> StageError:
+def _error(folder: Path, codes: list[int], *, interrupted: bool = False) -> StageError:
     """The error to show: that a rank lost contact to another one only where nothing else is known."""
     reported = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(_ERROR.format("*"))]
     reported.sort(key=lambda error: (error["follows"], error["rank"]))
     killed = [signal.Signals(-code).name for code in codes if code < 0]
     if killed and all(error["follows"] for error in reported):
         return Transient(f"a process was killed by {killed[0]}, perhaps because the node is out of memory: run again")
+    if interrupted and all(error["follows"] for error in reported):
+        return Transient("interrupted, and killed before everything was written: run again to continue from what was")
     if reported:
         return told(reported[0]["exit_code"], reported[0]["message"])
     return Transient("a process was interrupted or made no progress: run again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 from collections.abc import Iterable, Sequence
@@ -79,10 +80,16 @@ class Ranks:
         """The [count, d] matrix whose rows ``rows`` are ``own`` here and other rows are other ranks'.
 
         Each row belongs to one rank. The backward pass hands each rank the gradient of its own rows, so every rank
-        that computes the same loss of the whole matrix gets its share of the loss' gradient.
+        that computes the same loss of the whole matrix gets its share of the loss' gradient. Raises OutOfMemoryError on
+        all ranks when the memory of one of them does not suffice: the others would wait for its rows.
         """
-        places = torch.as_tensor(rows, dtype=torch.long, device=own.device)
-        return _Rows.apply(own, places, count, self.several)
+        placed = None
+        with contextlib.suppress(torch.OutOfMemoryError):
+            placed = _placed(own.detach(), rows, count)
+        if self.any(placed is None):
+            raise torch.OutOfMemoryError("on one process at least")
+        places, every = placed
+        return _Rows.apply(own, places, every, self.several)
 
     def wait(self) -> None:
         """Until all ranks are here."""
@@ -132,12 +139,19 @@ def _buckets(tensors: list[Tensor], dtype: torch.dtype, most: int) -> Iterable[l
         yield bucket
 
 
+def _placed(own: Tensor, rows: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
+    """``rows`` on the device, and [count, d] with ``own`` at them and zeros elsewhere."""
+    places = torch.as_tensor(rows, dtype=torch.long, device=own.device)
+    every = own.new_zeros((count, own.shape[1]))
+    every[places] = own
+    return places, every
+
+
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, own: Tensor, places: Tensor, count: int, several: bool) -> Tensor:
+    def forward(ctx: Any, _own: Tensor, places: Tensor, every: Tensor, several: bool) -> Tensor:
         ctx.save_for_backward(places)
-        every = own.new_zeros((count, own.shape[1]))
-        every[places] = own
+        ctx.mark_dirty(every)
         if several:
             dist.all_reduce(every)
         return every

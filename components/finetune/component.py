@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from components.core.encoder.config import EncoderConfig
 from components.core.settings import setting
@@ -40,6 +40,10 @@ class FinetuneConfig(EncoderConfig):
         "cosine", "Decay to a hundredth of the peak; constant stays at the peak"
     )
     weight_decay: float = setting(0.01, "AdamW's weight decay; none on norms and biases", ge=0)
+    optimizer_backend: Literal["auto", "fused_adam"] = setting(
+        "auto",
+        "Both are AdamW, fused on a GPU, float32 weights and moments, which is what the recipe's fused_adam computes",
+    )
     max_grad_norm: float = setting(1.0, "Gradients longer than this are scaled down to it", gt=0)
     train_n_passages: int = setting(5, "Passages per query: one positive, the rest hard negatives", form=True, ge=2)
     temperature: float = setting(0.02, "Scores are divided by it; used when vectors are normalised", gt=0)
@@ -123,6 +127,16 @@ class FinetuneConfig(EncoderConfig):
     hang_timeout_seconds: float | None = setting(
         600.0, "Without progress for so long the run ends with code 75 and says where it stood; null waits", gt=0
     )
+
+    @field_validator("optimizer_backend", mode="before")
+    @classmethod
+    def _moments_stay_whole(cls, value: Any) -> Any:
+        if value == "flash_adamw":
+            raise ValueError(
+                "flash_adamw, which rounds moments to 8 bits, is not offered: take auto, and lora_rank or "
+                "parallelism=fsdp where memory is short"
+            )
+        return value
 
 
 STAGE = Stage(

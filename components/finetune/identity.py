@@ -14,6 +14,7 @@ from components.finetune.validation import Validation
 # Settings that say how a run is kept and watched and where it runs, not what it computes: a state may be continued with
 # another number of GPUs, whose sums differ in the last bits.
 WITHOUT_EFFECT = {
+    "optimizer_backend",
     "checkpoint_uri",
     "checkpoint_every_seconds",
     "checkpoint_every_steps",

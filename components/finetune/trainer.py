@@ -321,8 +321,9 @@ class Trainer:
         where = f"interrupted after step {len(self.done)}"
         if self.done:
             self._save()
-        if not self._autosave.enabled:
+        if not self.ranks.any(self._autosave.enabled):
             return Transient(f"{where}: set checkpoint_uri and the next run continues")
-        kept = self._autosave.wait()
+        # Only the first rank knows, and it may be killed before: then no other speaks for it.
+        kept = self.ranks.from_first(self._autosave.wait())
         what = "its state is saved" if kept else "its state could not be saved, an earlier one stands"
         return Transient(f"{where}; {what}: run again to continue")

@@ -23,6 +23,9 @@ _log = logging.getLogger(__name__)
 POLL_SECONDS = 10.0
 # How long a registry may have a bad moment.
 _PATIENCE_SECONDS = 300.0
+# What namespaces that enforce the restricted Pod Security Standard ask for. No user is named: the image's is not root.
+_POD_SECURITY: Object = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+_CONTAINER_SECURITY: Object = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 def job_name(settings: FinetuneConfig, training_data: Path) -> str:
@@ -37,7 +40,11 @@ def job_name(settings: FinetuneConfig, training_data: Path) -> str:
 
 def render(name: str, settings: FinetuneConfig, uri: str, place: Place) -> Object:
     """The TrainJob: our image under torchrun on each node, as the runtime's PET_ variables tell it."""
-    pod: Object = {"containers": [{"name": "node", "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}]}]}
+    mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
+    pod: Object = {
+        "containers": [{"name": "node", "volumeMounts": mounts, "securityContext": _CONTAINER_SECURITY}],
+        "securityContext": _POD_SECURITY,
+    }
     pod["volumes"] = [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "32Gi"}}]
     if place.service_account:
         pod["serviceAccountName"] = place.service_account

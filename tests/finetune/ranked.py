@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from components.core.errors import StageError
 from components.core.ranks import Ranks
+from components.core.store.folder import Folder
 from components.finetune import program
 from components.finetune.batch import Batch
 from components.finetune.component import FinetuneConfig
@@ -50,6 +53,24 @@ def train_with_too_little_memory(ranks: Ranks, settings: dict[str, Any], data: s
         return program.train(ranks, config, training_data=Path(data), **places)
 
 
+def train_with_slow_storage(ranks: Ranks, settings: dict[str, Any], data: str, work: str) -> dict[str, Any]:
+    """One training whose second state takes longer to write than anybody waits; a file ``writing`` says it began."""
+    config = FinetuneConfig(**settings)
+    places = {"checkpoint": Path(work) / "checkpoint", "training_report": Path(work) / "report.html"}
+    write, states = Folder.write, 0
+
+    def slowly(self: Folder, name: str, body: bytes) -> None:
+        nonlocal states
+        write(self, name, body)
+        states += name.endswith("tensors-00000.safetensors")
+        if states == 2:
+            (Path(work) / "writing").touch()
+            time.sleep(60)
+
+    with patch.object(Folder, "write", slowly):
+        return program.train(ranks, config, training_data=Path(data), **places)
+
+
 def _on_second_rank(what: Callable[[Tensor, int], Tensor]) -> Callable[[Ranks, Add], Add]:
     """``what`` of the loss and the number of the pass, on rank 1, after its gradient was added."""
 
@@ -73,6 +94,39 @@ def _memory_runs_out(loss: Tensor, passes: int) -> Tensor:
     return loss
 
 
+class _MemoryRunsOutAt(TorchDispatchMode):
+    """In the first operation of this name."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__()
+        self.operation = operation
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ == self.operation:
+            raise torch.OutOfMemoryError(f"simulated in {self.operation}")
+        return func(*args, **(kwargs or {}))
+
+
+def _memory_runs_out_at(operation: str) -> Callable[[Ranks, Add], Add]:
+    """On rank 1, in its second pass."""
+
+    def wrap(ranks: Ranks, add: Add) -> Add:
+        passes = 0
+
+        def wrapped(self: PaddedGradient, batch: Batch, share: float) -> Tensor:
+            nonlocal passes
+            passes += 1
+            if ranks.rank == 1 and passes == 2:
+                with _MemoryRunsOutAt(operation):
+                    add(self, batch, share)
+                raise AssertionError(f"{operation} was never called")
+            return add(self, batch, share)
+
+        return wrapped
+
+    return wrap
+
+
 def _is_terminated(loss: Tensor, passes: int) -> Tensor:
     if passes == 5:
         signal.raise_signal(signal.SIGTERM)
@@ -82,5 +136,10 @@ def _is_terminated(loss: Tensor, passes: int) -> Tensor:
 FAULTS = {
     "out of memory": _on_second_rank(_memory_runs_out),
     "not a number": _on_second_rank(lambda loss, passes: loss * (torch.nan if passes == 3 else 1)),
+    # While texts are encoded, vectors gathered, the loss computed, the gradient computed.
+    **{
+        f"out of memory in {operation}": _memory_runs_out_at(operation)
+        for operation in ("embedding", "new_zeros", "_log_softmax", "embedding_dense_backward")
+    },
     "terminated": _on_second_rank(_is_terminated),
 }

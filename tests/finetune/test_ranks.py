@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -39,6 +40,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 FAULTY: dict[str, dict[str, Any]] = {
     "memory": {"fault": "out of memory"},
     "memory in-batch": {"fault": "out of memory", **IN_BATCH},
+    "memory for encoding": {"fault": "out of memory in embedding", **IN_BATCH},
+    "memory for gathering": {"fault": "out of memory in new_zeros", **IN_BATCH},
+    "memory for the loss": {"fault": "out of memory in _log_softmax", **IN_BATCH},
+    "memory for the gradient": {"fault": "out of memory in embedding_dense_backward", **IN_BATCH},
     "nan": {"fault": "not a number"},
     "nan in-batch": {"fault": "not a number", **IN_BATCH},
     "terminated": {"fault": "terminated"},
@@ -104,7 +109,7 @@ def test_two_ranks_train_as_one(name: str, tiny: Path, data: Path, by_two: Any, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["memory", "memory in-batch"])
+@pytest.mark.parametrize("name", [name for name in FAULTY if name.startswith("memory")])
 def test_memory_that_runs_out_on_one_rank_halves_the_passes_of_all(
     name: str, tiny: Path, data: Path, by_two: Any, tmp_path: Path
 ) -> None:
@@ -146,6 +151,39 @@ def test_a_state_that_two_ranks_saved_is_continued_by_one(
     finetune(tmp_path / "whole", data, made(tiny, num_epochs=4))
     outcome = finetune(tmp_path / "rest", data, made(tiny, work / f"{name}-states", num_epochs=4))
     assert 0 < outcome.metrics["resumed_at_step"] < outcome.metrics["steps"] == 8
+    same_training(tmp_path / "whole", tmp_path / "rest", tiny)
+
+
+IMPATIENT = """
+import dataclasses, json, sys
+from components.core import launch
+config, arguments = launch._config, json.loads(sys.argv[1])
+launch._config = lambda *given: dataclasses.replace(config(*given), shutdown_timeout=2)
+try:
+    launch.launch("tests.finetune.ranked:train_with_slow_storage", arguments, 2)
+except launch.StageError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.slow
+def test_a_state_that_cannot_be_written_in_time_leaves_the_one_before(tiny: Path, data: Path, tmp_path: Path) -> None:
+    """The launcher kills the ranks when they have not ended some time after SIGTERM: 30 s, here 2."""
+    config = made(tiny, tmp_path / "states", num_epochs=4)
+    arguments = {"settings": config.model_dump(mode="json"), "data": str(data), "work": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", IMPATIENT, json.dumps(arguments)], stdout=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while not (tmp_path / "writing").exists():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=30)[0].decode()
+    assert process.returncode == 75
+    assert said == "interrupted, and killed before everything was written: run again to continue from what was\n"
+    outcome = finetune(tmp_path / "rest", data, config)
+    finetune(tmp_path / "whole", data, config.model_copy(update={"checkpoint_uri": None}))
+    assert outcome.metrics["resumed_at_step"] == 2
     same_training(tmp_path / "whole", tmp_path / "rest", tiny)
 
 

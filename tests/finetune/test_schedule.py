@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from components.core.errors import InputError
+from components.core.settings import load
 from components.finetune.component import FinetuneConfig
 from components.finetune.schedule import build_optimizer, learning_rate
 
@@ -65,3 +68,39 @@ def test_norms_and_biases_are_not_decayed() -> None:
         "2.weight": [1.0],
         "2.bias": [1.0],
     }
+
+
+@pytest.mark.parametrize("backend", ["auto", "fused_adam"])
+def test_every_backend_makes_the_updates_of_adamw(backend: str) -> None:
+    """Against torch's plain implementation and against the formula (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+    torch.manual_seed(0)
+    ours = nn.Linear(4, 3)
+    theirs, formula = copy.deepcopy(ours), {name: w.detach().double() for name, w in ours.named_parameters()}
+    decay = {"weight": 0.5, "bias": 0.0}
+    groups = [{"params": [w], "weight_decay": decay[name]} for name, w in theirs.named_parameters()]
+    reference = torch.optim.AdamW(groups, lr=PEAK, foreach=False, fused=False)
+    config = FinetuneConfig(learning_rate=PEAK, weight_decay=0.5, optimizer_backend=backend)
+    optimizer = build_optimizer(ours, config)
+    first, second = ({name: torch.zeros_like(w) for name, w in formula.items()} for _ in range(2))
+    for step in range(1, 11):
+        for name, weights in ours.named_parameters():
+            weights.grad = torch.randn_like(weights)
+            theirs.get_parameter(name).grad = weights.grad.clone()
+            gradient = weights.grad.double()
+            first[name] = 0.9 * first[name] + 0.1 * gradient
+            second[name] = 0.999 * second[name] + 0.001 * gradient**2
+            ratio = first[name] / (1 - 0.9**step) / ((second[name] / (1 - 0.999**step)).sqrt() + 1e-8)
+            formula[name] = formula[name] * (1 - PEAK * decay[name]) - PEAK * ratio
+        optimizer.step()
+        reference.step()
+    for name, weights in ours.named_parameters():
+        assert weights.dtype == optimizer.state[weights]["exp_avg"].dtype == torch.float32
+        torch.testing.assert_close(weights, theirs.get_parameter(name), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(weights.double(), formula[name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_backend_that_is_not_offered_says_what_to_take() -> None:
+    with pytest.raises(InputError, match=r"finetune: optimizer_backend: flash_adamw, .* is not offered: take auto"):
+        load(FinetuneConfig, {"optimizer_backend": "flash_adamw"}, stage="finetune")
+    with pytest.raises(InputError, match="optimizer_backend = 'adam': input should be 'auto' or 'fused_adam'"):
+        load(FinetuneConfig, {"optimizer_backend": "adam"}, stage="finetune")

@@ -26,6 +26,7 @@ from components.finetune.jobs import Jobs, Place
 from components.finetune.trainjob import job_name, render
 from tests.deploy.cluster.server import StandInCluster, running, write_kubeconfig
 from tests.deploy.cluster.store import GROUPS
+from tests.deploy.pod_security import violations
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
 
 EXAMPLES = 7
@@ -269,3 +270,15 @@ def test_the_job_is_what_was_asked_for(tiny: Path, data: Path) -> None:
     pod = node["template"]["spec"]["template"]["spec"]
     assert pod["nodeSelector"] == {"gpu": "H100"} and pod["serviceAccountName"] == "default-editor"
     assert job_name(config, data) == job_name(config, data) != job_name(config.model_copy(update={"seed": 7}), data)
+
+
+def test_namespaces_with_the_restricted_pod_standard_take_the_pods(tiny: Path) -> None:
+    """What the job patches, upon a pod as the torch runtime of Kubeflow Trainer leaves it: nothing about security."""
+    config = settings(tiny, trainer="trainjob", checkpoint_uri="s3://bucket/states")
+    job = render("finetune-abc", config, "s3://bucket/states/jobs/finetune-abc", Place("registry/gpu:1"))
+    (patch,) = job["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = node["template"]["spec"]["template"]["spec"]
+    assert [container["name"] for container in pod["containers"]] == ["node"], "the runtime's only container"
+    assert violations(pod) == []
+    assert violations({**pod, "securityContext": {}}) != []
