@@ -45,7 +45,7 @@ LIMITS: dict[Precision, Limits] = {
     "fp16": _HALF,
     "bf16": _HALF,
     "fp8": Limits(mean=0.99, p1=0.98, minimum=0.95, repeat=0.995, overlap=0.93, ndcg_loss=0.01),
-    # Activations are scaled once for all texts (int8_sq), or by the largest value of a batch (int8).
+    # Activations are scaled once for all texts (int8_sq), or by the largest value of each token (int8).
     "int8_sq": _INT8,
     "int8": _INT8,
 }
