@@ -117,16 +117,16 @@ def _nim_1(folder: str) -> Contract:
     )
 
 
-def _nim_2(model_env: tuple[str, ...], name_env: str) -> Contract:
+def _nim_2(model_env: str, name_env: str, length_env: str) -> Contract:
     return Contract(
         "nim-checkpoint",
         "NIM 2.x",
         "checkpoint",
         user=1000,
         cache="/opt/cache",
-        model_env=model_env,
+        model_env=(model_env,),
         name_env=(name_env,),
-        length_env=("NIM_PIPELINE_MAX_SEQ_LEN",),
+        length_env=(length_env,),
         one_length=True,
         precision="bf16",
         reads_ngc_key=True,
@@ -180,9 +180,9 @@ def nim_contracts(model_format: str) -> Table:
     return (
         ((0, 0), None),
         ((1, 10), _nim_1(model_format)),
-        # The recipe sets the first, NVIDIA's operator the second, for the same image.
-        ((2, 0), _nim_2(("NIM_MODEL_PATH", "NIM_ENGINE_MODEL_PATH"), "NIM_SERVED_MODEL_NAME")),
-        ((2, 4), _nim_2(("NIM_ENGINE_MODEL_PATH",), "NIM_ENGINE_MODEL_NAME")),
+        ((2, 0), _nim_2("NIM_MODEL_PATH", "NIM_MODEL_NAME", "NIM_MAX_SEQ_LEN")),
+        # From 2.1 on; 2.2 does not start when a name of 2.0 is set, too.
+        ((2, 1), _nim_2("NIM_ENGINE_MODEL_PATH", "NIM_ENGINE_MODEL_NAME", "NIM_PIPELINE_MAX_SEQ_LEN")),
         ((3, 0), None),
     )
 

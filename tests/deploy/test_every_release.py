@@ -189,4 +189,4 @@ def test_releases_are_named_as_they_were(bundles: dict[str, Bundle]) -> None:
         for backend in ("nim 1.x", "nim 2.2", "vllm", "onnx")
         for name, body in as_files(rendered(bundles["llama"], "kserve", **BACKENDS[backend])).items()
     )
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "84fb927ae9f36e3f"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "a8ef333ae501cdc5"

@@ -128,12 +128,17 @@ def test_each_generation_of_nims_gets_its_own_contract(bundle: Bundle) -> None:
     assert first["NIM_TRITON_MAX_SEQ_LENGTH"] == "64"
     assert first["NIM_SERVED_MODEL_NAME"] == "nemotron-embed"
     assert first["NGC_API_KEY"] == {"secretKeyRef": {"name": "ngc-api", "key": "NGC_API_KEY", "optional": True}}
-    second = environment(rendered(bundle, serving_image=NIM_2))
-    assert second["NIM_MODEL_PATH"] == second["NIM_ENGINE_MODEL_PATH"] == "/mnt/models"
-    assert second["NIM_PIPELINE_MAX_SEQ_LEN"] == "64"
-    newer = environment(rendered(bundle, serving_image=NIM_2_4))
-    assert newer["NIM_ENGINE_MODEL_PATH"] == "/mnt/models"
-    assert "NIM_MODEL_PATH" not in newer
+    second = environment(rendered(bundle, serving_image="nvcr.io/nim/nvidia/llama-nemotron-embed-vl-1b-v2:2.0.0"))
+    names = {"NIM_MODEL_PATH": "/mnt/models", "NIM_MODEL_NAME": "nemotron-embed", "NIM_MAX_SEQ_LEN": "64"}
+    assert names.items() <= second.items()
+    assert not {"NIM_ENGINE_MODEL_PATH", "NIM_ENGINE_MODEL_NAME", "NIM_PIPELINE_MAX_SEQ_LEN"} & set(second)
+    for image in (NIM_2, NIM_2_4):
+        newer = environment(rendered(bundle, serving_image=image))
+        assert newer["NIM_ENGINE_MODEL_PATH"] == "/mnt/models"
+        assert newer["NIM_ENGINE_MODEL_NAME"] == "nemotron-embed"
+        assert newer["NIM_PIPELINE_MAX_SEQ_LEN"] == "64"
+        # NIM 2.2 does not start when one of these is set.
+        assert not {"NIM_MODEL_PATH", "NIM_MODEL_NAME", "NIM_SERVED_MODEL_NAME"} & set(newer)
     assert not any("NIM_CUSTOM_MODEL" in found for found in (second, newer))
     own = rendered(bundle, backend="onnx", serving_image=ONNX)
     assert environment(own) == {}
