@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from components.core.html import Markup, element, join
@@ -53,32 +54,44 @@ def bar_chart(
 def line_chart(
     title: str, points: Sequence[tuple[float, float]], *, colour: int = 2, low: float | None = None
 ) -> Markup:
-    """A line through ``points`` (x, y), x ascending; ``low`` is the least value of the axis, the points' by default."""
+    """A line through ``points`` (x, y), x ascending and whole; ``low`` belongs to the axis whatever the points are."""
     shown = _means(points)
-    bottom = min(y for _, y in shown) if low is None else low
-    top = max(y for _, y in shown)
-    top = top if top > bottom else bottom + (abs(bottom) or 1.0)
+    values = [y for _, y in shown]
+    ticks = round_ticks(min(values) if low is None else low, max(values))
+    bottom, top = ticks[0], ticks[-1]
     first, last = shown[0][0], shown[-1][0]
-    across, inner = WIDTH - _LEFT - _RIGHT - 14, HEIGHT - _TOP - _BOTTOM
+    left = _LEFT + 22
+    across, inner = WIDTH - left - _RIGHT - 14, HEIGHT - _TOP - _BOTTOM
 
     def place(x: float, y: float) -> tuple[float, float]:
         along = (x - first) / (last - first) if last > first else 0.5
-        return _LEFT + 14 + along * across, HEIGHT - _BOTTOM - (y - bottom) / (top - bottom) * inner
+        return left + along * across, HEIGHT - _BOTTOM - (y - bottom) / (top - bottom) * inner
 
-    ticks = [bottom + share * (top - bottom) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    parts = [_grid(f"{tick:.3g}", place(first, tick)[1], left=_LEFT + 14) for tick in ticks]
-    for x in dict.fromkeys((first, last)):
-        parts.append(element("text", f"{x:g}", x=f"{place(x, bottom)[0]:.1f}", y=HEIGHT - 8, text_anchor="middle"))
+    parts = [_grid(f"{tick:.4g}", place(first, tick)[1], left=left) for tick in ticks]
+    between = [x for x in round_ticks(first, last) if first + 0.08 * (last - first) < x < last - 0.12 * (last - first)]
+    for x in dict.fromkeys((first, *(x for x in between if x == round(x)), last)):
+        parts.append(element("text", f"{x:,.0f}", x=f"{place(x, bottom)[0]:.1f}", y=HEIGHT - 8, text_anchor="middle"))
     drawn = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in shown)
     stroke = f"fill:none;stroke:var(--s{colour % _SERIES_COLOURS});stroke-width:1.5"
     parts.append(element("polyline", points=drawn, style=stroke))
     if len(shown) == 1:
         x, y = place(*shown[0])
         parts.append(element("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3, class_=f"s{colour % _SERIES_COLOURS}"))
-    values = [y for _, y in points]
-    summary = f"{title}: {len(points)} values, first {values[0]:.4g}, last {values[-1]:.4g}"
+    summary = f"{title}: {len(points)} values, first {points[0][1]:.4g}, last {points[-1][1]:.4g}"
     drawing = element("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=summary)
     return element("figure", element("figcaption", title), drawing)
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Four to seven values at equal distances of 1, 2 or 5 times a power of ten, that hold ``low`` and ``high``."""
+    # Closer together than labels can tell.
+    if high - low <= max(1e-9 * abs(low), 1e-9 * abs(high), 1e-300):
+        high = low + (abs(low) if abs(low) > 1e-300 else 1.0)
+    least = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(least))
+    distance = next(size * power for size in (1, 2, 5, 10) if size * power >= least * (1 - 1e-9))
+    start, end = math.floor(low / distance + 1e-9), math.ceil(high / distance - 1e-9)
+    return [float(f"{number * distance:.12g}") for number in range(start, end + 1)]
 
 
 def _means(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -124,7 +124,7 @@ dl+p,.scroll+p,figure+.scroll{margin-top:14px}
 .verdict{border-left:4px solid;padding:12px 16px;margin:20px 0;background:var(--panel);border-radius:0 6px 6px 0}
 .verdict strong{font-size:17px}
 .verdict ul{margin:6px 0 0;color:var(--ink)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:12px;margin:20px 0}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(160px,1fr));gap:12px;margin:20px 0}
 .tile{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:14px 16px}
 .tile .label,.tile .note{font-size:13px}
 .tile .value{font-size:26px;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.3}

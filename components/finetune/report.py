@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,16 +33,17 @@ def build_report(
         section("Course", element("div", *_charts(done, val), class_="charts")),
         _validations(val, figures) if val else "",
         section("Run", facts(_run(config, figures))),
-        section("Settings", facts((name, str(value)) for name, value in config.model_dump(mode="json").items())),
+        section("Settings", facts(_settings(config))),
     )
 
 
 def _headline(
     done: Sequence[Step], val: Sequence[tuple[int, float]], figures: Mapping[str, Any], chip: str | None
 ) -> Markup:
+    epochs = _counted(done[-1].epoch + 1, "epoch")
     items: list[tuple[str, object, str]] = [
         ("Loss", f"{figures['last_loss']:.4f}", f"mean of the last tenth; {figures['first_loss']:.4f} at the start"),
-        ("Steps", f"{figures['steps']:,}", f"of {figures['batch_size']} queries, {done[-1].epoch + 1} epochs"),
+        ("Steps", f"{figures['steps']:,}", f"of {figures['batch_size']} queries, {epochs}"),
         ("Tokens per second", f"{figures['tokens_per_second']:,.0f}", "median of the steps"),
     ]
     if "mfu" in figures:
@@ -66,6 +68,16 @@ def _validations(val: Sequence[tuple[int, float]], figures: Mapping[str, Any]) -
     notes = {0: "base model", figures["best_step"]: "best"}
     rows = [[f"{step:,}", notes.get(step, ""), f"{value:.4f}"] for step, value in val]
     return section("Val split", table(["After step", "", "nDCG@10"], rows, text_columns=2))
+
+
+def _settings(config: FinetuneConfig) -> list[tuple[str, str]]:
+    """As they are written on the command line and in YAML."""
+    given = config.model_dump(mode="json")
+    return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in given.items()]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _run(config: FinetuneConfig, figures: Mapping[str, Any]) -> list[tuple[str, object]]:
