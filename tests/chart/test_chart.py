@@ -337,7 +337,7 @@ def test_policy_and_monitor_select_the_pods_that_deploy_starts(tmp_path: Path) -
 
 
 def test_alerts_and_dashboard_ask_for_metrics_that_the_server_has() -> None:
-    app = build_app(SimpleNamespace(batch_tokens=64), "x")  # type: ignore[arg-type]
+    app = build_app(SimpleNamespace(batch_tokens=64, batches_at_once=1), "x")  # type: ignore[arg-type]
     metrics = TestClient(app).get("/v1/metrics").text
     known = set(re.findall(r"# TYPE (\S+)", metrics))
     (dashboard,) = one(objects(EVERYTHING), "ConfigMap", "nemotron-embed-dashboard")["data"].values()
