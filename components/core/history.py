@@ -245,8 +245,9 @@ class History:
 
 
 def new_run_name() -> str:
-    """Sorts by time; no two runs have the same."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    """Sorts by time, to the microsecond; no two runs have the same."""
+    now = datetime.now(UTC)
+    return f"{now:%Y%m%dT%H%M%SZ}-{now.microsecond:05x}{secrets.token_hex(1)}"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,3 +163,11 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def use(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
+
+
+def test_names_of_runs_sort_by_time_within_a_second_too() -> None:
+    names = []
+    for _ in range(50):
+        names.append(new_run_name())
+        time.sleep(1e-5)
+    assert names == sorted(set(names))
