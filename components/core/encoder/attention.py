@@ -28,16 +28,14 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, 
     2 (Dao, 2023, arXiv 2307.08691) as compiled into torch. Everything else is a masked product, for tests and small
     inputs.
     """
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _flash(query, key, value, bounds, max_length)[0]
-    return _masked(query, key, value, bounds)
+    return attention_forward(query, key, value, bounds, max_length)[0]
 
 
 def attention_forward(
     query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, max_length: int
 ) -> tuple[Tensor, Tensor]:
     """``packed_attention`` for those who write their own backward pass: its result, and what that pass needs of it."""
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if _flashes(query):
         return _flash(query, key, value, bounds, max_length)
     return _masked(query, key, value, bounds), query.new_empty(0)
 
@@ -53,12 +51,16 @@ def attention_backward(
     max_length: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``query``, ``key``, ``value``; ``mixed``, ``log_sum_exp``: of ``attention_forward``."""
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if _flashes(query):
         return _flash_backward(gradient, query, key, value, mixed, log_sum_exp, bounds, max_length)
     with torch.enable_grad():
         inputs = [part.detach().requires_grad_() for part in (query, key, value)]
         again = _masked(*inputs, bounds)
     return torch.autograd.grad(again, inputs, gradient)
+
+
+def _flashes(query: Tensor) -> bool:
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
 
 
 def _masked(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor:

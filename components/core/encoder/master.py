@@ -75,7 +75,7 @@ def _master(weight: Tensor) -> nn.Parameter | None:
 
 def _add(master: nn.Parameter, gradient: Tensor) -> None:
     if master.grad is None:
-        master.grad = gradient
+        master.grad = gradient.to(master.dtype)
     else:
         master.grad.add_(gradient)
 
@@ -84,7 +84,7 @@ def _hand_over_to(trained: nn.Parameter) -> Callable[[torch.Tensor], None]:
     def hand_over(computing: torch.Tensor) -> None:
         # Called, too, for weights whose gradient has gone to the master already.
         if computing.grad is not None:
-            _add(trained, computing.grad.to(trained.dtype))
+            _add(trained, computing.grad)
             computing.grad = None
 
     return hand_over

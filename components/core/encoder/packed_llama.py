@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from transformers import LlamaModel, Ministral3Model, PreTrainedModel
 
 from components.core.encoder.embedding import embedded
-from components.core.encoder.fused import fused
 from components.core.encoder.llama_layer import LlamaLayer
 from components.core.encoder.packing import Bin
 from components.core.encoder.products import Products
-from components.core.encoder.rms_norm import rms_norm
 from components.core.encoder.rotary import Positions
 
 
@@ -37,9 +35,7 @@ class PackedLlama:
 
     def __init__(self, backbone: PreTrainedModel, products: Products, *, compiled: bool = False) -> None:
         self._backbone = backbone
-        self._epsilon: float = backbone.config.rms_norm_eps
-        self._layer = LlamaLayer(self._epsilon, products, compiled=compiled)
-        self._norm = fused(rms_norm) if compiled else rms_norm
+        self._layer = LlamaLayer(backbone.config.rms_norm_eps, products, compiled=compiled)
 
     def embed(self, texts: Bin) -> tuple[Tensor, Positions]:
         """Hidden states [tokens, dimension], and what every layer needs to know of the tokens' positions."""
@@ -59,7 +55,7 @@ class PackedLlama:
 
     def finish(self, hidden: Tensor) -> Tensor:
         """What comes after the last layer."""
-        return self._norm(hidden, self._backbone.norm.weight, self._epsilon)
+        return self._layer.rms_norm(hidden, self._backbone.norm.weight, self._layer.epsilon)
 
     def _query_scale(self, texts: Bin) -> Tensor | None:
         """float32 [tokens, 1, 1]; None where it is 1 for all: Llama always, Ministral for texts of usual length."""
