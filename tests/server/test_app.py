@@ -223,8 +223,10 @@ class _Meeting:
 
 def test_each_thread_has_a_batch_of_its_own(minilm: Exported) -> None:
     model = _Meeting(OnnxModel(minilm.model, threads=3))
+    # Lengths too far apart for one batch, whenever they arrive.
+    texts = ["word " * count for count in (1, 8, 25)]
     with serving(build_app(model, NAME)) as url, ThreadPoolExecutor(3) as pool:
-        answers = list(pool.map(lambda text: post(url, input=text), ["a", "b", "c"]))
+        answers = list(pool.map(lambda text: post(url, input=text), texts))
     assert [answer.status_code for answer in answers] == [200, 200, 200]
 
 
