@@ -13,7 +13,8 @@ from components.core.errors import InputError, StageError, Transient
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return the exit code: 0 done, 2 bad input, 3 a person must act, 75 try again, 1 our bug."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Without it tokenizers warns where a process forks; the stages start processes anew.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         command = parse(sys.argv[1:] if argv is None else argv)
         log.configure(command.name, verbose=command.verbose)

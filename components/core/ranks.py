@@ -5,16 +5,25 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from components.core.transfer import to_device
+
+Result = TypeVar("Result")
+
 # Of one collective, while nobody has joined with another one: longer than any watchdog waits.
 _PATIENCE = datetime.timedelta(hours=2)
+
+
+class OutOfMemoryEverywhere(torch.OutOfMemoryError):
+    """Memory ran out on at least one rank, and all ranks know."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,19 @@ class Ranks:
         """Whether ``value`` holds on one rank at least."""
         return self.greatest(float(value))[0] > 0
 
+    def agreed(self, compute: Callable[[], Result]) -> Result:
+        """``compute()``; raises OutOfMemoryEverywhere on all ranks when the memory of one of them does not suffice.
+
+        Needed before a collective on what was computed: the others would wait in it.
+        """
+        result = None
+        # Left before asking: until then the exception holds on to the tensors of what failed.
+        with contextlib.suppress(torch.OutOfMemoryError):
+            result = compute()
+        if self.any(result is None):
+            raise OutOfMemoryEverywhere
+        return result
+
     def from_first(self, value: Any) -> Any:
         """The first rank's ``value``, everywhere; what pickles."""
         if not self.several:
@@ -80,15 +102,10 @@ class Ranks:
         """The [count, d] matrix whose rows ``rows`` are ``own`` here and other rows are other ranks'.
 
         Each row belongs to one rank. The backward pass hands each rank the gradient of its own rows, so every rank
-        that computes the same loss of the whole matrix gets its share of the loss' gradient. Raises OutOfMemoryError on
-        all ranks when the memory of one of them does not suffice: the others would wait for its rows.
+        that computes the same loss of the whole matrix gets its share of the loss' gradient. Raises
+        OutOfMemoryEverywhere.
         """
-        placed = None
-        with contextlib.suppress(torch.OutOfMemoryError):
-            placed = _placed(own.detach(), rows, count)
-        if self.any(placed is None):
-            raise torch.OutOfMemoryError("on one process at least")
-        places, every = placed
+        places, every = self.agreed(lambda: _placed(own.detach(), rows, count))
         return _Rows.apply(own, places, every, self.several)
 
     def wait(self) -> None:
@@ -141,7 +158,7 @@ def _buckets(tensors: list[Tensor], dtype: torch.dtype, most: int) -> Iterable[l
 
 def _placed(own: Tensor, rows: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
     """``rows`` on the device, and [count, d] with ``own`` at them and zeros elsewhere."""
-    places = torch.as_tensor(rows, dtype=torch.long, device=own.device)
+    places = to_device(np.array(rows, dtype=np.int64), own.device)
     every = own.new_zeros((count, own.shape[1]))
     every[places] = own
     return places, every

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from components.core.transfer import to_device
 from components.finetune.component import FinetuneConfig
 from components.finetune.loss import contrastive_loss, in_batch_loss, matryoshka
 
@@ -43,13 +44,13 @@ class Batch:
 
     def losses(self, queries: Tensor, passages: Tensor, config: FinetuneConfig) -> Tensor:
         """The loss of each query, [n], of vectors ``queries`` [n, d] and ``passages`` [m, d]."""
-        slots = torch.tensor(self.slots, device=queries.device)
+        slots = to_device(self.slots, queries.device)
         if not config.in_batch_negatives:
             return own_passages_losses(queries, passages[slots], config)
         known = torch.zeros(len(queries), len(passages), dtype=torch.bool)
         for row, answers in enumerate(self.known):
             known[row, list(answers)] = True
-        known = known.to(queries.device)
+        known = to_device(known, queries.device)
 
         def loss_of(queries: Tensor, passages: Tensor) -> Tensor:
             return in_batch_loss(queries, passages, slots[:, 0], known, temperature=_temperature(config))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,16 +12,12 @@ from components.core.ranks import Ranks
 from components.finetune.batch import Batch
 from components.finetune.component import FinetuneConfig
 
-Result = TypeVar("Result")
-
 
 class Gradient(Protocol):
-    """Adds gradients to the weights that are trained, and encodes with them.
+    """Adds gradients to the weights that are trained, and encodes with them."""
 
-    With in-batch negatives all ranks take the same batches and share the texts of each; without, every rank takes
-    queries of its own.
-    """
-
+    together: bool
+    """Whether all ranks take the same batches and share the work of each; else every rank takes queries of its own."""
     queries: int | None
     """Queries that ``add`` takes at a time; None for any number."""
     in_step: bool
@@ -31,7 +26,8 @@ class Gradient(Protocol):
     def add(self, batch: Batch, share: float) -> Tensor:
         """Add the gradient of ``share`` times the sum of the batch's losses; return that sum, a scalar.
 
-        A batch may be empty where ``in_step``.
+        Where ranks work ``together`` each adds and returns its part; the sum over them is the whole. A batch may be
+        empty where ``in_step``.
         """
         ...
 
@@ -54,21 +50,6 @@ class Gradient(Protocol):
     def halve(self) -> str | None:
         """Need about half the memory from now on; return what one pass may hold now, None when it is the least."""
         ...
-
-
-class OutOfMemoryEverywhere(Exception):
-    """Memory ran out on at least one rank, and all ranks know."""
-
-
-def agreed(ranks: Ranks, compute: Callable[[], Result]) -> Result:
-    """``compute()``; raises OutOfMemoryEverywhere on all ranks when the memory of one of them does not suffice."""
-    result = None
-    # Left before asking: until then the exception holds on to the tensors of the failed pass.
-    with contextlib.suppress(torch.OutOfMemoryError):
-        result = compute()
-    if ranks.any(result is None):
-        raise OutOfMemoryEverywhere
-    return result
 
 
 def loss_over_all(

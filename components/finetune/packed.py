@@ -7,16 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from components.core.encoder.contrastive import backward
+from components.core.encoder.contrastive import backward, vectors_of
 from components.core.encoder.master import ComputeCopy
 from components.core.encoder.model import Encoder
 from components.core.encoder.packed import PackedEncoder
-from components.core.encoder.packing import balanced, pack, spread
-from components.core.encoder.schedule import schedule
+from components.core.encoder.schedule import Phase, one_phase
 from components.core.ranks import Ranks
 from components.finetune.batch import Batch, own_passages_losses
 from components.finetune.component import FinetuneConfig
-from components.finetune.gradient import agreed, in_order, loss_over_all
 from components.finetune.reduction import add_up
 
 
@@ -26,6 +24,7 @@ class PackedGradient:
     In-batch negatives keep what ``packed_batch_tokens`` allow of the activations and compute the others again.
     """
 
+    together = True
     in_step = False
 
     def __init__(
@@ -55,7 +54,7 @@ class PackedGradient:
             """Of ``vectors`` [some queries, 1 + passages of a query, d]."""
             return own_passages_losses(vectors[:, 0], vectors[:, 1:], self.config).sum() * share
 
-        return backward(self._packed, batch.texts, batch.groups, loss_of, capacity=self._tokens)
+        return backward(self._packed, batch.texts, batch.groups, loss_of, capacity=self._tokens, ranks=self._ranks)
 
     def add_up(self) -> None:
         add_up(self._trained.parameters(), self._ranks, self.config)
@@ -65,11 +64,7 @@ class PackedGradient:
 
     @torch.no_grad()
     def encode(self, ids: Sequence[list[int]]) -> Tensor:
-        rows = self._own(ids)
-        groups = balanced([len(ids[row]) for row in rows], self._tokens) if rows else []
-        parts = [self._exact(pack(ids, [rows[place] for place in group], self._exact.device)) for group in groups]
-        own = in_order(torch.cat(parts), groups) if parts else self._nothing()
-        return self._ranks.rows_of_all(own, rows, len(ids))
+        return vectors_of(self._exact, ids, self._all_of(ids), self._ranks)
 
     def discard(self) -> None:
         self._trained.zero_grad(set_to_none=True)
@@ -83,36 +78,16 @@ class PackedGradient:
         return f"{self._tokens} tokens"
 
     def _add_in_batch(self, batch: Batch, share: float) -> Tensor:
-        texts = batch.texts
-        rows = self._own(texts)
-
-        def forward() -> Tensor:
-            return self._vectors(texts, rows) if rows else self._nothing()
-
-        own = agreed(self._ranks, forward)
-        loss = loss_over_all(batch, own, rows, self._ranks, self.config, share)
-        if own.requires_grad:
+        texts, first = batch.texts, len(batch.queries)
+        vectors = vectors_of(self._packed, texts, self._all_of(texts), self._ranks)
+        loss = batch.losses(vectors[:first], vectors[first:], self.config).sum() * share
+        # A rank without texts has nothing to add.
+        if loss.requires_grad:
             loss.backward()
-        return loss.detach()
+        return loss.detach() / self._ranks.size
 
-    def _vectors(self, texts: Sequence[list[int]], rows: Sequence[int]) -> Tensor:
-        """Vectors of ``rows``, in their order, with as many activations kept as fit."""
-        lengths = [len(texts[row]) for row in rows]
-        alone = [[place] for place in range(len(rows))]
-        layers = self._packed.layers
-        (phase,) = schedule(alone, lengths, capacity=self._tokens, layers=layers, together=True)
-        parts = [
-            self._packed(
-                pack(texts, [rows[place] for place in group], self._packed.device),
-                recompute_layers=phase.recompute_layers,
-            )
-            for group in phase.bins
-        ]
-        return in_order(torch.cat(parts), phase.bins)
-
-    def _own(self, ids: Sequence[list[int]]) -> list[int]:
-        """Rows of the texts that this rank encodes."""
-        return spread([len(row) for row in ids], self._ranks.size)[self._ranks.rank]
-
-    def _nothing(self) -> Tensor:
-        return torch.zeros(0, self._trained.dimension, device=self._exact.device)
+    def _all_of(self, ids: Sequence[list[int]]) -> Phase:
+        """All texts at once, with as many activations kept as fit."""
+        alone = [[row] for row in range(len(ids))]
+        limits = {"capacity": self._tokens, "layers": self._packed.layers, "ranks": self._ranks.size}
+        return one_phase(alone, [len(text) for text in ids], **limits)

@@ -13,7 +13,7 @@ from components.core.encoder.packing import spread
 from components.core.ranks import Ranks
 from components.finetune.batch import Batch
 from components.finetune.component import FinetuneConfig
-from components.finetune.gradient import agreed, in_order, loss_over_all
+from components.finetune.gradient import in_order, loss_over_all
 from components.finetune.reduction import add_up
 
 # Tokens of one padded forward pass: a CPU gains nothing beyond its caches, a GPU wants to be filled.
@@ -35,6 +35,7 @@ class PaddedGradient:
     ) -> None:
         self.encoder, self.config, self._dtype, self._ranks = encoder, config, dtype, ranks or Ranks()
         self.queries: int | None = config.local_batch_size
+        self.together = config.in_batch_negatives
         self._forward_tokens = FORWARD_TOKENS[encoder.device.type]
         self._twice = False
 
@@ -86,7 +87,7 @@ class PaddedGradient:
             with torch.set_grad_enabled(not self._twice), self._autocast():
                 return self._vectors(own_texts)
 
-        own = agreed(self._ranks, forward)
+        own = self._ranks.agreed(forward)
         if self._twice:
             own.requires_grad_()
         loss = loss_over_all(batch, own, rows, self._ranks, self.config, share)
@@ -94,7 +95,7 @@ class PaddedGradient:
             loss.backward()
         if self._twice and rows:
             self._backward(own_texts, own.grad)
-        return loss.detach()
+        return loss.detach() / self._ranks.size
 
     def _backward(self, ids: Sequence[list[int]], gradient: Tensor) -> None:
         """Encode again, a few texts at a time, and hand the gradient of their vectors on."""

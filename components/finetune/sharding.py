@@ -86,7 +86,8 @@ class ShardedGradient(PaddedGradient):
             loss = batch.losses(queries, passages, self.config).sum() * share if batch.queries else queries.sum()
         (loss + sum(vectors.sum() * 0.0 for vectors in self._idle)).backward()
         self._idle = []
-        return loss.detach() / self._ranks.size
+        found = loss.detach() / self._ranks.size
+        return found / self._ranks.size if self.together else found
 
     def add_up(self) -> None:
         """Nothing to do: the backward pass did."""

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from components.core.encoder.model import Encoder
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.core.progress import Progress
-from components.core.ranks import Ranks
+from components.core.ranks import OutOfMemoryEverywhere, Ranks
 from components.finetune.autosave import Autosave, State
+from components.finetune.batch import Batch
 from components.finetune.checkpoints import Checkpoints
 from components.finetune.component import FinetuneConfig
 from components.finetune.data import TRAINING_FILE, batch_size, batches, steps
-from components.finetune.gradient import Gradient, OutOfMemoryEverywhere
+from components.finetune.gradient import Gradient
 from components.finetune.interruption import Interrupted, Interruption, Watchdog
 from components.finetune.reduction import own_queries
 from components.finetune.schedule import build_optimizer, interval, learning_rate
@@ -242,13 +243,10 @@ class Trainer:
             return None
         if not self.ranks.several:
             return done
-        loss, tokens = self.ranks.total(*done)
-        if self.config.in_batch_negatives:
-            # Every rank has computed the whole loss.
-            loss, tokens = loss / self.ranks.size, tokens / self.ranks.size
+        (loss,) = self.ranks.total(done[0])
         if not math.isfinite(loss):
             raise self._diverged(number, f"loss {loss}", rows)
-        return loss, int(tokens)
+        return loss, done[1]
 
     def _memory_ran_out(self, number: int) -> ActionNeeded:
         return ActionNeeded(
@@ -258,22 +256,23 @@ class Trainer:
         )
 
     def _passes(self, number: int, rows: Sequence[int]) -> tuple[float, int]:
-        total, tokens = 0.0, 0
-        for part in self._parts(rows):
-            batch = self.data.batch(part)
-            loss = self._gradient.add(batch, 1 / len(rows)).item()
+        """This rank's part of the mean loss of ``rows``, and the tokens of their texts, each counted once."""
+        batch = self.data.batch(rows)
+        total = 0.0
+        for part in self._parts(rows, batch):
+            loss = self._gradient.add(self.data.batch(part), 1 / len(rows)).item()
             # Several ranks stop together, after the step's last pass.
             if not math.isfinite(loss) and not self.ranks.several:
                 raise self._diverged(number, f"loss {loss}", part)
-            total, tokens = total + loss, tokens + batch.tokens
+            total += loss
             self._watchdog.beat()
-        return total, tokens
+        return total, batch.tokens
 
-    def _parts(self, rows: Sequence[int]) -> list[Sequence[int]]:
-        """What this rank computes of the batch ``rows``, pass by pass. In-batch negatives: the same on all ranks."""
+    def _parts(self, rows: Sequence[int], batch: Batch) -> list[Sequence[int]]:
+        """What this rank computes of the batch ``rows``, pass by pass."""
         own = rows
-        if self.ranks.several and not self.config.in_batch_negatives:
-            own = [rows[query] for query in own_queries(self.data.batch(rows), self.ranks)]
+        if self.ranks.several and not self._gradient.together:
+            own = [rows[query] for query in own_queries(batch, self.ranks)]
         size = self._gradient.queries or max(1, len(own))
         parts = [own[start : start + size] for start in range(0, len(own), size)]
         if self._gradient.in_step:

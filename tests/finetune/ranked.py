@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from components.core.encoder.model import Encoder
 from components.core.errors import StageError
 from components.core.ranks import Ranks
 from components.core.store.folder import Folder
-from components.finetune import program
+from components.finetune import model, program
 from components.finetune.batch import Batch
 from components.finetune.component import FinetuneConfig
+from components.finetune.packed import PackedGradient
 from components.finetune.padded import PaddedGradient
 from components.finetune.sharding import ShardedGradient
 
@@ -26,23 +28,33 @@ Add = Callable[..., Tensor]
 
 
 def train_all(ranks: Ranks, runs: dict[str, dict[str, Any]], data: str, work: str) -> dict[str, Any]:
-    """Each run's figures, or the exit code and message of its error; ``fault`` names one of FAULTS."""
+    """Each run's figures, or the exit code and message of its error.
+
+    ``fault`` names one of FAULTS; ``packed``: texts are packed, as GPUs do it.
+    """
     found = {}
     for name, given in runs.items():
-        settings = FinetuneConfig(**{key: value for key, value in given.items() if key != "fault"})
+        settings = FinetuneConfig(**{key: value for key, value in given.items() if key not in ("fault", "packed")})
         place = Path(work) / name
         if ranks.first:
             place.mkdir(parents=True)
         ranks.wait()
         places = {"checkpoint": place / "checkpoint", "training_report": place / "report.html"}
         kind = ShardedGradient if settings.parallelism == "fsdp" else PaddedGradient
+        if given.get("packed"):
+            kind = PackedGradient
         fault = FAULTS[given["fault"]](ranks, kind.add) if "fault" in given else kind.add
-        with patch.object(kind, "add", fault):
+        made = _packed if kind is PackedGradient else model.whole_gradient
+        with patch.object(kind, "add", fault), patch.object(model, "whole_gradient", made):
             try:
                 found[name] = program.train(ranks, settings, training_data=Path(data), **places)
             except StageError as error:
                 found[name] = {"exit_code": error.exit_code, "message": str(error)}
     return found
+
+
+def _packed(encoder: Encoder, config: FinetuneConfig, dtype: torch.dtype, ranks: Ranks) -> PackedGradient:
+    return PackedGradient(encoder, config, dtype, ranks, compiled=False)
 
 
 def train_with_too_little_memory(ranks: Ranks, settings: dict[str, Any], data: str, work: str) -> dict[str, Any]:

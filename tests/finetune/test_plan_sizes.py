@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from components.core.encoder.packing import spread
+from components.core.encoder.schedule import one_phase, schedule
 from components.core.ranks import Ranks
 from components.finetune.batch import Batch
 from components.finetune.component import FinetuneConfig
@@ -62,3 +63,41 @@ def test_ranks_get_equal_work_of_a_full_batch() -> None:
             rows = {row for query in own_queries(batch, Ranks(rank, count)) for row in batch.groups[query]}
             loads.append(sum(len(batch.texts[row]) for row in rows))
         assert max(loads) < 1.1 * sum(loads) / count
+
+
+@pytest.mark.parametrize("capacity", [300, 2000, 100_000])
+def test_bins_of_any_batch_are_computed_by_one_rank_each(capacity: int) -> None:
+    """Every query in one phase, every phase and every bin whole, ranks about equally busy."""
+    for queries in (1, 2, 7, 37, 128):
+        batch = batch_of(queries)
+        lengths = [len(text) for text in batch.texts]
+        for count in RANKS:
+            limits = {"capacity": capacity, "layers": 4, "ranks": count}
+            phases = schedule(batch.groups, lengths, **limits)
+            assert sorted(query for phase in phases for query in phase.groups) == list(range(queries))
+            for phase in phases:
+                assert set(phase.rows) == {row for query in phase.groups for row in batch.groups[query]}
+                assert len(phase.rows) == len(set(phase.rows))
+            whole = one_phase(batch.groups, lengths, **limits)
+            assert sorted(whole.rows) == list(range(len(lengths)))
+            for parts in ([phase.rows for phase in phases] if len(phases) > 1 else phases[0].bins, whole.bins):
+                assert len(parts) % count == 0 or len(parts) < count or len(parts) == queries
+                loads = [sum(lengths[row] for row in rows) for rows in parts]
+                busy = [sum(loads[place] for place in own) for own in spread(loads, count)]
+                if queries == 128:
+                    assert max(busy) < 1.1 * sum(busy) / count
+
+
+def test_bins_do_not_depend_on_the_number_of_ranks_that_can_share_them() -> None:
+    """So two GPUs round as one does."""
+    batch = Batch(
+        [[1] * (16 + number % 24) for number in range(128)],
+        [[1] * (60 + 37 * number % 400) for number in range(640)],
+        [list(range(5 * number, 5 * number + 5)) for number in range(128)],
+        [{5 * number} for number in range(128)],
+    )
+    lengths = [len(text) for text in batch.texts]
+    alone = schedule(batch.groups, lengths, capacity=24576, layers=16)
+    assert len(alone) == 8
+    for count in (2, 4, 8):
+        assert schedule(batch.groups, lengths, capacity=24576, layers=16, ranks=count) == alone

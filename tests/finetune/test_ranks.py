@@ -36,6 +36,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fsdp in-batch": {"parallelism": "fsdp", **IN_BATCH},
     "fsdp lora": {"parallelism": "fsdp", "lora_rank": 2},
     "fsdp no query for a rank": {"parallelism": "fsdp", "global_batch_size": 1, "num_epochs": 1},
+    "packed": {"packed": True},
+    "packed, a bin for each query": {"packed": True, "packed_batch_tokens": 32},
+    "packed in-batch": {"packed": True, **IN_BATCH},
+    "packed, no text for a rank": {"packed": True, "global_batch_size": 1, "num_epochs": 1, "train_n_passages": 2},
+    "packed in-batch, few texts": {"packed": True, "global_batch_size": 1, "num_epochs": 1, **IN_BATCH},
 }
 FAULTY: dict[str, dict[str, Any]] = {
     "memory": {"fault": "out of memory"},
@@ -44,6 +49,9 @@ FAULTY: dict[str, dict[str, Any]] = {
     "memory for gathering": {"fault": "out of memory in new_zeros", **IN_BATCH},
     "memory for the loss": {"fault": "out of memory in _log_softmax", **IN_BATCH},
     "memory for the gradient": {"fault": "out of memory in embedding_dense_backward", **IN_BATCH},
+    "memory packed": {"fault": "out of memory", "packed": True},
+    "memory packed in-batch": {"fault": "out of memory in embedding", "packed": True, **IN_BATCH},
+    "memory packed, for gathering": {"fault": "out of memory in new_zeros", "packed": True, **IN_BATCH},
     "nan": {"fault": "not a number"},
     "nan in-batch": {"fault": "not a number", **IN_BATCH},
     "terminated": {"fault": "terminated"},
@@ -65,15 +73,20 @@ def made(tiny: Path, states: Path | None = None, **given: Any) -> FinetuneConfig
     return settings(tiny, **{**SHORT, **kept, **given})
 
 
+def only_settings(given: dict[str, Any], *others: str) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if key not in ("fault", "packed", *others)}
+
+
 @pytest.fixture(scope="module")
 def by_two(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Where two ranks left their results, and what they returned. One launch: most of its time is starting."""
     work = tmp_path_factory.mktemp("by-two")
-    runs = {name: made(tiny, **given).model_dump(mode="json") for name, given in VARIANTS.items()}
+    runs = {
+        name: made(tiny, **only_settings(given)).model_dump(mode="json") | given for name, given in VARIANTS.items()
+    }
     for name, given in FAULTY.items():
-        settled = {key: value for key, value in given.items() if key != "fault"}
-        config = made(tiny, work / f"{name}-states", num_epochs=4, **settled)
-        runs[name] = config.model_dump(mode="json") | {"fault": given["fault"]}
+        config = made(tiny, work / f"{name}-states", num_epochs=4, **only_settings(given))
+        runs[name] = config.model_dump(mode="json") | given
     arguments = {"runs": runs, "data": str(data), "work": str(work)}
     return work, launch("tests.finetune.ranked:train_all", arguments, 2)
 
@@ -101,8 +114,7 @@ def same_training(one: Path, other: Path, base: Path) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_ranks_train_as_one(name: str, tiny: Path, data: Path, by_two: Any, tmp_path: Path) -> None:
     work, figures = by_two
-    given = {key: value for key, value in VARIANTS[name].items() if key != "parallelism"}
-    outcome = finetune(tmp_path, data, made(tiny, **given))
+    outcome = finetune(tmp_path, data, made(tiny, **only_settings(VARIANTS[name], "parallelism")))
     same_training(tmp_path, work / name, tiny)
     assert figures[name]["steps"] == outcome.metrics["steps"]
     assert figures[name]["best_step"] == outcome.metrics["best_step"]
@@ -114,8 +126,7 @@ def test_memory_that_runs_out_on_one_rank_halves_the_passes_of_all(
     name: str, tiny: Path, data: Path, by_two: Any, tmp_path: Path
 ) -> None:
     work, _ = by_two
-    given = {key: value for key, value in FAULTY[name].items() if key != "fault"}
-    finetune(tmp_path, data, made(tiny, num_epochs=4, **given))
+    finetune(tmp_path, data, made(tiny, num_epochs=4, **only_settings(FAULTY[name])))
     same_training(tmp_path, work / name, tiny)
 
 

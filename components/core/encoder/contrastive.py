@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from components.core.encoder.packed import PackedEncoder
-from components.core.encoder.packing import pack
-from components.core.encoder.schedule import schedule
+from components.core.encoder.packing import pack, spread
+from components.core.encoder.schedule import Phase, one_phase, schedule
+from components.core.ranks import Ranks
+from components.core.transfer import to_device
+
+_ALONE = Ranks()
 
 
 def backward(
@@ -20,6 +24,7 @@ def backward(
     *,
     capacity: int,
     together: bool = False,
+    ranks: Ranks = _ALONE,
 ) -> Tensor:
     """Add the gradients of the batch's loss to those of the weights; returns the loss, a float32 scalar.
 
@@ -28,14 +33,41 @@ def backward(
     size, dimension], to the sum of their losses; with ``together`` it always gets all groups (in-batch negatives).
     ``capacity``: tokens whose activations fit in memory. A text used several times counts in the loss and its gradient
     as often as it is used, however often it is encoded.
+
+    ``ranks`` share the work; all call this with the same batch. Each adds its part of the gradients and returns its
+    part of the loss: the sum over them is the whole. Raises OutOfMemoryEverywhere as ``vectors_of`` does.
     """
-    layers = packed.layers
+    lengths = [len(text) for text in ids]
+    limits = {"capacity": capacity, "layers": packed.layers, "ranks": ranks.size}
+    phases = [one_phase(groups, lengths, **limits)] if together else schedule(groups, lengths, **limits)
+    if len(phases) == 1:
+        sharing = ranks
+    else:
+        # Each rank computes the losses of its own bins.
+        loads = [sum(lengths[row] for row in phase.rows) for phase in phases]
+        phases, sharing = [phases[place] for place in spread(loads, ranks.size)[ranks.rank]], _ALONE
     total = torch.zeros((), device=packed.device)
-    for phase in schedule(groups, [len(text) for text in ids], capacity=capacity, layers=layers, together=together):
-        parts = [packed(pack(ids, rows, packed.device), recompute_layers=phase.recompute_layers) for rows in phase.bins]
-        place = {row: number for number, row in enumerate(row for rows in phase.bins for row in rows)}
-        wanted = torch.tensor([[place[row] for row in groups[group]] for group in phase.groups])
-        loss = loss_of(torch.cat(parts)[wanted.to(packed.device)])
-        loss.backward()
-        total += loss.detach()
+    for phase in phases:
+        vectors = vectors_of(packed, ids, phase, sharing)
+        loss = loss_of(vectors[to_device([groups[group] for group in phase.groups], packed.device)])
+        # Without a bin of a shared phase a rank has nothing to add.
+        if loss.requires_grad:
+            loss.backward()
+        total += loss.detach() / sharing.size
     return total
+
+
+def vectors_of(packed: PackedEncoder, ids: Sequence[Sequence[int]], phase: Phase, ranks: Ranks = _ALONE) -> Tensor:
+    """Vectors of the texts of ``phase`` at their rows: float32 [len(ids), dimension], zeros elsewhere.
+
+    ``ranks`` share the bins, and all get all vectors; each keeps the activations of its own. Raises
+    OutOfMemoryEverywhere on all ranks when the memory of one of them does not suffice.
+    """
+    loads = [sum(len(ids[row]) for row in rows) for rows in phase.bins]
+    own = [phase.bins[place] for place in spread(loads, ranks.size)[ranks.rank]]
+
+    def encoded() -> Tensor:
+        parts = [packed(pack(ids, rows, packed.device), recompute_layers=phase.recompute_layers) for rows in own]
+        return torch.cat(parts) if parts else torch.zeros(0, packed.dimension, device=packed.device)
+
+    return ranks.rows_of_all(ranks.agreed(encoded), [row for rows in own for row in rows], len(ids))

@@ -59,7 +59,11 @@ class Encoder(nn.Module):
         if not texts:
             return []
         encoded = self.tokenizer(
-            [prefix + text for text in texts], truncation=True, max_length=self.config.max_length(kind)
+            [prefix + text for text in texts],
+            truncation=True,
+            max_length=self.config.max_length(kind),
+            return_attention_mask=False,
+            return_token_type_ids=False,
         )
         return encoded["input_ids"]
 

@@ -6,7 +6,9 @@ optimizers see nothing but that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,6 +70,11 @@ class PackedEncoder:
         return self.backbone.config.num_hidden_layers
 
     @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return self.backbone.config.hidden_size
+
+    @property
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device
 
@@ -91,12 +98,13 @@ class PackedEncoder:
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """Vectors of ``texts``, piece by piece: which rows these are, float32 [rows, dimension].
 
-        ``tokenize`` gives the token ids of some texts; bins hold about ``capacity`` tokens. A GPU computes one piece
-        while the next is tokenised and packed.
+        ``tokenize`` gives the token ids of some texts, in a thread of its own; bins hold about ``capacity`` tokens. A
+        GPU computes one piece while the next is packed and the one after it tokenised.
         """
         running: tuple[list[int], Callable[[], np.ndarray]] | None = None
-        for start in range(0, len(texts), _PIECE):
-            ids = tokenize(texts[start : start + _PIECE])
+        starts = range(0, len(texts), _PIECE)
+        pieces = (texts[start : start + _PIECE] for start in starts)
+        for start, ids in zip(starts, _ahead(tokenize, pieces), strict=True):
             groups = balanced([len(text) for text in ids], capacity)
             with torch.inference_mode():
                 fetch = _fetch(torch.cat([self(pack(ids, rows, self.device)) for rows in groups]))
@@ -105,6 +113,19 @@ class PackedEncoder:
             running = [start + row for rows in groups for row in rows], fetch
         if running:
             yield running[0], running[1]()
+
+
+def _ahead(function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
+    """``function`` of each value; the next one is computed in a thread meanwhile."""
+    with ThreadPoolExecutor(1) as thread:
+        computing: Future[Any] | None = None
+        for value in values:
+            following = thread.submit(function, value)
+            if computing:
+                yield computing.result()
+            computing = following
+        if computing:
+            yield computing.result()
 
 
 def _fetch(vectors: Tensor) -> Callable[[], np.ndarray]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from components.core.transfer import to_device
+
 # The flash kernels' grid is laid out for a longest text. Few distinct values keep torch.compile from starting again.
 _LENGTH_STEP = 512
 
@@ -35,13 +37,19 @@ class Bin:
         return self.token_ids.shape[0]
 
 
-def balanced(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def balanced(lengths: Sequence[int], capacity: int, ranks: int = 1) -> list[list[int]]:
     """Positions of ``lengths`` in as few groups as hold about ``capacity`` tokens each, of nearly equal size.
 
     Longest processing time first (Graham, 1969): the longest text left goes to the emptiest group. A group exceeds
-    its fair share by less than one text; with nothing but the lengths given, the result is always the same.
+    its fair share by less than one text; with nothing but the lengths given, the result is always the same. Their
+    number is a multiple of ``ranks``, unless there are fewer texts.
     """
-    return spread(lengths, min(len(lengths), max(1, -(-sum(lengths) // capacity))))
+    return spread(lengths, min(len(lengths), fewest(sum(lengths), capacity, ranks)))
+
+
+def fewest(tokens: int, capacity: int, ranks: int) -> int:
+    """How many bins of ``capacity`` hold ``tokens``: one at least, and the same number for each of ``ranks``."""
+    return max(1, -(-tokens // (capacity * ranks))) * ranks
 
 
 def spread(lengths: Sequence[int], count: int) -> list[list[int]]:
@@ -64,9 +72,9 @@ def pack(ids: Sequence[Sequence[int]], rows: Sequence[int], device: torch.device
     token_ids = np.fromiter(itertools.chain.from_iterable(ids[row] for row in rows), np.int64, tokens)
     positions = np.arange(tokens) - np.repeat(ends - lengths, lengths)
     return Bin(
-        token_ids=_to(token_ids, device),
-        positions=_to(positions, device),
-        bounds=_to(np.concatenate(([0], ends)).astype(np.int32), device),
+        token_ids=to_device(token_ids, device),
+        positions=to_device(positions, device),
+        bounds=to_device(np.concatenate(([0], ends)).astype(np.int32), device),
         rows=list(rows),
         max_length=-(-int(lengths.max()) // _LENGTH_STEP) * _LENGTH_STEP,
     )
@@ -75,9 +83,3 @@ def pack(ids: Sequence[Sequence[int]], rows: Sequence[int], device: torch.device
 def bins(ids: Sequence[Sequence[int]], capacity: int, device: torch.device) -> list[Bin]:
     """All texts of ``ids`` in balanced bins of about ``capacity`` tokens."""
     return [pack(ids, rows, device) for rows in balanced([len(text) for text in ids], capacity)]
-
-
-def _to(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(values)
-    # From pinned memory the copy does not wait for the kernels already queued.
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

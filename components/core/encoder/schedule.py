@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from components.core.encoder.packing import balanced
+from components.core.encoder.packing import balanced, fewest
 
 # A layer computed again costs one forward pass more beside one forward and two for the backward pass.
 _RECOMPUTE = 1 / 3
@@ -23,49 +24,55 @@ class Phase:
     groups: list[int]
     recompute_layers: int
 
+    @property
+    def rows(self) -> list[int]:
+        """The texts of all bins, one bin after the other."""
+        return list(itertools.chain.from_iterable(self.bins))
+
 
 def schedule(
-    groups: Sequence[Sequence[int]], lengths: Sequence[int], *, capacity: int, layers: int, together: bool = False
+    groups: Sequence[Sequence[int]], lengths: Sequence[int], *, capacity: int, layers: int, ranks: int = 1
 ) -> list[Phase]:
     """Phases whose losses, summed, are the loss of the whole batch: exact, in whichever way is cheapest.
 
     ``groups``: the texts (rows of ``lengths``) that one term of the loss needs, for instance a query, its positive and
     its negatives; texts may be shared. ``lengths``: tokens of each text. ``capacity``: tokens whose activations fit in
-    memory through all ``layers``. ``together``: the loss needs all groups at once (in-batch negatives).
+    the memory of a rank through all ``layers``.
 
     Either every bin is a phase of its own and a text shared by groups of two bins is encoded twice; or all bins are one
-    phase, every text is encoded once, and layers are recomputed to make room.
+    phase, every text is encoded once, and layers are recomputed to make room. Bins are as many as ``ranks`` can share
+    evenly, and depend on nothing else about them: what a bin computes is then the same on any number of ranks.
     """
-    whole = _one_phase(groups, lengths, capacity, layers)
-    if together:
-        return [whole]
-    apart = _phase_per_bin(groups, lengths, capacity)
-    tokens_apart = sum(lengths[row] for phase in apart for rows in phase.bins for row in rows)
-    tokens_whole = sum(lengths[row] for rows in whole.bins for row in rows)
+    whole = one_phase(groups, lengths, capacity=capacity, layers=layers, ranks=ranks)
+    apart = _phase_per_bin(groups, lengths, capacity, ranks)
+    tokens_apart = sum(lengths[row] for phase in apart for row in phase.rows)
+    tokens_whole = sum(lengths[row] for row in whole.rows)
     cost_whole = tokens_whole * (1 + _RECOMPUTE * whole.recompute_layers / layers)
     return [whole] if cost_whole < tokens_apart else apart
 
 
-def _one_phase(groups: Sequence[Sequence[int]], lengths: Sequence[int], capacity: int, layers: int) -> Phase:
+def one_phase(
+    groups: Sequence[Sequence[int]], lengths: Sequence[int], *, capacity: int, layers: int, ranks: int = 1
+) -> Phase:
+    """All ``groups`` at once, as a loss over all of them needs them (in-batch negatives); as for ``schedule``."""
     texts = sorted({row for group in groups for row in group})
-    bins = balanced([lengths[row] for row in texts], capacity)
+    bins = balanced([lengths[row] for row in texts], capacity, ranks)
     tokens = sum(lengths[row] for row in texts)
-    kept = min(layers, layers * capacity // tokens)
+    kept = min(layers, layers * capacity * ranks // max(1, tokens))
     return Phase([[texts[place] for place in places] for places in bins], list(range(len(groups))), layers - kept)
 
 
-def _phase_per_bin(groups: Sequence[Sequence[int]], lengths: Sequence[int], capacity: int) -> list[Phase]:
+def _phase_per_bin(groups: Sequence[Sequence[int]], lengths: Sequence[int], capacity: int, ranks: int) -> list[Phase]:
     """Groups in bins of at most ``capacity`` tokens, groups that share texts in the same one where that helps.
 
     A bin exceeds ``capacity`` only when a single group does.
     """
-    tokens = sum(lengths[row] for row in {row for group in groups for row in group})
-    count = max(1, -(-tokens // capacity))
+    count = fewest(sum(lengths[row] for row in {row for group in groups for row in group}), capacity, ranks)
     while True:
         bins, placed = place_groups(groups, lengths, count)
         if count >= len(groups) or max(sum(lengths[row] for row in rows) for rows in bins) <= capacity:
             return [Phase([sorted(rows)], members, 0) for rows, members in zip(bins, placed, strict=True) if members]
-        count += 1
+        count += ranks
 
 
 def place_groups(
@@ -79,11 +86,16 @@ def place_groups(
     bins: list[set[int]] = [set() for _ in range(count)]
     loads = [0] * count
     placed: list[list[int]] = [[] for _ in range(count)]
-    for group in sorted(range(len(groups)), key=lambda group: -sum(lengths[row] for row in set(groups[group]))):
-        texts = set(groups[group])
-        after = [load + sum(lengths[row] for row in texts - rows) for load, rows in zip(loads, bins, strict=True)]
+    texts = [set(group) for group in groups]
+    sizes = [sum(lengths[row] for row in rows) for rows in texts]
+    for group in sorted(range(len(groups)), key=lambda group: -sizes[group]):
+        rows = texts[group]
+        after = [
+            load + sizes[group] - sum(lengths[row] for row in rows & held)
+            for load, held in zip(loads, bins, strict=True)
+        ]
         best = after.index(min(after))
-        bins[best] |= texts
+        bins[best] |= rows
         loads[best] = after[best]
         placed[best].append(group)
     return bins, placed
