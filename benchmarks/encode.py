@@ -38,7 +38,7 @@ def sentence_transformers(
 @contextlib.contextmanager
 def ours(shape: Shape, device: torch.device, *, capacity: int, fp8: bool = False) -> Iterator[Encode]:
     model = llama(shape, device, torch.bfloat16)
-    packed = PackedEncoder(model, "avg", compiled=device.type == "cuda", fp8=fp8)
+    packed = PackedEncoder(model, "avg", fp8=fp8)
     tokenizer = word_tokenizer(shape)
 
     def tokenize(texts: Sequence[str]) -> list[list[int]]:

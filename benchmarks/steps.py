@@ -144,13 +144,13 @@ def ours(
     fp8: bool = False,
     newest: bool = True,
 ) -> Iterator[Step]:
-    """Packed, compiled, float32 masters; each distinct text once where that is cheaper.
+    """Packed, float32 masters; each distinct text once where that is cheaper.
 
     ``newest``: the attention of flash-attn-4 where that is installed, else that of torch.
     """
     master = llama(shape, device, torch.float32)
     copy = ComputeCopy(master)
-    packed = PackedEncoder(copy.module, "avg", compiled=device.type == "cuda", fp8=fp8)
+    packed = PackedEncoder(copy.module, "avg", fp8=fp8)
     optimizer = adamw(master)
     loss_of = in_batch_loss if in_batch else explicit_loss
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.core.encoder.fused import fused
+from components.core.encoder.gpu import kernels
 
 _FORMAT = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FORMAT).max
@@ -29,13 +29,12 @@ class Rounded:
     Rounded weights are kept until the weights change: a step has several bins.
     """
 
-    def __init__(self, *, compiled: bool = False) -> None:
-        self._round = fused(_rounded) if compiled else _rounded
+    def __init__(self) -> None:
         self._kept: dict[Any, tuple[int, tuple[Tensor, Tensor]]] = {}
 
     def each(self, values: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-        rounded = self._round(values)
-        return [_rounded_product(*rounded, *self._rounded_weight(weight), values.dtype) for weight in weights]
+        rows = rounded(values)
+        return [_rounded_product(*rows, *self._rounded_weight(weight), values.dtype) for weight in weights]
 
     def onto(self, total: Tensor, values: Tensor, weight: Tensor) -> Tensor:
         return total.add_(self.each(values, [weight])[0])
@@ -43,14 +42,14 @@ class Rounded:
     def _rounded_weight(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         owner = weight if weight._base is None else weight._base
         if not isinstance(owner, nn.Parameter):  # put together for this product only
-            return self._round(weight)
+            return rounded(weight)
         # Of a weight and of its transpose, a view of the same parameter, other rows are rounded.
         place = (id(owner), weight.stride())
-        version, rounded = self._kept.get(place, (None, None))
+        version, rows = self._kept.get(place, (None, None))
         if version != weight._version:
-            rounded = self._round(weight)
-            self._kept[place] = (weight._version, rounded)
-        return rounded
+            rows = rounded(weight)
+            self._kept[place] = (weight._version, rows)
+        return rows
 
 
 class _Linear(torch.autograd.Function):
@@ -67,6 +66,7 @@ class _Linear(torch.autograd.Function):
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """``left`` [m, k] times ``right`` [n, k] transposed."""
+    # By torch: BERT compiles its layers, and these products with them.
     return _rounded_product(*_rounded(left), *_rounded(right), left.dtype)
 
 
@@ -85,8 +85,12 @@ def _rounded_product(
     )
 
 
-def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     """8-bit rows, row after row in memory, and the float32 [rows, 1] that they are to be multiplied by."""
+    return kernels().rounded(rows) if rows.is_cuda else _rounded(rows)
+
+
+def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     wide = rows.float()
     scale = wide.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / _LARGEST
     return (wide / scale).clamp(-_LARGEST, _LARGEST).to(_FORMAT).contiguous(), scale

@@ -3,33 +3,31 @@
 Autograd would find the same gradients. Written out, the product that makes the gradient of a weight adds it to its
 float32 sum at once, and what lies between the products takes as few passes over memory as it can.
 
-RMSNorm: Zhang and Sennrich, 2019; rotary positions: Su et al., 2021; gated units: Shazeer, 2020 (arXiv 2002.05202).
+RMSNorm: Zhang and Sennrich, 2019; rotary positions: Su et al., 2021; gated units: Shazeer, 2020.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.core.encoder.attention import attention_backward, attention_forward
-from components.core.encoder.fused import fused
+from components.core.encoder.gate import gate as gated
+from components.core.encoder.gate import gate_back
 from components.core.encoder.master import add_gradients
 from components.core.encoder.products import Products
-from components.core.encoder.rms_norm import add_rms_norm, rms_norm, rms_norm_backward
+from components.core.encoder.rms_norm import add_rms_norm, rms_norm_backward, rms_norm_forward
 from components.core.encoder.rotary import Positions, rotate, rotate_back
 
 
 class LlamaLayer:
-    """What all layers have in common: the ``epsilon`` of their norms, and how products and the rest are computed."""
+    """What all layers have in common: the ``epsilon`` of their norms, and how ``products`` are computed."""
 
-    def __init__(self, epsilon: float, products: Products, *, compiled: bool = False) -> None:
+    def __init__(self, epsilon: float, products: Products) -> None:
         self.epsilon, self.products = epsilon, products
-        made = fused if compiled else _unchanged
-        self.rms_norm, self.add_rms_norm = made(rms_norm), made(add_rms_norm)
-        self.gate, self.gate_back = made(_gate), made(_gate_back)
 
     def __call__(
         self, hidden: Tensor, positions: Positions, bounds: Tensor, max_length: int, weights: Sequence[Tensor]
@@ -51,16 +49,16 @@ class _Layer(torch.autograd.Function):
     ) -> Tensor:
         attention_norm, q, k, v, o, mlp_norm, gate, up, down = weights
         products = layer.products
-        normed = layer.rms_norm(hidden, attention_norm, layer.epsilon)
+        normed = rms_norm_forward(hidden, attention_norm, layer.epsilon)
         # One product for three: joining the weights costs 0.1 % of it, and they keep their own names and gradients.
         (joined,) = products.each(normed, [torch.cat((q, k, v))])
         query, key, value = rotate(joined, positions, q.shape[0], k.shape[0])
         mixed, log_sum_exp = attention_forward(query, key, value, bounds, max_length)
         (attended,) = products.each(mixed.flatten(1), [o])
-        middle, entered = layer.add_rms_norm(hidden, attended, mlp_norm, layer.epsilon)
+        middle, entered = add_rms_norm(hidden, attended, mlp_norm, layer.epsilon)
         # Two products, not one: the backward pass of one would have to join two gradients in memory first.
         gates, ups = products.each(entered, [gate, up])
-        opened = layer.gate(gates, ups)
+        opened = gated(gates, ups)
         ctx.layer, ctx.weights, ctx.positions, ctx.max_length = layer, weights, positions, max_length
         ctx.save_for_backward(
             hidden, normed, query, key, value, mixed, log_sum_exp, middle, entered, gates, ups, opened, bounds
@@ -76,7 +74,7 @@ class _Layer(torch.autograd.Function):
         )
         gradient = gradient.contiguous()
         (of_opened,) = products.each(gradient, [down.t()])
-        of_gates, of_ups = layer.gate_back(of_opened, gates, ups)
+        of_gates, of_ups = gate_back(of_opened, gates, ups)
         (of_entered,) = products.each(of_gates, [gate.t()])
         of_entered = products.onto(of_entered, of_ups, up.t())
         of_middle, of_mlp_norm = rms_norm_backward(of_entered, middle, mlp_norm, layer.epsilon, gradient)
@@ -95,19 +93,3 @@ class _Layer(torch.autograd.Function):
             *add_gradients([up], of_ups, entered),
             *add_gradients([down], gradient, opened),
         )
-
-
-def _unchanged(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function
-
-
-def _gate(gates: Tensor, ups: Tensor) -> Tensor:
-    return nn.functional.silu(gates) * ups
-
-
-def _gate_back(gradient: Tensor, gates: Tensor, ups: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of ``gates`` and of ``ups``."""
-    wide, gradient = gates.float(), gradient.float()
-    opening = torch.sigmoid(wide)
-    of_gates = gradient * ups * opening * (1 + wide * (1 - opening))
-    return of_gates.to(gates.dtype), (gradient * wide * opening).to(ups.dtype)

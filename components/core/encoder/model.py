@@ -15,7 +15,7 @@ from components.core.encoder.config import EncoderConfig, Kind
 from components.core.progress import Progress
 
 _PLURAL: dict[Kind, str] = {"query": "queries", "passage": "passages"}
-# Compiling takes a GPU some seconds, in which it encodes as many texts.
+# BERT and its like: compiling takes some seconds, in which a GPU encodes as many texts. Llama compiles nothing.
 _WORTH_COMPILING = 20_000
 
 

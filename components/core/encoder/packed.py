@@ -41,8 +41,9 @@ def fast(backbone: PreTrainedModel) -> bool:
 class PackedEncoder:
     """``backbone`` with pooling and normalisation, for texts packed into bins.
 
-    ``compiled``: fuse what lies between the matrix products with torch.compile; the same code serves all layers and all
-    sizes of bins. ``fp8``: the layers' matrix products in 8 bits: faster on Hopper GPUs and less exact.
+    ``compiled``: fuse what lies between the matrix products of BERT and its like with torch.compile; the same code
+    serves all layers and all sizes of bins. Llama and Ministral have kernels of their own on a GPU and compile nothing.
+    ``fp8``: the layers' matrix products in 8 bits: faster on Hopper GPUs and less exact.
     """
 
     def __init__(
@@ -58,8 +59,7 @@ class PackedEncoder:
         self.pooling = pooling
         self.l2_normalize = l2_normalize
         if packed_llama.supports(backbone):
-            products = Rounded(compiled=compiled) if fp8 else Exact()
-            self._family = packed_llama.PackedLlama(backbone, products, compiled=compiled)
+            self._family = packed_llama.PackedLlama(backbone, Rounded() if fp8 else Exact())
         else:
             linear = linear8 if fp8 else nn.functional.linear
             self._family = packed_bert.PackedBert(backbone, linear, compiled=compiled)

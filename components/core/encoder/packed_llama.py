@@ -14,6 +14,7 @@ from components.core.encoder.embedding import embedded
 from components.core.encoder.llama_layer import LlamaLayer
 from components.core.encoder.packing import Bin
 from components.core.encoder.products import Products
+from components.core.encoder.rms_norm import rms_norm
 from components.core.encoder.rotary import Positions
 
 
@@ -33,14 +34,14 @@ def supports(backbone: PreTrainedModel) -> bool:
 class PackedLlama:
     """How Llama computes packed texts: ``embed``, then ``layer`` once for each of ``weights``, then ``finish``."""
 
-    def __init__(self, backbone: PreTrainedModel, products: Products, *, compiled: bool = False) -> None:
+    def __init__(self, backbone: PreTrainedModel, products: Products) -> None:
         self._backbone = backbone
-        self._layer = LlamaLayer(backbone.config.rms_norm_eps, products, compiled=compiled)
+        self._layer = LlamaLayer(backbone.config.rms_norm_eps, products)
 
     def embed(self, texts: Bin) -> tuple[Tensor, Positions]:
         """Hidden states [tokens, dimension], and what every layer needs to know of the tokens' positions."""
         hidden = embedded(texts.token_ids, self._backbone.embed_tokens.weight)
-        # Rotation tables in float32 even where the layers are bfloat16: exact, and no slower once fused.
+        # Rotation tables in float32 even where the layers are bfloat16: exact, and no slower: one kernel reads them.
         table = torch.empty(0, dtype=torch.float32, device=hidden.device)
         cos, sin = (part[0] for part in self._backbone.rotary_emb(table, texts.positions[None]))
         return hidden, (cos, sin, self._query_scale(texts))
@@ -55,7 +56,7 @@ class PackedLlama:
 
     def finish(self, hidden: Tensor) -> Tensor:
         """What comes after the last layer."""
-        return self._layer.rms_norm(hidden, self._backbone.norm.weight, self._layer.epsilon)
+        return rms_norm(hidden, self._backbone.norm.weight, self._layer.epsilon)
 
     def _query_scale(self, texts: Bin) -> Tensor | None:
         """float32 [tokens, 1, 1]; None where it is 1 for all: Llama always, Ministral for texts of usual length."""

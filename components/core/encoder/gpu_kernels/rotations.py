@@ -1,59 +1,12 @@
-"""Kernels that take one pass over memory where torch.compile makes two or three of it: GPUs only.
-
-What they compute is said, and computed for CPUs, by ``core.encoder.rms_norm`` and ``core.encoder.rotary``.
-"""
+"""Kernels of ``core.encoder.rotary``."""
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from components.core.encoder.rotary import Positions
-
-_PROGRAMS_PER_PROCESSOR = 4
-
-
-@triton.jit
-def _rms_norm_backward(
-    gradient, hidden, weight, added, of_hidden, of_weight, tokens, epsilon, SIZE: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Each program takes every n-th token and sums its share of the weight's gradient in float32."""
-    column = tl.arange(0, BLOCK)
-    inside = column < SIZE
-    weights = tl.load(weight + column, mask=inside, other=0).to(tl.float32)
-    summed = tl.zeros((BLOCK,), tl.float32)
-    first = tl.program_id(0)
-    for row in tl.range(first, tokens, tl.num_programs(0), num_stages=2):
-        place = row * SIZE + column
-        value = tl.load(hidden + place, mask=inside, other=0).to(tl.float32)
-        given = tl.load(gradient + place, mask=inside, other=0).to(tl.float32)
-        beside = tl.load(added + place, mask=inside, other=0).to(tl.float32)
-        scale = tl.rsqrt(tl.sum(value * value) / SIZE + epsilon)
-        scaled = value * scale
-        weighted = given * weights
-        result = (weighted - scaled * (tl.sum(weighted * scaled) / SIZE)) * scale + beside
-        tl.store(of_hidden + place, result.to(of_hidden.dtype.element_ty), mask=inside)
-        summed += given * scaled
-    tl.store(of_weight + first * SIZE + column, summed, mask=inside)
-
-
-def rms_norm_backward(
-    gradient: Tensor, hidden: Tensor, weight: Tensor, epsilon: float, added: Tensor
-) -> tuple[Tensor, Tensor]:
-    """``rms_norm.rms_norm_backward``. Sums in the same order every time."""
-    tokens, size = hidden.shape
-    processors = torch.cuda.get_device_properties(hidden.device).multi_processor_count
-    programs = min(tokens, _PROGRAMS_PER_PROCESSOR * processors)
-    of_hidden = torch.empty_like(hidden)
-    of_weight = torch.empty(programs, size, dtype=torch.float32, device=hidden.device)
-    block = triton.next_power_of_2(size)
-    warps = max(1, min(16, block // 256))
-    _rms_norm_backward[(programs,)](
-        gradient, hidden, weight, added, of_hidden, of_weight, tokens, epsilon, size, block, num_warps=warps
-    )
-    return of_hidden, of_weight.sum(0).to(weight.dtype)
 
 
 @triton.jit
