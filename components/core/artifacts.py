@@ -49,7 +49,8 @@ ARTIFACTS = _types(
     ArtifactType(
         "golden_eval",
         "Dataset",
-        "Evaluation set of your own, BEIR format; given as `frozen_eval` too, training never sees its documents.",
+        "Evaluation set of your own, BEIR format. Training never sees its questions; given as `frozen_eval` too, it "
+        "never sees the documents that answer them.",
         accepts=("eval_data",),
     ),
     ArtifactType(

@@ -51,7 +51,7 @@ def read_beir(directory: Path, *, searched: BeirData | None = None, split: str =
         corpus, documents = searched.corpus, searched.documents
     else:
         corpus, documents = _read_corpus(directory / CORPUS_FILE)
-    queries, metadata = _read_queries(directory / QUERIES_FILE)
+    queries, metadata = read_queries(directory)
     qrels_file = directory / QRELS_FILE.replace("test", split)
     qrels, lines = _read_qrels(qrels_file, queries)
     level = _level(qrels_file, lines, corpus, documents)
@@ -84,7 +84,9 @@ def _read_corpus(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     return corpus, documents
 
 
-def _read_queries(path: Path) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+def read_queries(directory: Path) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Text and metadata of every query of the test set in ``directory``, by id. Raises InputError as ``read_beir``."""
+    path = directory / QUERIES_FILE
     queries: dict[str, str] = {}
     metadata: dict[str, dict[str, Any]] = {}
     for where, record in _records(path, queries):

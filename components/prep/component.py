@@ -83,7 +83,7 @@ STAGE = Stage(
     summary="Split, mine hard negatives, unroll",
     config=PrepConfig,
     inputs=("qa_pairs",),
-    optional_inputs=("frozen_eval", "miner", "checker", "past_runs"),
+    optional_inputs=("golden_eval", "frozen_eval", "miner", "checker", "past_runs"),
     outputs=("training_data", "eval_data", "data_report"),
     image="gpu",
     node=Node(gpu="A100", cpu="16", memory="64Gi", shared_memory="16Gi"),

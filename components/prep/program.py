@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from components.core.beir_data import read_queries
 from components.core.embedding import How, Model, Texts, embed
 from components.core.encoder.config import read_encoder
 from components.core.errors import InputError
@@ -36,6 +37,7 @@ def run(
     config: PrepConfig,
     *,
     qa_pairs: Path,
+    golden_eval: Path | None = None,
     frozen_eval: Path | None = None,
     miner: Path | None = None,
     checker: Path | None = None,
@@ -47,16 +49,19 @@ def run(
     """Read ``qa_pairs``, split, mine, write ``training_data``, ``eval_data`` and ``data_report``; return counts.
 
     With ``frozen_eval`` the test set is that one, unchanged; without, it is that of the champion in ``past_runs``, when
-    there is one. Negatives are mined with ``miner`` when it is given, else with the base model; what ``checker`` takes
-    for an answer is no negative. Raises InputError when no question is left, or when the split leaves a side empty.
+    there is one. What ``golden_eval`` asks, training and validation do not. Negatives are mined with ``miner`` when it
+    is given, else with the base model; what ``checker`` takes for an answer is no negative. Raises InputError when no
+    question is left, or when the split leaves a side empty.
     """
     with given_or_champions(frozen_eval, "eval_data", past_runs) as frozen_eval:
-        return _prepare(config, qa_pairs, frozen_eval, miner, checker, training_data, eval_data, data_report)
+        golden = frozenset(read_queries(golden_eval)[0].values()) if golden_eval else frozenset()
+        return _prepare(config, qa_pairs, golden, frozen_eval, miner, checker, training_data, eval_data, data_report)
 
 
 def _prepare(
     config: PrepConfig,
     qa_pairs: Path,
+    golden: frozenset[str],
     frozen_eval: Path | None,
     miner: Path | None,
     checker: Path | None,
@@ -75,6 +80,7 @@ def _prepare(
         near_duplicate_threshold=config.near_duplicate_threshold,
         by_time=config.split_time_field is not None,
         frozen=frozen,
+        golden=golden,
     )
     warnings = _check(config, records, parts, frozen is not None)
     embed_by_miner = _embed_with(config, miner or config.encoder())

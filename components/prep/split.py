@@ -18,6 +18,7 @@ SIDES = ("train", "val", "test")
 _HELD_OUT = "held out"
 _OF_FROZEN = "of a document of frozen_eval"
 _ASKED_BY_FROZEN = "asked by frozen_eval too"
+_ASKED_BY_GOLDEN = "asked by golden_eval too"
 _ASKED_TWICE = "asked by another side of the split too"
 
 
@@ -50,6 +51,7 @@ def split(
     near_duplicate_threshold: float | None = None,
     by_time: bool = False,
     frozen: FrozenEval | None = None,
+    golden: frozenset[str] = frozenset(),
 ) -> Split:
     """Split by document, whatever the order of the input.
 
@@ -59,13 +61,14 @@ def split(
     there is no test side: what belongs to that set is dropped and the others share the rest.
 
     Training sees no passage of which a duplicate stands in a document of another side. A validation or test question
-    that training asks too is dropped, and a training question that ``frozen`` asks. Raises InputError for a document
-    without time when ``by_time``.
+    that training asks too is dropped, and a training question that ``frozen`` asks. What the questions ``golden`` ask,
+    neither training nor validation does. Raises InputError for a document without time when ``by_time``.
     """
     frozen = frozen or FrozenEval()
     threshold = near_duplicate_threshold
     passage_clusters = duplicate_clusters([*records.passages, *frozen.passages], threshold, "passages")
-    query_clusters = duplicate_clusters([*(e.query for e in records.examples), *frozen.queries], threshold, "questions")
+    asked = [*(e.query for e in records.examples), *frozen.queries, *golden]
+    query_clusters = duplicate_clusters(asked, threshold, "questions")
     groups = _groups(records, passage_clusters, frozen)
     held = _held_out(records, groups, passage_clusters, frozen)
     ratios = {"train": train_ratio, "val": val_ratio, "test": 0.0 if frozen.queries else 1 - train_ratio - val_ratio}
@@ -74,7 +77,7 @@ def split(
     side_of |= dict.fromkeys((document for group in groups if held & set(group) for document in group), _HELD_OUT)
     training_passages = _training_passages(records, side_of, passage_clusters, frozen)
     sides = _questions(records, side_of)
-    sides, dropped = _asked_once(sides, query_clusters, frozen)
+    sides, dropped = _asked_once(sides, query_clusters, frozen, golden)
     train, withheld = _without_withheld(sides["train"], set(training_passages))
     return Split(
         train,
@@ -218,15 +221,21 @@ def _questions(records: Records, side_of: Mapping[str, str]) -> dict[str, list[E
 
 
 def _asked_once(
-    sides: dict[str, list[Example]], clusters: Mapping[str, int], frozen: FrozenEval
+    sides: Mapping[str, list[Example]], clusters: Mapping[str, int], frozen: FrozenEval, golden: frozenset[str]
 ) -> tuple[dict[str, list[Example]], Counter[str]]:
-    """Every question stays on one side: that of ``frozen``, then training, then test."""
+    """Every question stays on one side: that of ``frozen``, then training, then test.
+
+    ``golden`` is judged by beside the test set, and may ask what that asks.
+    """
     dropped = Counter({_OF_FROZEN: len(sides[_HELD_OUT])})
     taken = {clusters[query] for query in frozen.queries}
-    kept = {}
+    in_golden = {clusters[query] for query in golden}
+    kept: dict[str, list[Example]] = {}
     for side, reason in (("train", _ASKED_BY_FROZEN), ("test", _ASKED_TWICE), ("val", _ASKED_TWICE)):
-        kept[side] = [example for example in sides[side] if clusters[example.query] not in taken]
-        dropped[reason] += len(sides[side]) - len(kept[side])
+        once = [example for example in sides[side] if clusters[example.query] not in taken]
+        kept[side] = [example for example in once if side == "test" or clusters[example.query] not in in_golden]
+        dropped[reason] += len(sides[side]) - len(once)
+        dropped[_ASKED_BY_GOLDEN] += len(once) - len(kept[side])
         taken |= {clusters[example.query] for example in kept[side]}
     return kept, +dropped
 

@@ -149,6 +149,28 @@ def test_the_test_set_of_an_earlier_run_stays_and_is_not_trained_on(tmp_path: Pa
     assert "The test set is the frozen one: 6 questions" in (out / "data_report").read_text(encoding="utf-8")
 
 
+def test_questions_of_the_golden_set_are_not_trained_on(tmp_path: Path) -> None:
+    """In other spelling, too; the documents that answer them are. A golden set needs no corpus of its own."""
+    asked = labelled()[::2]
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    lines = [json.dumps({"_id": str(n), "text": record["query"].upper()}) for n, record in enumerate(asked)]
+    (golden / "queries.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    outcome = prep(tmp_path, labelled(), optional={"golden_eval": golden}, hard_neg_margin=1.0)
+    out = tmp_path / "out"
+    rows = json.loads((out / "training_data" / TRAINING_FILE).read_text(encoding="utf-8"))["data"]
+    rows += json.loads((out / "training_data" / "val.json").read_text(encoding="utf-8"))["data"]
+    trained = {row["question"] for row in rows}
+    assert trained and not trained & {record["query"] for record in asked}
+    tested = {json.loads(line)["text"] for line in (out / "eval_data" / "queries.jsonl").read_text().splitlines()}
+    assert tested & {record["query"] for record in asked}
+    assert trained | tested < {record["query"] for record in labelled()}
+    assert outcome.metrics["dropped_questions"] == len(labelled()) - len(trained | tested) > 0
+    assert "Asked by golden_eval too" in (out / "data_report").read_text(encoding="utf-8")
+    kept = set(passages(out).values())
+    assert any(text in kept for record in asked for text in np.atleast_1d(record["positive"]).tolist())
+
+
 def test_another_checkpoint_mines(tmp_path: Path, small_config: EncoderConfig) -> None:
     """The miner's own vectors and prefixes score, and what later stages read is the base model's settings."""
     tuned = load_base(small_config.model_copy(update={"query_prefix": "find: "}))

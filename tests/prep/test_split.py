@@ -53,6 +53,22 @@ def test_documents_texts_and_questions_never_cross(seed: int) -> None:
     assert sum(map(len, sides)) + sum(parts.dropped.values()) == len(records.examples)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_what_the_golden_set_asks_only_the_test_set_may_ask_too(seed: int) -> None:
+    records = hostile(seed)
+    golden = frozenset(f"WHAT  is {number}?" for number in range(0, 40, 3))
+    parts = split(records, train_ratio=0.6, val_ratio=0.2, seed=seed, golden=golden)
+    without = split(records, train_ratio=0.6, val_ratio=0.2, seed=seed)
+    asked = {folded(question) for question in golden}
+    for side, all_of_it in ((parts.train, without.train), (parts.val, without.val)):
+        assert not {folded(example.query) for example in side} & asked
+        kept = [example for example in all_of_it if folded(example.query) not in asked]
+        assert [example for example in kept if example not in side] == []
+    assert all(example in parts.test for example in without.test)
+    sides = [parts.train, parts.val, parts.test]
+    assert sum(map(len, sides)) + sum(parts.dropped.values()) == len(records.examples)
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), order=st.randoms(use_true_random=False))
 def test_the_order_of_the_input_does_not_matter(seed: int, order: random.Random) -> None:
