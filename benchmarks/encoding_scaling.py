@@ -11,6 +11,7 @@ say nothing then.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -150,10 +151,13 @@ def _cached(cache: Path) -> dict[str, tuple[list[bytes], np.ndarray]]:
 
 
 def _negatives(one: Path, two: Path) -> tuple[bool, float, float]:
-    """Of the training rows of two runs: whether questions and positives are the same, the largest difference of scores
-    of the same rank, and how much less a negative of one scores, by the other's vectors, than the other's last."""
+    """Of the training rows of two runs: whether questions, positives and numbers of negatives are the same, the largest
+    difference of scores of the same rank, and how much less a negative of one scores, by the other's vectors, than the
+    other's last."""
     rows = [_json(work / "training_data" / TRAINING_FILE)["data"] for work in (one, two)]
-    asked = [[(row["question"], row["pos_doc"][0]["id"]) for row in own] for own in rows]
+    shapes = [[(row["question"], row["pos_doc"][0]["id"], len(row["neg_doc"])) for row in own] for own in rows]
+    if shapes[0] != shapes[1]:
+        return False, math.inf, math.inf
     table = pq.read_table(one / "training_data" / "corpus" / "train.parquet").to_pydict()
     passages = dict(zip(table["id"], table["text"], strict=True))
     apart = worse = 0.0
@@ -164,8 +168,20 @@ def _negatives(one: Path, two: Path) -> tuple[bool, float, float]:
         for row, known, own in zip(pair, reversed(vectors), reversed(scores), strict=True):
             question = known[text_key(row["question"])]
             found = [float(question @ known[text_key(passages[negative["id"]])]) for negative in row["neg_doc"]]
-            worse = max(worse, min(own) - min(found))
-    return asked[0] == asked[1], round(apart, 6), round(worse, 6)
+            worse = max(worse, min(own, default=0.0) - min(found, default=0.0))
+    _show_spread(rows[0], passages, vectors[0])
+    return True, round(apart, 6), round(worse, 6)
+
+
+def _show_spread(rows: list[dict[str, Any]], passages: dict[str, str], known: dict[bytes, np.ndarray]) -> None:
+    """How much the last negative of a question scores above a passage by chance: what the comparison can tell apart."""
+    some = np.stack([known[text_key(text)] for text in list(passages.values())[:512]])
+    above = []
+    for row in rows[:256]:
+        if row["neg_doc"]:
+            by_chance = float(np.median(some @ known[text_key(row["question"])]))
+            above.append(min(negative["score"] for negative in row["neg_doc"]) - by_chance)
+    print(f"last negative above the median passage, median of {len(above)} questions: {np.median(above):.4f}")
 
 
 def _by_key(work: Path) -> dict[bytes, np.ndarray]:

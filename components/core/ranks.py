@@ -23,7 +23,7 @@ _PATIENCE = datetime.timedelta(hours=2)
 
 
 class OutOfMemoryEverywhere(torch.OutOfMemoryError):
-    """Memory ran out on at least one rank, and all ranks know."""
+    """Memory ran out on at least one rank, and all ranks know: what ``Ranks.agreed`` computes must not raise it."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,17 @@ class Ranks:
     def agreed(self, compute: Callable[[], Result]) -> Result:
         """``compute()``; raises OutOfMemoryEverywhere on all ranks when the memory of one of them does not suffice.
 
-        Needed before a collective on what was computed: the others would wait in it.
+        Needed before a collective on what was computed: the others would wait in it. A process of its own raises what
+        ``compute`` does.
         """
+        if not self.several:
+            return compute()
         result = None
         # Left before asking: until then the exception holds on to the tensors of what failed.
         with contextlib.suppress(torch.OutOfMemoryError):
             result = compute()
         if self.any(result is None):
-            raise OutOfMemoryEverywhere
+            raise OutOfMemoryEverywhere("on one process at least")
         return result
 
     def from_first(self, value: Any) -> Any:

@@ -89,5 +89,5 @@ class PackedGradient:
     def _all_of(self, ids: Sequence[list[int]]) -> Phase:
         """All texts at once, with as many activations kept as fit."""
         alone = [[row] for row in range(len(ids))]
-        limits = {"capacity": self._tokens, "layers": self._packed.layers, "ranks": self._ranks.size}
-        return one_phase(alone, [len(text) for text in ids], **limits)
+        lengths = [len(text) for text in ids]
+        return one_phase(alone, lengths, capacity=self._tokens, layers=self._packed.layers, ranks=self._ranks.size)

@@ -230,16 +230,15 @@ class Trainer:
 
     def _passes_of_all(self, number: int, rows: Sequence[int]) -> tuple[float, int] | None:
         """Mean loss of ``rows`` and their tokens on all ranks; None when one rank's memory did not suffice."""
-        done = None
+        done, all_know = None, False
         try:
             done = self._passes(number, rows)
-        except OutOfMemoryEverywhere:
-            return None
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             # Left before trying again: until then the exception holds on to the tensors of the failed pass.
             if self._gradient.in_step:
                 raise self._memory_ran_out(number) from None
-        if self.ranks.any(done is None):
+            all_know = isinstance(error, OutOfMemoryEverywhere)
+        if all_know or self.ranks.any(done is None):
             return None
         if not self.ranks.several:
             return done

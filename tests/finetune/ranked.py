@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from components.core.encoder import contrastive
 from components.core.encoder.model import Encoder
+from components.core.encoder.schedule import Phase, schedule
 from components.core.errors import StageError
 from components.core.ranks import Ranks
 from components.core.store.folder import Folder
@@ -27,14 +29,17 @@ from components.finetune.sharding import ShardedGradient
 Add = Callable[..., Tensor]
 
 
-def train_all(ranks: Ranks, runs: dict[str, dict[str, Any]], data: str, work: str) -> dict[str, Any]:
+def train_all(ranks: Ranks, runs: dict[str, dict[str, Any]], work: str) -> dict[str, Any]:
     """Each run's figures, or the exit code and message of its error.
 
-    ``fault`` names one of FAULTS; ``packed``: texts are packed, as GPUs do it.
+    ``fault`` names one of FAULTS; ``packed``: texts are packed, as GPUs do it; ``phases`` says how many there were in
+    the largest batch then.
     """
     found = {}
     for name, given in runs.items():
-        settings = FinetuneConfig(**{key: value for key, value in given.items() if key not in ("fault", "packed")})
+        told = ("fault", "packed", "data")
+        settings = FinetuneConfig(**{key: value for key, value in given.items() if key not in told})
+        phases = [0]
         place = Path(work) / name
         if ranks.first:
             place.mkdir(parents=True)
@@ -45,12 +50,29 @@ def train_all(ranks: Ranks, runs: dict[str, dict[str, Any]], data: str, work: st
             kind = PackedGradient
         fault = FAULTS[given["fault"]](ranks, kind.add) if "fault" in given else kind.add
         made = _packed if kind is PackedGradient else model.whole_gradient
-        with patch.object(kind, "add", fault), patch.object(model, "whole_gradient", made):
+        counted = _counting(phases)
+        with (
+            patch.object(kind, "add", fault),
+            patch.object(model, "whole_gradient", made),
+            patch.object(contrastive, "schedule", counted),
+        ):
             try:
-                found[name] = program.train(ranks, settings, training_data=Path(data), **places)
+                found[name] = program.train(ranks, settings, training_data=Path(given["data"]), **places)
+                found[name]["phases"] = max(phases)
             except StageError as error:
                 found[name] = {"exit_code": error.exit_code, "message": str(error)}
     return found
+
+
+def _counting(phases: list[int]) -> Callable[..., list[Phase]]:
+    """``schedule`` that writes down how many phases it found."""
+
+    def counting(*arguments: Any, **named: Any) -> list[Phase]:
+        found = schedule(*arguments, **named)
+        phases.append(len(found))
+        return found
+
+    return counting
 
 
 def _packed(encoder: Encoder, config: FinetuneConfig, dtype: torch.dtype, ranks: Ranks) -> PackedGradient:
@@ -151,7 +173,7 @@ FAULTS = {
     # While texts are encoded, vectors gathered, the loss computed, the gradient computed.
     **{
         f"out of memory in {operation}": _memory_runs_out_at(operation)
-        for operation in ("embedding", "new_zeros", "_log_softmax", "embedding_dense_backward")
+        for operation in ("embedding", "new_zeros", "_log_softmax", "embedding_dense_backward", "index_put_")
     },
     "terminated": _on_second_rank(_is_terminated),
 }

@@ -117,7 +117,7 @@ def test_lora_and_short_vectors_learn(base: Path, data: Path, tmp_path: Path) ->
     assert np.isfinite(load_checkpoint(tmp_path / "checkpoint").encode(["a text"], "query")).all()
 
 
-@pytest.mark.parametrize("steps", [0, 3], ids=["while compiling", "while training"])
+@pytest.mark.parametrize("steps", [0, 3], ids=["while starting", "while training"])
 def test_sigterm_ends_with_75(base: Path, data: Path, tmp_path: Path, steps: int) -> None:
     given = [f"base_model={base}", "global_batch_size=4", "num_epochs=500", f"checkpoint_uri={tmp_path / 'states'}"]
     argv = [sys.executable, "-m", "components", "finetune", "--training-data", str(data), "--work", str(tmp_path / "w")]

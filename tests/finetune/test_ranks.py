@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fsdp lora": {"parallelism": "fsdp", "lora_rank": 2},
     "fsdp no query for a rank": {"parallelism": "fsdp", "global_batch_size": 1, "num_epochs": 1},
     "packed": {"packed": True},
+    "packed, repeated passages": {"packed": True, "data": "repeated"},
+    "packed, repeated passages, little memory": {"packed": True, "data": "repeated", "packed_batch_tokens": 32},
     "packed, a bin for each query": {"packed": True, "packed_batch_tokens": 32},
-    "packed in-batch": {"packed": True, **IN_BATCH},
-    "packed, no text for a rank": {"packed": True, "global_batch_size": 1, "num_epochs": 1, "train_n_passages": 2},
+    "packed in-batch": {"packed": True, "data": "repeated", **IN_BATCH},
+    "packed, no query for a rank": {"packed": True, "global_batch_size": 1, "num_epochs": 1},
     "packed in-batch, few texts": {"packed": True, "global_batch_size": 1, "num_epochs": 1, **IN_BATCH},
 }
+# Texts that do not repeat are computed bin by bin, each bin by one rank; else all bins together, shared by the ranks.
+PHASES = {"packed": 2, "packed, repeated passages": 1, "packed, a bin for each query": 8}
 FAULTY: dict[str, dict[str, Any]] = {
     "memory": {"fault": "out of memory"},
     "memory in-batch": {"fault": "out of memory", **IN_BATCH},
@@ -49,7 +54,9 @@ FAULTY: dict[str, dict[str, Any]] = {
     "memory for gathering": {"fault": "out of memory in new_zeros", **IN_BATCH},
     "memory for the loss": {"fault": "out of memory in _log_softmax", **IN_BATCH},
     "memory for the gradient": {"fault": "out of memory in embedding_dense_backward", **IN_BATCH},
-    "memory packed": {"fault": "out of memory", "packed": True},
+    "memory packed": {"fault": "out of memory in embedding", "packed": True, "packed_batch_tokens": 256},
+    "memory packed, gradient": {"fault": "out of memory in index_put_", "packed": True, "packed_batch_tokens": 256},
+    "memory packed, repeated": {"fault": "out of memory in embedding", "packed": True, "data": "repeated"},
     "memory packed in-batch": {"fault": "out of memory in embedding", "packed": True, **IN_BATCH},
     "memory packed, for gathering": {"fault": "out of memory in new_zeros", "packed": True, **IN_BATCH},
     "nan": {"fault": "not a number"},
@@ -61,11 +68,26 @@ FAULTY: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three answers to one question, and a val split."""
+    """Three answers to one question, passages that are negatives of several, and a val split."""
     rows = records(EXAMPLES)
     rows[4] |= {"question": rows[3]["question"]}
     rows[5] |= {"question": rows[3]["question"]}
     return write_val(write_data(tmp_path_factory.mktemp("data") / "data", rows, texts(EXAMPLES)), VAL)
+
+
+@pytest.fixture(scope="module")
+def distinct(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """No passage twice."""
+    rows = records(EXAMPLES)
+    for number, row in enumerate(rows):
+        row["neg_doc"] = [{"id": f"d{EXAMPLES + 4 * number + place}"} for place in range(4)]
+    return write_val(write_data(tmp_path_factory.mktemp("distinct") / "data", rows, texts(5 * EXAMPLES)), VAL)
+
+
+@pytest.fixture(scope="module")
+def data_of(data: Path, distinct: Path) -> Callable[[dict[str, Any]], Path]:
+    """What a run is trained on: packed ones on passages that do not repeat, unless they say so."""
+    return lambda given: distinct if given.get("packed") and given.get("data") != "repeated" else data
 
 
 def made(tiny: Path, states: Path | None = None, **given: Any) -> FinetuneConfig:
@@ -74,20 +96,21 @@ def made(tiny: Path, states: Path | None = None, **given: Any) -> FinetuneConfig
 
 
 def only_settings(given: dict[str, Any], *others: str) -> dict[str, Any]:
-    return {key: value for key, value in given.items() if key not in ("fault", "packed", *others)}
+    return {key: value for key, value in given.items() if key not in ("fault", "packed", "data", *others)}
 
 
 @pytest.fixture(scope="module")
-def by_two(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def by_two(tiny: Path, data_of: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Where two ranks left their results, and what they returned. One launch: most of its time is starting."""
     work = tmp_path_factory.mktemp("by-two")
-    runs = {
-        name: made(tiny, **only_settings(given)).model_dump(mode="json") | given for name, given in VARIANTS.items()
-    }
+    configs = {name: made(tiny, **only_settings(given)) for name, given in VARIANTS.items()}
     for name, given in FAULTY.items():
-        config = made(tiny, work / f"{name}-states", num_epochs=4, **only_settings(given))
-        runs[name] = config.model_dump(mode="json") | given
-    arguments = {"runs": runs, "data": str(data), "work": str(work)}
+        configs[name] = made(tiny, work / f"{name}-states", num_epochs=4, **only_settings(given))
+    runs = {
+        name: configs[name].model_dump(mode="json") | given | {"data": str(data_of(given))}
+        for name, given in {**VARIANTS, **FAULTY}.items()
+    }
+    arguments = {"runs": runs, "work": str(work)}
     return work, launch("tests.finetune.ranked:train_all", arguments, 2)
 
 
@@ -112,21 +135,22 @@ def same_training(one: Path, other: Path, base: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
-def test_two_ranks_train_as_one(name: str, tiny: Path, data: Path, by_two: Any, tmp_path: Path) -> None:
+def test_two_ranks_train_as_one(name: str, tiny: Path, data_of: Any, by_two: Any, tmp_path: Path) -> None:
     work, figures = by_two
-    outcome = finetune(tmp_path, data, made(tiny, **only_settings(VARIANTS[name], "parallelism")))
+    outcome = finetune(tmp_path, data_of(VARIANTS[name]), made(tiny, **only_settings(VARIANTS[name], "parallelism")))
     same_training(tmp_path, work / name, tiny)
     assert figures[name]["steps"] == outcome.metrics["steps"]
     assert figures[name]["best_step"] == outcome.metrics["best_step"]
+    assert figures[name]["phases"] == PHASES.get(name, figures[name]["phases"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FAULTY if name.startswith("memory")])
 def test_memory_that_runs_out_on_one_rank_halves_the_passes_of_all(
-    name: str, tiny: Path, data: Path, by_two: Any, tmp_path: Path
+    name: str, tiny: Path, data_of: Any, by_two: Any, tmp_path: Path
 ) -> None:
     work, _ = by_two
-    finetune(tmp_path, data, made(tiny, num_epochs=4, **only_settings(FAULTY[name])))
+    finetune(tmp_path, data_of(FAULTY[name]), made(tiny, num_epochs=4, **only_settings(FAULTY[name])))
     same_training(tmp_path, work / name, tiny)
 
 

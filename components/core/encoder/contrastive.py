@@ -13,8 +13,6 @@ from components.core.encoder.schedule import Phase, one_phase, schedule
 from components.core.ranks import Ranks
 from components.core.transfer import to_device
 
-_ALONE = Ranks()
-
 
 def backward(
     packed: PackedEncoder,
@@ -24,7 +22,7 @@ def backward(
     *,
     capacity: int,
     together: bool = False,
-    ranks: Ranks = _ALONE,
+    ranks: Ranks | None = None,
 ) -> Tensor:
     """Add the gradients of the batch's loss to those of the weights; returns the loss, a float32 scalar.
 
@@ -35,29 +33,41 @@ def backward(
     as often as it is used, however often it is encoded.
 
     ``ranks`` share the work; all call this with the same batch. Each adds its part of the gradients and returns its
-    part of the loss: the sum over them is the whole. Raises OutOfMemoryEverywhere as ``vectors_of`` does.
+    part of the loss: the sum over them is the whole. Raises torch.OutOfMemoryError on the rank whose memory does not
+    suffice for bins of its own, OutOfMemoryEverywhere as ``vectors_of`` does.
     """
+    ranks = ranks or Ranks()
     lengths = [len(text) for text in ids]
-    limits = {"capacity": capacity, "layers": packed.layers, "ranks": ranks.size}
-    phases = [one_phase(groups, lengths, **limits)] if together else schedule(groups, lengths, **limits)
-    if len(phases) == 1:
-        sharing = ranks
+    if together:
+        phases = [one_phase(groups, lengths, capacity=capacity, layers=packed.layers, ranks=ranks.size)]
     else:
-        # Each rank computes the losses of its own bins.
-        loads = [sum(lengths[row] for row in phase.rows) for phase in phases]
-        phases, sharing = [phases[place] for place in spread(loads, ranks.size)[ranks.rank]], _ALONE
-    total = torch.zeros((), device=packed.device)
-    for phase in phases:
-        vectors = vectors_of(packed, ids, phase, sharing)
-        loss = loss_of(vectors[to_device([groups[group] for group in phase.groups], packed.device)])
-        # Without a bin of a shared phase a rank has nothing to add.
-        if loss.requires_grad:
-            loss.backward()
-        total += loss.detach() / sharing.size
-    return total
+        phases = schedule(groups, lengths, capacity=capacity, layers=packed.layers, ranks=ranks.size)
+    if len(phases) == 1:
+        return _backward(packed, ids, groups, loss_of, phases[0], ranks) / ranks.size
+    # Each rank computes bins of its own, and their losses: it needs nothing of the others.
+    own = spread([sum(lengths[row] for row in phase.rows) for phase in phases], ranks.size)[ranks.rank]
+    losses = [_backward(packed, ids, groups, loss_of, phases[place], Ranks()) for place in own]
+    return torch.stack(losses).sum() if losses else torch.zeros((), device=packed.device)
 
 
-def vectors_of(packed: PackedEncoder, ids: Sequence[Sequence[int]], phase: Phase, ranks: Ranks = _ALONE) -> Tensor:
+def _backward(
+    packed: PackedEncoder,
+    ids: Sequence[Sequence[int]],
+    groups: Sequence[Sequence[int]],
+    loss_of: Callable[[Tensor], Tensor],
+    phase: Phase,
+    ranks: Ranks,
+) -> Tensor:
+    """Add the gradients of the loss of ``phase``, whose bins ``ranks`` share; return that loss, on all of them."""
+    vectors = vectors_of(packed, ids, phase, ranks)
+    loss = loss_of(vectors[to_device([groups[group] for group in phase.groups], packed.device)])
+    # A rank without a bin has nothing to add.
+    if loss.requires_grad:
+        loss.backward()
+    return loss.detach()
+
+
+def vectors_of(packed: PackedEncoder, ids: Sequence[Sequence[int]], phase: Phase, ranks: Ranks) -> Tensor:
     """Vectors of the texts of ``phase`` at their rows: float32 [len(ids), dimension], zeros elsewhere.
 
     ``ranks`` share the bins, and all get all vectors; each keeps the activations of its own. Raises

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from components.core.encoder.packing import balanced, fewest
+from components.core.encoder.packing import balanced, fewest, spread
 
 # A layer computed again costs one forward pass more beside one forward and two for the backward pass.
 _RECOMPUTE = 1 / 3
@@ -56,10 +56,11 @@ def one_phase(
 ) -> Phase:
     """All ``groups`` at once, as a loss over all of them needs them (in-batch negatives); as for ``schedule``."""
     texts = sorted({row for group in groups for row in group})
-    bins = balanced([lengths[row] for row in texts], capacity, ranks)
-    tokens = sum(lengths[row] for row in texts)
-    kept = min(layers, layers * capacity * ranks // max(1, tokens))
-    return Phase([[texts[place] for place in places] for places in bins], list(range(len(groups))), layers - kept)
+    bins = [[texts[place] for place in places] for places in balanced([lengths[row] for row in texts], capacity, ranks)]
+    loads = [sum(lengths[row] for row in rows) for rows in bins]
+    busiest = max(sum(loads[place] for place in own) for own in spread(loads, ranks))
+    kept = min(layers, layers * capacity // max(1, busiest))
+    return Phase(bins, list(range(len(groups))), layers - kept)
 
 
 def _phase_per_bin(groups: Sequence[Sequence[int]], lengths: Sequence[int], capacity: int, ranks: int) -> list[Phase]:
