@@ -5,31 +5,27 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.core.encoder.model import Encoder
-from components.core.errors import ActionNeeded, InputError, Transient
+from components.core.errors import ActionNeeded, Transient
 from components.core.progress import Progress
-from components.core.ranks import OutOfMemoryEverywhere, Ranks
+from components.core.ranks import Ranks
 from components.finetune.autosave import Autosave, State
-from components.finetune.batch import Batch
 from components.finetune.checkpoints import Checkpoints
 from components.finetune.component import FinetuneConfig
-from components.finetune.data import TRAINING_FILE, batch_size, batches, steps
+from components.finetune.data import batch_size, batches, steps
 from components.finetune.gradient import Gradient
 from components.finetune.interruption import Interrupted, Interruption, Watchdog
-from components.finetune.reduction import own_queries
 from components.finetune.schedule import build_optimizer, interval, learning_rate
-from components.finetune.sharding import whole
 from components.finetune.state import TrainingState
+from components.finetune.step_gradient import StepGradient
 from components.finetune.tokenized import TokenizedData
 from components.finetune.validation import Selection, Validation
 from components.finetune.watch import Watch
@@ -99,6 +95,15 @@ class Trainer:
             steps=interval(config.checkpoint_every_steps, self.total, config),
         )
         self._watchdog = Watchdog(config.hang_timeout_seconds)
+        self._step_gradient = StepGradient(
+            encoder,
+            data,
+            gradient,
+            self.ranks,
+            max_norm=config.max_grad_norm,
+            steps=self.total,
+            beat=self._watchdog.beat,
+        )
         self._interruption = Interruption(self.ranks)
 
     @property
@@ -109,9 +114,7 @@ class Trainer:
     def train(self, log: Path) -> list[Step]:
         """Run all steps that are left, write one line for each of the run to ``log``, return them.
 
-        Raises ActionNeeded before a step whose loss or gradient is no finite number and for memory that runs out in a
-        model spread over the ranks, InputError when not even one query fits into memory, Transient when it is
-        interrupted.
+        Raises what ``StepGradient.add`` does, before weights have changed, and Transient when it is interrupted.
         """
         with log.open("w", encoding="utf-8") as out:
             self._resume(out)
@@ -199,91 +202,13 @@ class Trainer:
             group["lr"] = rate
         # Until the optimizer's turn nothing has changed, so an interruption can be followed at once.
         with self._interruption.at_once():
-            loss, tokens = self._add_gradient(number, rows)
-            self._gradient.add_up()
-            norm = whole(nn.utils.clip_grad_norm_(self.encoder.parameters(), self.config.max_grad_norm)).item()
-        if not math.isfinite(norm):
-            raise self._diverged(number, f"gradient norm {norm}", rows)
+            loss, tokens, norm = self._step_gradient.add(number, rows)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._gradient.weights_changed()
         speed = tokens / (time.perf_counter() - started)
         used = self._watch.utilization(speed)
         return Step(number + 1, epoch, round(loss, 6), round(norm, 6), rate, round(speed, 1), used)
-
-    def _add_gradient(self, number: int, rows: Sequence[int]) -> tuple[float, int]:
-        """Mean loss of ``rows`` and their tokens. When memory runs out the batch is repeated in smaller passes."""
-        while True:
-            done = self._passes_of_all(number, rows)
-            if done is not None:
-                return done
-            self._gradient.discard()
-            smaller = self._gradient.halve()
-            if smaller is None:
-                raise InputError(
-                    f"step {number + 1}: a single query with its passages does not fit into the memory of "
-                    f"{self.encoder.device}: lower passage_max_length or train_n_passages, or take a larger GPU"
-                )
-            _log.warning("step %d: out of memory; repeated with passes of %s", number + 1, smaller)
-            if self.encoder.device.type == "cuda":
-                torch.cuda.empty_cache()
-
-    def _passes_of_all(self, number: int, rows: Sequence[int]) -> tuple[float, int] | None:
-        """Mean loss of ``rows`` and their tokens on all ranks; None when one rank's memory did not suffice."""
-        done, all_know = None, False
-        try:
-            done = self._passes(number, rows)
-        except torch.OutOfMemoryError as error:
-            # Left before trying again: until then the exception holds on to the tensors of the failed pass.
-            if self._gradient.in_step:
-                raise self._memory_ran_out(number) from None
-            all_know = isinstance(error, OutOfMemoryEverywhere)
-        if all_know or self.ranks.any(done is None):
-            return None
-        if not self.ranks.several:
-            return done
-        (loss,) = self.ranks.total(done[0])
-        if not math.isfinite(loss):
-            raise self._diverged(number, f"loss {loss}", rows)
-        return loss, done[1]
-
-    def _memory_ran_out(self, number: int) -> ActionNeeded:
-        return ActionNeeded(
-            f"step {number + 1} of {self.total}: out of memory on {self.encoder.device}; with fsdp the other GPUs wait "
-            f"inside of the model, so the step cannot be repeated in smaller passes: set local_batch_size below "
-            f"{self._gradient.queries}, or lower passage_max_length, or take more GPUs, and run again"
-        )
-
-    def _passes(self, number: int, rows: Sequence[int]) -> tuple[float, int]:
-        """This rank's part of the mean loss of ``rows``, and the tokens of their texts, each counted once."""
-        batch = self.data.batch(rows)
-        total = 0.0
-        for part in self._parts(rows, batch):
-            loss = self._gradient.add(self.data.batch(part), 1 / len(rows)).item()
-            # Several ranks stop together, after the step's last pass.
-            if not math.isfinite(loss) and not self.ranks.several:
-                raise self._diverged(number, f"loss {loss}", part)
-            total += loss
-            self._watchdog.beat()
-        return total, batch.tokens
-
-    def _parts(self, rows: Sequence[int], batch: Batch) -> list[Sequence[int]]:
-        """What this rank computes of the batch ``rows``, pass by pass."""
-        own = rows
-        if self.ranks.several and not self._gradient.together:
-            own = [rows[query] for query in own_queries(batch, self.ranks)]
-        size = self._gradient.queries or max(1, len(own))
-        parts = [own[start : start + size] for start in range(0, len(own), size)]
-        if self._gradient.in_step:
-            parts += [[]] * (int(self.ranks.greatest(len(parts))[0]) - len(parts))
-        return parts
-
-    def _diverged(self, number: int, what: str, rows: Sequence[int]) -> ActionNeeded:
-        places = ", ".join(str(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
-        return ActionNeeded(
-            f"step {number + 1} of {self.total}: {what}: training diverged and nothing was saved after step {number}; "
-            f"lower learning_rate or raise temperature, or look at data[{places}] of {TRAINING_FILE}"
-        )
 
     def _check_weights(self) -> None:
         if not self._state.finite():

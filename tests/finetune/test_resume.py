@@ -30,6 +30,7 @@ from components.finetune.identity import WITHOUT_EFFECT, identity
 from components.finetune.interruption import Watchdog
 from components.finetune.model import weights_digest
 from components.finetune.padded import PaddedGradient
+from components.finetune.step_gradient import StepGradient
 from components.finetune.tokenized import TokenizedData
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
 from tests.storage.s3_server import s3_server
@@ -56,14 +57,14 @@ class Stopped(Exception):
 
 def stop_at_step(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
     """Raise ``error`` before the gradient of ``step`` (from 1) is used; earlier saves are finished."""
-    passes = trainer_module.Trainer._passes
+    add = StepGradient.add
 
     def counted(self: Any, number: int, rows: Any) -> Any:
         if number + 1 == step:
             raise error
-        return passes(self, number, rows)
+        return add(self, number, rows)
 
-    monkeypatch.setattr(trainer_module.Trainer, "_passes", counted)
+    monkeypatch.setattr(StepGradient, "add", counted)
 
 
 @pytest.mark.slow
