@@ -94,9 +94,9 @@ def main() -> None:
         reference = padded(reference_model, ids[:_CHECKED]).cpu()
     del reference_model
     rows: list[dict[str, Any]] = []
-    for name, (count, setup) in contestants(device).items():
-        if args.only not in name:
-            continue
+    found = contestants(device)
+    for name in report.chosen(found, args.only):
+        count, setup = found[name]
         report.forget()
         count = min(count, 16) if args.tiny else count
         with setup(shape) as encode:

@@ -69,9 +69,9 @@ def main() -> None:
     shape, size = (TINY, 8) if args.tiny else (LLAMA_1B, 128)
     distinct, shared = (make_batch(shape, size, distinct=value) for value in (True, False))
     rows: list[dict[str, Any]] = []
-    for name, (repeats, setup) in contestants(shape, device, distinct, shared).items():
-        if args.only not in name:
-            continue
+    found = contestants(shape, device, distinct, shared)
+    for name in report.chosen(found, args.only):
+        repeats, setup = found[name]
         report.forget()
         batch = shared.repeated() if "twice" in name else distinct
         with setup() as step:

@@ -8,8 +8,9 @@ import gc
 import importlib.metadata
 import json
 import platform
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,27 @@ _PACKAGES = ("torch", "transformers", "sentence-transformers", "liger-kernel", "
 
 
 def arguments(description: str) -> argparse.Namespace:
-    """``--tiny``, ``--json FILE``, ``--only WORD`` (contestants whose name holds the word)."""
+    """``--tiny``, ``--json FILE``, ``--only NAMES`` as ``chosen`` reads it."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to see that everything runs; no figures")
     parser.add_argument("--json", type=Path, help="write all results to this file")
-    parser.add_argument("--only", default="", help="run only contestants whose name holds this")
+    parser.add_argument(
+        "--only", default="", help="run only these contestants: names, or words in them, separated by |"
+    )
     return parser.parse_args()
+
+
+def chosen(names: Iterable[str], only: str) -> list[str]:
+    """Those of ``names`` that ``only`` names, parts separated by |: a name itself, else all that hold the part.
+
+    Exits when there is none.
+    """
+    known = list(names)
+    parts = only.split("|")
+    found = [name for name in known if any(part == name or (part not in known and part in name) for part in parts)]
+    if not found:
+        sys.exit(f"--only {only}: there is no such contestant: {'; '.join(known)}")
+    return found
 
 
 def synchronize() -> None:

@@ -1,15 +1,17 @@
-"""Fine-tuning on one GPU and on two: ``python -m benchmarks.scaling [--tiny] [--json FILE] [--only WORD]``.
+"""Fine-tuning on one GPU and on two: ``python -m benchmarks.scaling [--tiny] [--json FILE] [--only NAMES]``.
 
 Every contestant is the stage's own command on the same data: 16 steps of 128 queries with one positive and four
 negatives each, all passages distinct, a model of the 1B shape with random weights. What counts is the median of the
 steps' tokens per second, without the first four, and the largest difference of a loss, as a share of it, to the first
-contestant's with the same loss. Without GPUs two processes share the cores: the figures say only that everything runs.
+contestant's with the same loss; "one GPU, again" shows how far one GPU is from itself. Without GPUs two processes share
+the cores: the figures say only that everything runs.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,6 +39,7 @@ def contestants() -> dict[str, tuple[int, list[str]]]:
     full = [*IN_BATCH, f"packed_batch_tokens={_tokens_that_fit()}"]
     return {
         "one GPU": (1, []),
+        "one GPU, again": (1, []),
         "two GPUs": (2, []),
         "one GPU, in-batch negatives 128 x 640": (1, IN_BATCH),
         "two GPUs, in-batch negatives 128 x 640": (2, IN_BATCH),
@@ -57,11 +60,11 @@ def main() -> None:
         work = Path(directory)
         write_base(shape, work / "base")
         data, tokens = write_data(shape, steps * batch, work / "data")
-        for name, (processes, settings) in contestants().items():
-            if not any(word in name for word in args.only.split("|")):
-                continue
+        found = contestants()
+        for name in report.chosen(found, args.only):
+            processes, settings = found[name]
             given = [f"base_model={work / 'base'}", "num_epochs=1", f"global_batch_size={batch}", *settings]
-            losses, speed, seconds = _train(data, work / "work", [*given, f"num_processes={processes}"])
+            losses, speed, first_step, seconds = _train(data, work / "work", [*given, f"num_processes={processes}"])
             losses_of_first, speed_of_first = first.setdefault("in-batch" in name, (losses, speed))
             apart = max(abs(a - b) / b for a, b in zip(losses, losses_of_first, strict=True))
             rows.append(
@@ -72,6 +75,7 @@ def main() -> None:
                     "times the first": round(speed / speed_of_first, 2),
                     "largest difference of a loss": f"{apart:.1e}",
                     "loss of the last step": losses[-1],
+                    "seconds to the first step's end": round(first_step, 1),
                     "seconds in all": round(seconds),
                 }
             )
@@ -108,18 +112,26 @@ def write_data(shape: Shape, count: int, directory: Path) -> tuple[Path, int]:
     return directory, sum(len(ids) + 1 for ids in [*asked, *found])
 
 
-def _train(data: Path, work: Path, settings: list[str]) -> tuple[list[float], float, float]:
-    """Loss of each step, median tokens per second, and seconds of the whole command."""
+def _train(data: Path, work: Path, settings: list[str]) -> tuple[list[float], float, float, float]:
+    """Loss of each step, median tokens per second, and seconds from the command's start to the end of the first step
+    and to its own."""
     argv = [sys.executable, "-m", "components", "finetune", "--training-data", str(data), "--work", str(work)]
+    written, said = work / "checkpoint.partial" / "training.jsonl", data / "stderr"
+    shutil.rmtree(work, ignore_errors=True)
     started = time.perf_counter()
-    done = subprocess.run([*argv, *settings], stderr=subprocess.PIPE, text=True, env=os.environ, check=False)
+    with said.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen([*argv, *settings], stderr=out, env=os.environ)
+    while process.poll() is None and not (written.exists() and written.stat().st_size):
+        time.sleep(0.05)
+    first_step = time.perf_counter() - started
+    process.wait()
     seconds = time.perf_counter() - started
-    if done.returncode:
-        sys.exit(f"{' '.join(settings)}: exit code {done.returncode}\n{done.stderr[-3000:]}")
+    if process.returncode:
+        sys.exit(f"{' '.join(settings)}: exit code {process.returncode}\n{said.read_text(encoding='utf-8')[-3000:]}")
     lines = (work / "checkpoint" / "training.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [json.loads(line) for line in lines]
     speed = statistics.median(step["tokens_per_second"] for step in steps[WARM_UP:])
-    return [step["loss"] for step in steps], speed, seconds
+    return [step["loss"] for step in steps], speed, first_step, seconds
 
 
 if __name__ == "__main__":

@@ -46,10 +46,11 @@ def main() -> None:
     )
     before = _resident_gib()
     asked, searched, positives = _vectors(passages, dimension, queries, device)
+    contestants = _contestants(asked, searched, positives)
     rows = [
         _row(name, work, device, queries * passages, before)
-        for name, work in _contestants(asked, searched, positives).items()
-        if args.only in name
+        for name, work in contestants.items()
+        if name in report.chosen(contestants, args.only)
     ]
     _check(asked[:64], searched, positives[:64])
     title = f"{queries:,} queries against {passages:,} passages of {dimension} dimensions, {searched.dtype}"

@@ -72,9 +72,7 @@ def main() -> None:
             "sentence-transformers behind FastAPI": _peer(_checkpoint(work)),
             "ours": _ours(_export(work)),
         }
-        servers = [
-            stack.enter_context(_serving(name, command)) for name, command in commands.items() if args.only in name
-        ]
+        servers = [stack.enter_context(_serving(name, commands[name])) for name in report.chosen(commands, args.only)]
         vectors = [asyncio.run(_vectors(server.url)) for server in servers]
         agreement = min(float((found * vectors[0]).sum(1).min()) for found in vectors)
         rows = [row for load in LOADS for row in _compare(servers, load, tiny=args.tiny)]

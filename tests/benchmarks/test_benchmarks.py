@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import accuracy, encode, finetune, quality, scaling, stages
+from benchmarks import accuracy, encode, finetune, kernels, quality, scaling, stages
+from benchmarks.report import chosen
 
 
 @pytest.fixture
@@ -49,6 +50,16 @@ def test_our_gradients_are_those_of_transformers(rows_of):
     assert error["ours, bfloat16"] < 1.5 * error["transformers, bfloat16, padded"]
 
 
+def test_the_kernels_of_a_step_are_listed(rows_of):
+    rows = rows_of(kernels)
+    for contestant in ("ours, bf16", "ours, fp8"):
+        own = [row for row in rows if row["contestant"] == contestant]
+        times = [row["ms a step"] for row in own]
+        assert times == sorted(times, reverse=True) and times[-1] > 0
+        assert 0.3 < sum(row["share of the step"] for row in own) < 1.5  # threads of a CPU overlap
+        assert "aten::mm" in {row["kernel"] for row in own}
+
+
 def test_the_stages_run_one_after_the_other(rows_of):
     rows = rows_of(stages)
     assert [row["stage"] for row in rows] == ["prep", "finetune", "eval", "export"]
@@ -57,9 +68,19 @@ def test_the_stages_run_one_after_the_other(rows_of):
 
 def test_two_processes_train_what_one_does(rows_of):
     rows = rows_of(scaling, "--tiny", "--only", "one GPU, in-batch negatives 128|two GPUs, in-batch negatives 128")
+    assert all(0 < row["seconds to the first step's end"] <= row["seconds in all"] + 1 for row in rows)
     assert [row["contestant"].split(",")[0] for row in rows] == ["one GPU", "two GPUs"]
     assert float(rows[1]["largest difference of a loss"]) < 1e-4
     assert all(row["s/step"] > 0 for row in rows)
+
+
+def test_contestants_are_chosen_by_name_or_by_a_word_of_it():
+    names = ["one GPU", "one GPU, again", "two GPUs", "two GPUs, fsdp"]
+    assert chosen(names, "") == names
+    assert chosen(names, "one GPU|fsdp") == ["one GPU", "two GPUs, fsdp"]
+    assert chosen(names, "one|two GPUs") == ["one GPU", "one GPU, again", "two GPUs"]
+    with pytest.raises(SystemExit, match="there is no such contestant: one GPU; one GPU, again"):
+        chosen(names, "three")
 
 
 def test_both_trainings_of_the_small_model_are_measured(rows_of, tmp_path):
