@@ -11,7 +11,7 @@ from components.core.encoder.contrastive import backward, vectors_of
 from components.core.encoder.master import ComputeCopy
 from components.core.encoder.model import Encoder
 from components.core.encoder.packed import PackedEncoder
-from components.core.encoder.schedule import Phase, one_phase
+from components.core.encoder.schedule import one_phase
 from components.core.ranks import Ranks
 from components.finetune.batch import Batch, own_passages_losses
 from components.finetune.component import FinetuneConfig
@@ -64,7 +64,9 @@ class PackedGradient:
 
     @torch.no_grad()
     def encode(self, ids: Sequence[list[int]]) -> Tensor:
-        return vectors_of(self._exact, ids, self._all_of(ids), self._ranks)
+        lengths = [len(text) for text in ids]
+        limits = {"capacity": self._tokens, "layers": self._exact.layers, "ranks": self._ranks.size}
+        return vectors_of(self._exact, ids, one_phase(_alone(ids), lengths, **limits), self._ranks)
 
     def discard(self) -> None:
         self._trained.zero_grad(set_to_none=True)
@@ -79,15 +81,16 @@ class PackedGradient:
 
     def _add_in_batch(self, batch: Batch, share: float) -> Tensor:
         texts, first = batch.texts, len(batch.queries)
-        vectors = vectors_of(self._packed, texts, self._all_of(texts), self._ranks)
-        loss = batch.losses(vectors[:first], vectors[first:], self.config).sum() * share
-        # A rank without texts has nothing to add.
-        if loss.requires_grad:
-            loss.backward()
-        return loss.detach() / self._ranks.size
 
-    def _all_of(self, ids: Sequence[list[int]]) -> Phase:
-        """All texts at once, with as many activations kept as fit."""
-        alone = [[row] for row in range(len(ids))]
-        lengths = [len(text) for text in ids]
-        return one_phase(alone, lengths, capacity=self._tokens, layers=self._packed.layers, ranks=self._ranks.size)
+        def loss_of(vectors: Tensor) -> Tensor:
+            """Of ``vectors`` [texts, 1, d]."""
+            return batch.losses(vectors[:first, 0], vectors[first:, 0], self.config).sum() * share
+
+        return backward(
+            self._packed, texts, _alone(texts), loss_of, capacity=self._tokens, together=True, ranks=self._ranks
+        )
+
+
+def _alone(ids: Sequence[list[int]]) -> list[list[int]]:
+    """Each text as a group of its own."""
+    return [[row] for row in range(len(ids))]

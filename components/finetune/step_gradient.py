@@ -96,7 +96,8 @@ class StepGradient:
         batch = self._data.batch(rows)
         total = 0.0
         for part in self._parts(rows, batch):
-            loss = self._gradient.add(self._data.batch(part), 1 / len(rows)).item()
+            own = batch if part == rows else self._data.batch(part)
+            loss = self._gradient.add(own, 1 / len(rows)).item()
             # Several ranks stop together, after the step's last pass.
             if not math.isfinite(loss) and not self._ranks.several:
                 raise self._diverged(number, f"loss {loss}", part)

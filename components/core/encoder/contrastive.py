@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from components.core.encoder.packed import PackedEncoder
-from components.core.encoder.packing import pack, spread
-from components.core.encoder.schedule import Phase, one_phase, schedule
+from components.core.encoder.packing import pack
+from components.core.encoder.schedule import Phase, one_phase, schedule, shares
 from components.core.ranks import Ranks
 from components.core.transfer import to_device
 
@@ -45,7 +45,7 @@ def backward(
     if len(phases) == 1:
         return _backward(packed, ids, groups, loss_of, phases[0], ranks) / ranks.size
     # Each rank computes bins of its own, and their losses: it needs nothing of the others.
-    own = spread([sum(lengths[row] for row in phase.rows) for phase in phases], ranks.size)[ranks.rank]
+    own = shares([phase.rows for phase in phases], lengths, ranks.size)[ranks.rank]
     losses = [_backward(packed, ids, groups, loss_of, phases[place], Ranks()) for place in own]
     return torch.stack(losses).sum() if losses else torch.zeros((), device=packed.device)
 
@@ -73,8 +73,8 @@ def vectors_of(packed: PackedEncoder, ids: Sequence[Sequence[int]], phase: Phase
     ``ranks`` share the bins, and all get all vectors; each keeps the activations of its own. Raises
     OutOfMemoryEverywhere on all ranks when the memory of one of them does not suffice.
     """
-    loads = [sum(len(ids[row]) for row in rows) for rows in phase.bins]
-    own = [phase.bins[place] for place in spread(loads, ranks.size)[ranks.rank]]
+    lengths = [len(text) for text in ids]
+    own = [phase.bins[place] for place in shares(phase.bins, lengths, ranks.size)[ranks.rank]]
 
     def encoded() -> Tensor:
         parts = [packed(pack(ids, rows, packed.device), recompute_layers=phase.recompute_layers) for rows in own]

@@ -57,10 +57,14 @@ def one_phase(
     """All ``groups`` at once, as a loss over all of them needs them (in-batch negatives); as for ``schedule``."""
     texts = sorted({row for group in groups for row in group})
     bins = [[texts[place] for place in places] for places in balanced([lengths[row] for row in texts], capacity, ranks)]
-    loads = [sum(lengths[row] for row in rows) for rows in bins]
-    busiest = max(sum(loads[place] for place in own) for own in spread(loads, ranks))
+    busiest = max(sum(lengths[row] for place in own for row in bins[place]) for own in shares(bins, lengths, ranks))
     kept = min(layers, layers * capacity // max(1, busiest))
     return Phase(bins, list(range(len(groups))), layers - kept)
+
+
+def shares(parts: Sequence[Sequence[int]], lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """For each of ``ranks`` the positions of the ``parts``, rows of texts, that it computes: about as many tokens."""
+    return spread([sum(lengths[row] for row in rows) for rows in parts], ranks)
 
 
 def _phase_per_bin(groups: Sequence[Sequence[int]], lengths: Sequence[int], capacity: int, ranks: int) -> list[Phase]:
