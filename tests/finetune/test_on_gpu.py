@@ -20,12 +20,14 @@ from components.core.encoder.bidirectional import LlamaBidirectionalConfig, Llam
 from components.core.encoder.checkpoint import load_checkpoint, save_checkpoint
 from components.core.encoder.config import EncoderConfig
 from components.core.encoder.model import Encoder
+from components.finetune.component import FinetuneConfig
 from tests.finetune.test_resume import Stopped, stop_at_step
 from tests.finetune.test_validation import VAL, by_formula, write_val
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 EXAMPLES = 48
+COURSE = {"global_batch_size": 8, "num_epochs": 2, "val_every_steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -59,25 +61,54 @@ def losses(work: Path) -> list[float]:
     return [step["loss"] for step in log(work)]
 
 
-@pytest.mark.parametrize("lora_rank", [None, 4], ids=["all weights, packed", "LoRA, padded"])
-def test_a_stopped_run_continues_on_the_same_course(
-    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora_rank: int | None
+EIGHT_BITS = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({}, id="recipe's loss"),
+        pytest.param({"in_batch_negatives": True, "local_batch_size": 4}, id="in-batch"),
+        pytest.param(
+            {"precision": "fp8"}, id="fp8", marks=pytest.mark.skipif(not EIGHT_BITS, reason="needs 8-bit products")
+        ),
+    ],
+)
+def test_a_stopped_run_ends_with_the_same_bits(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
 ) -> None:
-    config = settings(base, global_batch_size=8, num_epochs=2, lora_rank=lora_rank, val_every_steps=4)
-    finetune(tmp_path / "whole", data, config)
-    kept = config.model_copy(update={"checkpoint_uri": str(tmp_path / "states"), "checkpoint_every_steps": 3})
-    with monkeypatch.context() as patch:
-        stop_at_step(patch, 8, Stopped())
-        with pytest.raises(Stopped):
-            finetune(tmp_path / "again", data, kept)
-    outcome = finetune(tmp_path / "again", data, kept)
-    assert outcome.metrics["resumed_at_step"] == 6
-    assert losses(tmp_path / "again") == pytest.approx(losses(tmp_path / "whole"), rel=2e-2)
-    mine, theirs = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("again", "whole"))
+    whole, again = _whole_and_stopped(settings(base, **COURSE, **given), data, tmp_path, monkeypatch)
+    assert losses(again) == losses(whole)
+    mine, theirs = (work / "checkpoint" / "model.safetensors" for work in (again, whole))
+    assert mine.read_bytes() == theirs.read_bytes()
+
+
+def test_a_stopped_run_of_lora_continues_on_the_same_course(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To rounding: LoRA runs transformers' own layers."""
+    whole, again = _whole_and_stopped(settings(base, **COURSE, lora_rank=4), data, tmp_path, monkeypatch)
+    assert losses(again) == pytest.approx(losses(whole), rel=2e-2)
+    mine, theirs = (load_file(work / "checkpoint" / "model.safetensors") for work in (again, whole))
     start = load_file(base / "model.safetensors")
     apart = sum(float((mine[n].float() - theirs[n].float()).square().sum()) for n in mine) ** 0.5
     moved = sum(float((theirs[n].float() - start[n].float()).square().sum()) for n in mine) ** 0.5
     assert apart < 0.3 * moved
+
+
+def _whole_and_stopped(
+    config: FinetuneConfig, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Path]:
+    """Where a run left its results, and where one did that was stopped at step 8 and went on from step 6."""
+    whole, again = folder / "whole", folder / "again"
+    finetune(whole, data, config)
+    kept = config.model_copy(update={"checkpoint_uri": str(folder / "states"), "checkpoint_every_steps": 3})
+    with monkeypatch.context() as patch:
+        stop_at_step(patch, 8, Stopped())
+        with pytest.raises(Stopped):
+            finetune(again, data, kept)
+    assert finetune(again, data, kept).metrics["resumed_at_step"] == 6
+    return whole, again
 
 
 def test_real_memory_that_runs_out_halves_the_passes(

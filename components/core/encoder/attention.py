@@ -50,7 +50,10 @@ def attention_backward(
     bounds: Tensor,
     max_length: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``query``, ``key``, ``value``; ``mixed``, ``log_sum_exp``: of ``attention_forward``."""
+    """Gradients of ``query``, ``key``, ``value``; ``mixed``, ``log_sum_exp``: of ``attention_forward``.
+
+    The same bits every time: FlashAttention would add up the gradient of queries in whatever order its blocks end.
+    """
     if _flashes(query):
         return _flash_backward(gradient, query, key, value, mixed, log_sum_exp, bounds, max_length)
     with torch.enable_grad():
@@ -139,15 +142,32 @@ def _flash_backward(
     if newer is not None:
         return newer._flash_attn_bwd(
             query, key, value, mixed, gradient.contiguous(), log_sum_exp, cu_seqlens_q=bounds, cu_seqlens_k=bounds,
-            max_seqlen_q=max_length, max_seqlen_k=max_length,
+            max_seqlen_q=max_length, max_seqlen_k=max_length, deterministic=True,
         )[:3]  # fmt: skip
     # No dropout: the state of the random generator is asked for and not used.
     unused = torch.empty(0, device=query.device)
     state = torch.zeros(2, dtype=torch.uint64, device=query.device)
-    return torch.ops.aten._flash_attention_backward(
-        gradient.contiguous(), query, key, value, mixed, log_sum_exp, bounds, bounds, max_length, max_length, 0.0,
-        False, state, unused,
-    )  # fmt: skip
+    with _deterministic():
+        return torch.ops.aten._flash_attention_backward(
+            gradient.contiguous(), query, key, value, mixed, log_sum_exp, bounds, bounds, max_length, max_length, 0.0,
+            False, state, unused,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Inside, torch's kernels add up in the same order every time.
+
+    Not the whole training: other operations of it, which are deterministic as they are, would be refused.
+    """
+    mode, memory = torch.get_deterministic_debug_mode(), torch.utils.deterministic
+    fills, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False
+    torch.set_deterministic_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        memory.fill_uninitialized_memory = fills
 
 
 @_flash_backward.register_fake

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from components.core.encoder.gpu import kernels
 
-_FORMAT = torch.float8_e4m3fn
-_LARGEST = torch.finfo(_FORMAT).max
+FORMAT = torch.float8_e4m3fn
+LARGEST = torch.finfo(FORMAT).max
 
 
 def linear(values: Tensor, weight: Tensor) -> Tensor:
@@ -92,5 +92,5 @@ def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     wide = rows.float()
-    scale = wide.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / _LARGEST
-    return (wide / scale).clamp(-_LARGEST, _LARGEST).to(_FORMAT).contiguous(), scale
+    scale = wide.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / LARGEST
+    return (wide / scale).clamp(-LARGEST, LARGEST).to(FORMAT).contiguous(), scale

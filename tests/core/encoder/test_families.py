@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
@@ -158,6 +159,26 @@ def test_flash_attention_in_bfloat16(make, ids: list[list[int]]) -> None:
     theirs = nn.functional.cosine_similarity(padded(model.bfloat16(), ids, "avg"), exact).min()
     ours = nn.functional.cosine_similarity(packed(PackedEncoder(model, "avg", compiled=True), ids, 40), exact).min()
     assert ours > 1 - 2 * (1 - theirs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("length", [40, 1500], ids=["many short texts", "a few long ones"])
+@pytest.mark.parametrize("newest", [True, False], ids=["flash-attn-4 where installed", "torch's kernels"])
+def test_attention_repeats_its_gradients_bit_by_bit(length: int, newest: bool) -> None:
+    torch.manual_seed(3)
+    bounds = torch.arange(0, 6001, length, dtype=torch.int32, device="cuda")
+    sizes = {"device": "cuda", "dtype": torch.bfloat16}
+    query, gradient = (torch.randn(6000, 8, 64, **sizes) for _ in range(2))
+    key, value = (torch.randn(6000, 2, 64, **sizes) for _ in range(2))
+    with contextlib.nullcontext() if newest else attention.only_torch():
+        made = attention.attention_forward(query, key, value, bounds, length)
+        found = [
+            torch.cat(attention.attention_backward(gradient, query, key, value, *made, bounds, length), dim=1)
+            for _ in range(10)
+        ]
+    assert all(torch.equal(again, found[0]) for again in found)
+    assert torch.get_deterministic_debug_mode() == 0
+    assert torch.utils.deterministic.fill_uninitialized_memory
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

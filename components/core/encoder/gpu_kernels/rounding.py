@@ -7,10 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from components.core.encoder.fp8 import FORMAT, LARGEST
 from components.core.encoder.gpu_kernels.rows import held
-
-_FORMAT = torch.float8_e4m3fn
-_LARGEST = torch.finfo(_FORMAT).max
 
 
 @triton.jit
@@ -29,9 +27,9 @@ def _rounded(rows, rounded, scales, LARGEST: tl.constexpr, SIZE: tl.constexpr, B
 def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     """``fp8.rounded``."""
     count, size = rows.shape
-    result = torch.empty(count, size, dtype=_FORMAT, device=rows.device)
+    result = torch.empty(count, size, dtype=FORMAT, device=rows.device)
     scales = torch.empty(count, 1, dtype=torch.float32, device=rows.device)
     block, warps = held(size)
     # A transposed weight is copied first: its rows, read where they are, would be read in pieces of two bytes.
-    _rounded[(count,)](rows.contiguous(), result, scales, _LARGEST, size, block, num_warps=warps)
+    _rounded[(count,)](rows.contiguous(), result, scales, LARGEST, size, block, num_warps=warps)
     return result, scales
