@@ -99,15 +99,25 @@ def main() -> None:
         count, setup = found[name]
         report.forget()
         count = min(count, 16) if args.tiny else count
-        with setup(shape) as encode:
-            checked = encode(texts[:_CHECKED])
-            encode(texts[: min(count, 1024)])
-            best, taken = report.seconds(lambda: encode(texts[:count]), 1 if args.tiny else 3)  # noqa: B023
-            busy = report.kernel_seconds(lambda: encode(texts[:count]))  # noqa: B023
+        checked, best, taken, busy = _timed(setup(shape), texts, count, 1 if args.tiny else 3)
         rows.append(_row(name, shape, [len(row) for row in ids[:count]], best, taken, reference, checked))
         rows[-1]["passages/s, kernels alone"] = round(count / busy, 1) if busy else None
         print(rows[-1], flush=True)
     report.publish("Encoding", rows, args)
+
+
+def _timed(
+    contestant: contextlib.AbstractContextManager[Encode], texts: list[str], count: int, repeats: int
+) -> tuple[Tensor, float, list[float], float | None]:
+    """Vectors of the first texts; of ``count`` of them the fewest seconds, those of every repeat, and the kernels' own.
+
+    A function of its own: nothing of a contestant is held while the next one runs.
+    """
+    with contestant as encode:
+        checked = encode(texts[:_CHECKED])
+        encode(texts[: min(count, 1024)])
+        best, taken = report.seconds(lambda: encode(texts[:count]), repeats)
+        return checked, best, taken, report.kernel_seconds(lambda: encode(texts[:count]))
 
 
 def _row(

@@ -7,13 +7,15 @@ ids that were made before the clock started, except where a name says otherwise.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from benchmarks import report
 from benchmarks.batch import NEGATIVES, Batch, make_batch
-from benchmarks.steps import hand_loop, ours, recipe, sentence_transformers
+from benchmarks.steps import Step, hand_loop, ours, recipe, sentence_transformers
 from benchmarks.workload import LLAMA_1B, TINY, Shape
 
 
@@ -74,9 +76,7 @@ def main() -> None:
         repeats, setup = found[name]
         report.forget()
         batch = shared.repeated() if "twice" in name else distinct
-        with setup() as step:
-            losses = [step()]
-            best, taken = report.seconds(lambda: losses.append(step()), 1 if args.tiny else repeats)  # noqa: B023
+        losses, best, taken = _timed(setup, 1 if args.tiny else repeats)
         rows.append(
             {
                 "contestant": name,
@@ -90,6 +90,19 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     report.publish(f"One optimizer step, {size} queries x (1 + {NEGATIVES})", rows, args)
+
+
+def _timed(
+    setup: Callable[[], contextlib.AbstractContextManager[Step]], repeats: int
+) -> tuple[list[float], float, list[float]]:
+    """Loss of each step, the first as a warm-up; fewest seconds, and those of every repeat.
+
+    A function of its own: nothing of a contestant is held while the next one runs.
+    """
+    with setup() as step:
+        losses = [step()]
+        best, taken = report.seconds(lambda: losses.append(step()), repeats)
+    return losses, best, taken
 
 
 if __name__ == "__main__":

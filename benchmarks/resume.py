@@ -1,8 +1,7 @@
 """Fine-tuning killed again and again against one that is not: ``python -m benchmarks.resume [--kills N] [--aimed N]``.
 
 A run is started again after every SIGKILL until it ends; then the next run begins, until there were enough kills. Some
-come at random moments, some while a state is being written. On a CPU the final weights must be equal bit by bit; on a
-GPU, where sums have no fixed order, losses and weights are compared.
+come at random moments, some while a state is being written. The final weights must be equal bit by bit.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file
 
 from benchmarks.workload import LLAMA_1B, TINY, Shape, passages, text, write_base
 from components.__main__ import main as components_main
@@ -194,20 +192,6 @@ def compare_exactly(whole: Run) -> Callable[[Run], str]:
     return check
 
 
-def compare_nearly(whole: Run, found: list[tuple[float, float]]) -> Callable[[Run], str]:
-    """Collects the largest difference of a loss, and of the weights relative to what training changed of them."""
-
-    def check(run: Run) -> str:
-        losses = [abs(a["loss"] - b["loss"]) for a, b in zip(run.trace(), whole.trace(), strict=True)]
-        mine, theirs = (load_file(r.work / "checkpoint" / "model.safetensors") for r in (run, whole))
-        distance = sum(float((mine[n].float() - theirs[n].float()).square().sum()) for n in mine) ** 0.5
-        size = sum(float(theirs[n].float().square().sum()) for n in theirs) ** 0.5
-        found.append((max(losses), distance / size))
-        return "" if max(losses) < 1e-2 else f"a loss differs by {max(losses)}"
-
-    return check
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Kills of fine-tuning, and what is left of the run.")
     parser.add_argument("--kills", type=int, default=50)
@@ -234,23 +218,17 @@ def main() -> None:
         kinds = ["aimed"] * args.aimed + ["random"] * (args.kills - args.aimed)
         draw.shuffle(kinds)
         by_kind = {"random": kill_at_random(seconds, draw), "aimed": kill_in_save(draw)}
-        near: list[tuple[float, float]] = []
-        check = compare_nearly(whole, near) if gpu else compare_exactly(whole)
         started = time.perf_counter()
         tally = survive(
             lambda number: Run(data, work / f"run{number}", settings),
             ((kind, by_kind[kind]) for kind in kinds),
-            check,
+            compare_exactly(whole),
         )
     chip = torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine()
     print(f"{chip}, torch {torch.__version__}, {datetime.date.today()}; an unkilled run takes {seconds:.1f} s")
     print(f"{tally.kills} kills ({tally.random} at random, {tally.aimed} while a state was written)")
     print(f"{tally.torn} left an unfinished state behind")
     print(f"{tally.runs} runs came to their end in {time.perf_counter() - started:.0f} s")
-    if near:
-        print(
-            f"largest difference of a loss {max(a for a, _ in near):.2e}, of the weights {max(b for _, b in near):.2e}"
-        )
     print(f"{len(tally.differing)} differ from the unkilled run", *tally.differing, sep="\n  ")
     sys.exit(1 if tally.differing else 0)
 

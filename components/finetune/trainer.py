@@ -61,7 +61,7 @@ class Trainer:
 
     All ``ranks`` make the same steps; the first one logs, and saves. With ``checkpoints`` the state is kept there while
     training goes on, and training continues from the newest one. Dropout stays off: batches are small, and a run can be
-    repeated bit by bit on the same kind of CPU.
+    repeated bit by bit on the same kind of CPU, and of GPU over packed texts.
     """
 
     def __init__(
