@@ -27,6 +27,7 @@ from tests.finetune.training import finetune, log, records, settings, texts, wri
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 EXAMPLES = 48
+EIGHT_BITS = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
 COURSE = {"global_batch_size": 8, "num_epochs": 2, "val_every_steps": 4}
 
 
@@ -59,9 +60,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def losses(work: Path) -> list[float]:
     return [step["loss"] for step in log(work)]
-
-
-EIGHT_BITS = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
 
 
 @pytest.mark.parametrize(
