@@ -203,8 +203,9 @@ def _place(task: dsl.PipelineTask, stage: Stage, options: Options, given: Mappin
 
 def _importer(name: str, uri: Any) -> Any:
     # reimport: the bytes behind a URI may be new although the URI is not.
-    task = dsl.importer(artifact_uri=uri, artifact_class=_artifact_class(name), reimport=True)
-    return task.set_display_name(f"import {name}").output
+    # No display name: KFP's importer records its execution under the display name, and the driver of the next task
+    # looks for the name of the task and finds nothing (KFP 2.14 to 2.17).
+    return dsl.importer(artifact_uri=uri, artifact_class=_artifact_class(name), reimport=True).output
 
 
 def _outputs(stage: Stage) -> tuple[str, ...]:

@@ -110,6 +110,8 @@ def _task(pipeline: Pipeline, parent: Any, task: kfp.PipelineTaskSpec) -> Iterat
             producer = siblings.get(given.task_output_artifact.producer_task)
             outputs = _outputs(pipeline, producer).artifacts if producer else {}
             source = outputs.get(given.task_output_artifact.output_artifact_key)
+            if producer and not _driver_finds(pipeline, producer, given.task_output_artifact.producer_task):
+                yield f"{name} comes from an importer that KFP records as {producer.task_info.name!r}"
         if source is None:
             yield f"{name} comes from nothing"
         elif source.artifact_type.schema_title != wanted.artifacts[name].artifact_type.schema_title:
@@ -120,6 +122,18 @@ def _task(pipeline: Pipeline, parent: Any, task: kfp.PipelineTaskSpec) -> Iterat
                 yield f"required {kind} {name} is not given"
     yield from (f"depends on {name}, which is not there" for name in task.dependent_tasks if name not in siblings)
     yield from _placement(pipeline, parent, task, component.executor_label)
+
+
+def _driver_finds(pipeline: Pipeline, producer: kfp.PipelineTaskSpec, name: str) -> bool:
+    """Whether KFP's driver finds the execution of ``producer``, which the task after it calls ``name``.
+
+    A container's execution is recorded under the task's name in the DAG; an importer's under ``task_info.name``, which
+    a display name replaces (backend/src/v2/component/importer_launcher.go, KFP 2.14.0 to 2.17.0). The driver resolves
+    ``producer_task`` among the recorded names ("cannot find producer task").
+    """
+    executor = pipeline.spec.components[producer.component_ref.name].executor_label
+    is_importer = bool(executor) and pipeline.deployment.executors[executor].HasField("importer")
+    return not is_importer or producer.task_info.name == name
 
 
 def _placement(pipeline: Pipeline, parent: Any, task: kfp.PipelineTaskSpec, executor: str) -> Iterator[str]:

@@ -74,10 +74,12 @@ def test_the_check_sees_what_is_broken(compiled: Compile) -> None:
     del group.dag.tasks["finetune"].inputs.artifacts["training_data"]
     count = group.input_definitions.parameters["pipelinechannel--finetune_gpu_count"]
     count.parameter_type = kfp.ParameterType.NUMBER_INTEGER
+    broken.root.dag.tasks["importer"].task_info.name = "import corpus"
     found = dangling(Pipeline(broken, whole.deployment, whole.platform, whole.kubernetes))
     assert any("eval: eval_data comes from nothing" in problem for problem in found)
     assert any("finetune: required artifact training_data" in problem for problem in found)
     assert any("is no string" in problem for problem in found)
+    assert any("sdg: corpus comes from an importer that KFP records as 'import corpus'" in p for p in found)
     text = (pipeline.PIPELINES / "nemotron-embed.yaml").read_text(encoding="utf-8")
     with pytest.raises(json_format.ParseError):
         parse(text.replace("cachingOptions:", "cachingOption:", 1))
