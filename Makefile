@@ -49,7 +49,7 @@ compile: $(VENV)/.kfp ## Write the pipelines to manifests/pipelines (OPTIONS='--
 
 docs: $(VENV)/.test ## Write the generated tables of the components' READMEs
 	$(RUN) -m components docs
-	$(RUN) -m components.deploy.shared_runtimes
+	$(RUN) -m components.deploy.objects.shared_runtimes
 
 check: lint ## Check style, and that compiled pipelines and generated tables are fresh (OPTIONS= as compiled)
 	$(RUN) pipeline.py compile --check $(OPTIONS)

@@ -32,7 +32,10 @@ from components.core.artifacts import ARTIFACTS
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError, StageError, Transient
 from components.core.stage import Stage
-from components.form import (
+from components.kubeflow.commands import ServerCommands
+from components.kubeflow.errors import asking
+from components.kubeflow.options import add_command, add_compile_options, images, requested
+from components.kubeflow.run_form import (
     GPU_COUNT,
     NO_DEFAULT,
     Options,
@@ -42,12 +45,9 @@ from components.form import (
     override_inputs,
     override_parameter,
 )
-from components.kubeflow import Server
-from components.kubeflow_errors import asking
-from components.pipeline_commands import ServerCommands
-from components.pipeline_options import add_command, add_compile_options, images, requested
-from components.plan import Plan, form_settings, pipeline_name
-from components.stages import NAMES, STAGES
+from components.kubeflow.server import Server
+from components.recipe.plan import Plan, form_settings, pipeline_name
+from components.recipe.stages import NAMES, STAGES
 
 ROOT = Path(__file__).resolve().parent
 PIPELINES = ROOT / "manifests" / "pipelines"

@@ -17,8 +17,8 @@ from benchmarks import report
 from benchmarks.batch import Batch, explicit_loss, make_batch
 from benchmarks.peers import padded
 from benchmarks.workload import LLAMA_1B, TINY, llama
-from components.core.encoder.packed import PackedEncoder
-from components.core.encoder.packing import bins
+from components.core.encoder.packed.encoder import PackedEncoder
+from components.core.encoder.packed.packing import bins
 
 Vectors = Callable[[LlamaModel], Tensor]
 

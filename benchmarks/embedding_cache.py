@@ -16,10 +16,10 @@ import numpy as np
 
 from benchmarks import report
 from components.core import log
-from components.core.beir_data import read_beir
-from components.core.embedding import How, Texts, embed
-from components.plan import resolve
-from components.stages import by_name
+from components.core.retrieval.beir_data import read_beir
+from components.core.retrieval.encode_texts import How, Texts, embed
+from components.recipe.plan import resolve
+from components.recipe.stages import by_name
 
 TRAINING = 0.8
 

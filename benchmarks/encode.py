@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks import report
 from benchmarks.peers import liger, padded, recipe_encode, sentence_transformer
 from benchmarks.workload import LLAMA_1B, TINY, Shape, llama, passages, text, word_tokenizer
-from components.core.encoder.packed import PackedEncoder
+from components.core.encoder.packed.encoder import PackedEncoder
 
 Encode = Callable[[list[str]], Any]
 _CHECKED = 16

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import report
 from benchmarks.workload import LLAMA_1B, TINY, Shape, passages, text, write_base
-from components.core.embedding_cache import text_key
+from components.core.retrieval.embedding_cache import text_key
 
 TRAINING_FILE = "train_mined.automodel_unrolled.json"
 MINED_BY = "spaces.json"
@@ -139,7 +139,7 @@ def _vectors(one: Path, two: Path) -> tuple[float, int, bool]:
 
 
 def _cached(cache: Path) -> dict[str, tuple[list[bytes], np.ndarray]]:
-    """The texts' keys and vectors by space, as components/core/embedding_cache.py lays them down."""
+    """The texts' keys and vectors by space, as components/core/retrieval/embedding_cache.py lays them down."""
     found: dict[str, tuple[list[bytes], list[np.ndarray]]] = {}
     for path in sorted(cache.rglob("*.keys")):
         about, _, keys = path.read_bytes().partition(b"\n")

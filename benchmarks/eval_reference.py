@@ -23,13 +23,13 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 
 from benchmarks import report
 from components.core import log
-from components.core.beir_data import BeirData, read_beir
-from components.core.embedding import How
 from components.core.encoder.checkpoint import load_base, save_checkpoint
+from components.core.retrieval.beir_data import BeirData, read_beir
+from components.core.retrieval.encode_texts import How
 from components.eval.metrics import FAMILIES, measure, metric_name
 from components.eval.systems import search_with_encoder
-from components.plan import resolve
-from components.stages import by_name
+from components.recipe.plan import resolve
+from components.recipe.stages import by_name
 
 CUTOFFS = [1, 5, 10, 100]
 DECIMALS = 4

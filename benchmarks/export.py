@@ -19,7 +19,7 @@ from benchmarks import report
 from benchmarks.workload import LLAMA_1B, TINY, passages, write_base
 from components.core.encoder.checkpoint import default_device, load_checkpoint
 from components.core.encoder.model import Encoder
-from components.core.parity import closeness
+from components.core.serving.vector_limits import closeness
 from components.export.islands import to_half
 from components.export.onnx_graph import megabytes, write_onnx
 from components.export.sessions import OnnxSession, Session, TorchSession

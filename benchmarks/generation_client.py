@@ -25,13 +25,13 @@ import aiohttp
 from benchmarks import report
 from benchmarks.generation_server import KINDS, counts, server
 from components.core import log
-from components.sdg import endpoint
-from components.sdg.budget import Budget
 from components.sdg.component import SdgConfig
-from components.sdg.ledger import open_ledger
-from components.sdg.llm import Llm
+from components.sdg.llm import client as endpoint
+from components.sdg.llm.budget import Budget
+from components.sdg.llm.ledger import open_ledger
+from components.sdg.llm.prompts import DocumentArtifacts, ask_for_artifacts
+from components.sdg.llm.roles import Llm
 from components.sdg.program import run
-from components.sdg.prompts import DocumentArtifacts, ask_for_artifacts
 
 DELAY, IN_FLIGHT = 0.2, 64
 # Not a core's first thread alone: the server must not share the client's core.

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks import report
-from components.cli import parse
+from components.command_line.cli import parse
 from components.core import log
-from components.core.beir_data import read_beir
+from components.core.retrieval.beir_data import read_beir
 from components.sdg.component import SdgConfig
 
 METHODS = get_args(SdgConfig.model_fields["offline_method"].annotation)

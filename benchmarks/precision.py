@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import report
-from components.cli import parse
+from components.command_line.cli import parse
 from components.core import log
 
 # Of MiniLM: 8 bits need a GPU that has them.

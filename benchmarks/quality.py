@@ -28,16 +28,16 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.training_args import BatchSamplers
 
 from benchmarks import report
-from components.cli import parse
+from components.command_line.cli import parse
 from components.core import log
-from components.core.beir_data import BeirData, read_beir
-from components.core.embedding import How
 from components.core.encoder.checkpoint import load_base, load_checkpoint, save_checkpoint
 from components.core.encoder.model import Encoder
+from components.core.retrieval.beir_data import BeirData, read_beir
+from components.core.retrieval.encode_texts import How
 from components.eval.metrics import measure
 from components.eval.systems import search_with_encoder
-from components.plan import resolve
-from components.stages import by_name
+from components.recipe.plan import resolve
+from components.recipe.stages import by_name
 
 Triple = tuple[str, str, str]
 TEMPERATURE, RATE, BATCH = 0.05, 4e-5, 16

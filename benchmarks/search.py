@@ -22,8 +22,8 @@ import torch
 
 from benchmarks import report
 from components.core import log
-from components.core.search import top_k
-from components.prep.hard_negatives import Choice, hard_negatives
+from components.core.retrieval.search import top_k
+from components.prep.mine.hard_negatives import Choice, hard_negatives
 
 DEPTH, NEGATIVES, MARGIN = 100, 16, 0.95
 RECIPE_BLOCK = 128

@@ -26,10 +26,10 @@ import httpx
 import numpy as np
 
 from benchmarks import report
-from components.cli import parse
+from components.command_line.cli import parse
 from components.core.encoder.checkpoint import load_base, save_checkpoint
-from components.plan import resolve
-from components.stages import by_name
+from components.recipe.plan import resolve
+from components.recipe.stages import by_name
 
 _THREADS = 2
 _ROUNDS = 3

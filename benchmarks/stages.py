@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.workload import LLAMA_1B, TINY, Shape, passages, text, write_base
-from components.cli import parse
+from components.command_line.cli import parse
 from components.core import log
 
 _FIGURES = {

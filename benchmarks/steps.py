@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from benchmarks.batch import NEGATIVES, TEMPERATURE, Batch, explicit_loss, in_batch_loss
 from benchmarks.peers import flat, liger, padded, sentence_transformer
 from benchmarks.workload import Shape, llama, text
-from components.core.encoder.attention import only_torch
-from components.core.encoder.contrastive import backward
-from components.core.encoder.master import ComputeCopy
-from components.core.encoder.packed import PackedEncoder
-from components.core.encoder.packing import balanced
+from components.core.encoder.kernels.attention import only_torch
+from components.core.encoder.kernels.master_weights import ComputeCopy
+from components.core.encoder.packed.encoder import PackedEncoder
+from components.core.encoder.packed.packing import balanced
+from components.core.encoder.training.contrastive import backward
 
 Step = Callable[[], float]
 

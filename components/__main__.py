@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 
-from components.cli import parse
+from components.command_line.cli import parse
 from components.core import log
 from components.core.errors import InputError, StageError, Transient
 

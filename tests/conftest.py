@@ -17,8 +17,8 @@ from components.core.encoder.model import Encoder
 from components.export import onnx_graph, speed
 from components.export.component import ExportConfig
 from components.export.program import run as export
-from components.plan import resolve
-from components.stages import by_name
+from components.recipe.plan import resolve
+from components.recipe.stages import by_name
 
 
 @dataclass(frozen=True)

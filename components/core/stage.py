@@ -30,7 +30,7 @@ def s3_secrets(name: str) -> tuple[Secret, ...]:
 
 @dataclass(frozen=True)
 class Node:
-    """The node a stage asks for. ``gpu`` is the default product, a key of components.form.NODE_LABELS."""
+    """The node a stage asks for. ``gpu`` is the default product, a key of components.kubeflow.run_form.NODE_LABELS."""
 
     gpu: str | None = None
     cpu: str = "4"

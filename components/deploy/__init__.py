@@ -1,0 +1,4 @@
+"""Stage deploy: the exported model served and verified.
+
+Imports components.core, and no other stage.
+"""

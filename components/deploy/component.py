@@ -9,8 +9,8 @@ from pydantic import model_validator
 
 from components.core.errors import InputError
 from components.core.stage import Node, Secret, Stage, s3_secrets
-from components.deploy.rollout_settings import STATE_DIR, GitDelivery, LocalService, Rollout, Verification
-from components.deploy.serving_settings import Service, ServingPods
+from components.deploy.settings.rollout_settings import STATE_DIR, GitDelivery, LocalService, Rollout, Verification
+from components.deploy.settings.serving_settings import Service, ServingPods
 
 __all__ = ["STAGE", "STATE_DIR", "DeployConfig"]
 

@@ -7,13 +7,13 @@ import logging
 from pathlib import Path
 from types import ModuleType
 
-from components.core.bundle import read_bundle
 from components.core.errors import InputError
 from components.core.history import Served, ThisRun, this_run
-from components.deploy import local
+from components.core.serving.bundle import read_bundle
 from components.deploy.component import DeployConfig
-from components.deploy.publish import Models
-from components.deploy.retrieval import TestSet, read_test_set
+from components.deploy.publishing.publish import Models
+from components.deploy.targets import local
+from components.deploy.verification.retrieval import TestSet, read_test_set
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def _test_set(config: DeployConfig, eval_data: Path | None, eval_results: Path |
 def _target(name: str) -> ModuleType:
     """The module of the target, by name: only those in a cluster need the Kubernetes client."""
     try:
-        return importlib.import_module(f"components.deploy.{name}")
+        return importlib.import_module(f"components.deploy.targets.{name}")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("components"):
             raise

@@ -1,4 +1,4 @@
-"""Whether an endpoint serves the fine-tuned model, by the vectors it gives."""
+"""python -m components.deploy.verify: whether an endpoint serves the fine-tuned model, by the vectors it gives."""
 
 from __future__ import annotations
 
@@ -7,101 +7,17 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from components.core.bundle import Bundle
-from components.core.endpoint import Endpoint
 from components.core.errors import ActionNeeded, StageError
-from components.deploy.behaviour import behaviour, latency
-from components.deploy.checks import (
-    BATCH,
-    Check,
-    Served,
-    embed,
-    guarded,
-    identity,
-    is_ready,
-    lists_its_name,
-    long_texts,
-    nearness,
-    neighbours,
-    norm,
-)
-from components.deploy.report import as_table
-from components.deploy.retrieval import TestSet, read_test_set, retrieval
-from components.deploy.rollout_settings import Verification
-from components.deploy.storage import bundle_at
+from components.core.serving.client import Endpoint
+from components.deploy.publishing.storage import bundle_at
+from components.deploy.settings.rollout_settings import Verification
+from components.deploy.verification.report import as_table
+from components.deploy.verification.retrieval import read_test_set
+from components.deploy.verification.verify import Requirements, failures, verify
 
 NOT_VERIFIED = 3
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Requirements:
-    """What is asked of a service beside its vectors.
-
-    ``previous_latency`` are figures of the release before, shown beside the new ones.
-    """
-
-    latency_budget_ms: float | None = None
-    previous_latency: dict[str, float] | None = None
-    test_set: TestSet | None = None
-
-
-def verify(
-    endpoint: Endpoint, bundle: Bundle, requirements: Requirements | None = None, *, brief: bool = False
-) -> list[Check]:
-    """Every check of ``endpoint`` against the reference vectors of ``bundle``; a check that cannot run has failed.
-
-    ``brief`` asks for each probe once and leaves out what needs more.
-    """
-    wanted = requirements or Requirements()
-    checks = [
-        guarded("ready", "answers 200", lambda: is_ready(endpoint)),
-        guarded("model name", f"'{endpoint.model}' is listed", lambda: lists_its_name(endpoint)),
-    ]
-    try:
-        vectors = embed(endpoint, bundle.probes, BATCH)
-    except StageError as error:
-        return [*checks, Check("vectors", False, {"error": str(error)}, "one finite vector for each probe")]
-    checks.append(Check("vectors", True, {"probes": len(vectors)}, "one finite vector for each probe"))
-    expected = bundle.manifest.dimension
-    checks.append(Check("dimension", vectors.shape[1] == expected, {"found": vectors.shape[1]}, f"{expected}"))
-    if checks[-1].passed:
-        served = Served(endpoint, bundle, vectors)
-        checks += [norm(served), nearness(served), long_texts(served), neighbours(served), identity(served)]
-        checks += [] if brief else _thorough(served, wanted)
-    checks.append(Check("retries", endpoint.retries == 0, {"retries": endpoint.retries}, "0"))
-    return checks
-
-
-def _thorough(served: Served, wanted: Requirements) -> list[Check]:
-    checks = behaviour(served)
-    if wanted.test_set:
-        checks.append(_tried("test set", lambda: retrieval(served, wanted.test_set)))
-    return [*checks, latency(served, wanted.latency_budget_ms, wanted.previous_latency)]
-
-
-def _tried(name: str, ask: Callable[[], Check]) -> Check:
-    try:
-        return ask()
-    except StageError as error:
-        return Check(name, False, {"error": str(error)}, "answers")
-
-
-def failures(checks: list[Check]) -> list[str]:
-    """The checks that failed, one text each."""
-    return [" ".join(str(check).split()) for check in checks if check.passed is False]
-
-
-def latency_figures(checks: list[Check]) -> dict[str, float]:
-    """The figures of ``latency`` among ``checks``, without those of the release before."""
-    found = next((check.figures for check in checks if check.name == "latency"), {})
-    return {
-        name: value for name, value in found.items() if name.endswith(("_ms", "_second")) and "previous" not in name
-    }
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from components.core.embedding_settings import EmbeddingSettings
+from components.core.retrieval.encoding_settings import EmbeddingSettings
 from components.core.settings import setting
 from components.core.stage import Gate, Node, Secret, Stage, s3_secrets
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from beir.retrieval.evaluation import EvaluateRetrieval
 
-from components.core.beir_data import BeirData
 from components.core.errors import InputError
+from components.core.retrieval.beir_data import BeirData
 
 # Family of metrics -> what stands before the cut-off in a metric's name.
 FAMILIES = {"NDCG": "NDCG", "MAP": "MAP", "Recall": "Recall", "Precision": "P", "MRR": "MRR"}

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from components.core.beir_data import BeirData, read_beir
-from components.core.embedding import How
+from components.core.distributed.launch import processes
 from components.core.encoder.config import EncoderConfig, read_encoder
 from components.core.errors import InputError
 from components.core.history import given_or_champions, this_run
-from components.core.launch import processes
+from components.core.retrieval.beir_data import BeirData, read_beir
+from components.core.retrieval.encode_texts import How
 from components.eval.component import EvalConfig
 from components.eval.drift import drift
 from components.eval.gate import Gate, decide

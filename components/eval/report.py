@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from components import __version__
-from components.core.chart import bar_chart, legend
 from components.core.encoder.config import EncoderConfig
-from components.core.html import Markup, element, facts, join, page, quoted, section, table, tiles
+from components.core.reports.chart import bar_chart, legend
+from components.core.reports.html import Markup, element, facts, join, page, quoted, section, table, tiles
 from components.eval.component import EvalConfig
 from components.eval.gate import Gate
 from components.eval.metrics import FAMILIES, Evaluation, Scores, first_relevant_rank, metric_name

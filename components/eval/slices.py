@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from components.core.beir_data import BeirData
+from components.core.retrieval.beir_data import BeirData
 from components.eval.metrics import Scores
 
 # What queries.jsonl may say of a query in its metadata.

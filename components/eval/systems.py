@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from components.core.beir_data import BeirData
-from components.core.embedding import Embedded, How, Model, Texts, embed
-from components.core.endpoint import Endpoint
 from components.core.errors import ActionNeeded, InputError
 from components.core.progress import Progress
-from components.core.search import top_k
+from components.core.retrieval.beir_data import BeirData
+from components.core.retrieval.encode_texts import Embedded, How, Model, Texts, embed
+from components.core.retrieval.search import top_k
+from components.core.serving.client import Endpoint
 from components.eval.bm25 import bm25_top_k
 from components.eval.component import EvalConfig
 from components.eval.metrics import Run, search_depth, to_run

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from components.core.bundle import Probe
 from components.core.encoder.model import Encoder
-from components.core.model_manifest import ONNX_FOLDER, TENSORRT_FOLDER, Measured
-from components.core.parity import Closeness, Precision, limits_for
+from components.core.serving.bundle import Probe
+from components.core.serving.model_manifest import ONNX_FOLDER, TENSORRT_FOLDER, Measured
+from components.core.serving.vector_limits import Closeness, Precision, limits_for
 from components.export.component import ExportConfig
 from components.export.islands import to_half
 from components.export.onnx_graph import megabytes, write_onnx

@@ -8,12 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from components.core.bundle import Probe
 from components.core.encoder.config import Kind
 from components.core.encoder.model import Encoder, batches_by_length
 from components.core.errors import InputError
-from components.core.parity import NORM_TOLERANCE, Closeness, Limits, Precision, closeness, largest_norm_error
 from components.core.progress import Progress
+from components.core.serving.bundle import Probe
+from components.core.serving.vector_limits import (
+    NORM_TOLERANCE,
+    Closeness,
+    Limits,
+    Precision,
+    closeness,
+    largest_norm_error,
+)
 from components.export.component import ExportConfig
 from components.export.sessions import Session
 

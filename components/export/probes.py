@@ -7,10 +7,10 @@ import random
 from itertools import cycle, islice
 from pathlib import Path
 
-from components.core.beir_data import read_beir
-from components.core.bundle import Probe
 from components.core.encoder.config import Kind
 from components.core.encoder.model import Encoder
+from components.core.retrieval.beir_data import read_beir
+from components.core.serving.bundle import Probe
 from components.export.component import ExportConfig
 
 _SHORTEST_CLASS = 8

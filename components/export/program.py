@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from components.core.artifacts import MANIFEST
-from components.core.bundle import BUNDLE_FILES, Probe, write_probes
 from components.core.encoder.checkpoint import default_device, load_base, load_checkpoint
 from components.core.encoder.config import ENCODER_FILE
 from components.core.encoder.model import Encoder
-from components.core.model_manifest import CHECKPOINT_FOLDER, ModelManifest, digest_of, hash_files
-from components.core.parity import closeness
+from components.core.serving.bundle import BUNDLE_FILES, Probe, write_probes
+from components.core.serving.model_manifest import CHECKPOINT_FOLDER, ModelManifest, digest_of, hash_files
+from components.core.serving.vector_limits import closeness
 from components.export.component import ExportConfig
 from components.export.forms import Proof, require_packages, write_forms
 from components.export.probes import choose_probes

@@ -19,11 +19,11 @@ import torch
 from onnxscript import opset20 as op
 from torch import Tensor, nn
 
-from components.core.beir_data import read_beir
 from components.core.encoder.config import Kind
 from components.core.encoder.model import Encoder
 from components.core.errors import ActionNeeded, InputError
 from components.core.progress import track
+from components.core.retrieval.beir_data import read_beir
 from components.export.component import ExportConfig
 from components.export.probes import odd_texts
 

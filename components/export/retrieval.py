@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from components.core.beir_data import read_beir
 from components.core.errors import InputError
-from components.core.parity import Limits
-from components.core.ranking import ndcg_at
+from components.core.retrieval.beir_data import read_beir
+from components.core.retrieval.ranking import ndcg_at
+from components.core.serving.vector_limits import Limits
 from components.export.component import ExportConfig
 
 _K = 10

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from components.core.errors import ActionNeeded, InputError
-from components.core.model_manifest import PlanFacts
 from components.core.progress import LINE_EVERY_SECONDS
+from components.core.serving.model_manifest import PlanFacts
 from components.export.component import ExportConfig
 from components.export.sessions import DIMENSIONS, INPUTS, OUTPUT
 

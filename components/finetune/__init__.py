@@ -1,0 +1,4 @@
+"""Stage finetune: contrastive training.
+
+Imports components.core, and no other stage.
+"""

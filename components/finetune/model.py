@@ -10,18 +10,18 @@ from dataclasses import dataclass
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
+from components.core.distributed.process_group import Ranks
 from components.core.encoder.checkpoint import default_device, load_base
 from components.core.encoder.model import Encoder
-from components.core.encoder.packed import supports
+from components.core.encoder.packed.encoder import supports
 from components.core.errors import InputError
-from components.core.ranks import Ranks
 from components.finetune.component import FinetuneConfig
-from components.finetune.gradient import Gradient
+from components.finetune.gradients.gradient import Gradient
+from components.finetune.gradients.packed_gradient import PackedGradient
+from components.finetune.gradients.padded_gradient import PaddedGradient
+from components.finetune.gradients.sharding import ShardedGradient, shard
 from components.finetune.lora import add_lora
-from components.finetune.memory import Estimate, estimate
-from components.finetune.packed import PackedGradient
-from components.finetune.padded import PaddedGradient
-from components.finetune.sharding import ShardedGradient, shard
+from components.finetune.observe.memory import Estimate, estimate
 
 _log = logging.getLogger(__name__)
 # Of a GPU's memory: the rest is for the context, the libraries and what the allocator cannot use.

@@ -11,25 +11,25 @@ from typing import Any
 
 import torch
 
+from components.core.distributed.launch import launch, processes
+from components.core.distributed.process_group import Ranks
 from components.core.encoder.checkpoint import default_device, load_base, save_checkpoint
 from components.core.encoder.model import Encoder
 from components.core.errors import InputError
-from components.core.launch import launch, processes
-from components.core.ranks import Ranks
 from components.core.store import open_store
-from components.finetune.checkpoints import Checkpoints
 from components.finetune.component import FinetuneConfig
-from components.finetune.data import TrainingData, read_training_data
-from components.finetune.identity import identity
+from components.finetune.data.tokenized import TokenizedData
+from components.finetune.data.training_data import TrainingData, read_training_data
 from components.finetune.lora import add_lora, merge_lora
 from components.finetune.model import load_trainable
-from components.finetune.plan import log_plan
+from components.finetune.observe.plan import log_plan
+from components.finetune.observe.watch import Watch
 from components.finetune.report import build_report
-from components.finetune.state import set_weights
-from components.finetune.tokenized import TokenizedData
+from components.finetune.resume.checkpoints import Checkpoints
+from components.finetune.resume.identity import identity
+from components.finetune.resume.training_state import set_weights
 from components.finetune.trainer import Trainer
 from components.finetune.validation import Selection, Validation, read_validation
-from components.finetune.watch import Watch
 
 _log = logging.getLogger(__name__)
 LOG_FILE = "training.jsonl"
@@ -45,7 +45,7 @@ def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path, traini
     places = {"training_data": training_data, "checkpoint": checkpoint, "training_report": training_report}
     if config.trainer == "trainjob":
         # Only who trains so needs the package kubernetes.
-        return importlib.import_module("components.finetune.trainjob").run(config, **places)
+        return importlib.import_module("components.finetune.kubernetes.trainjob").run(config, **places)
     count = processes(config.num_processes)
     if count == 1:
         return train(Ranks(), config, **places)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components import __version__
-from components.core.chart import line_chart
-from components.core.html import Markup, element, facts, page, section, table, tiles
+from components.core.reports.chart import line_chart
+from components.core.reports.html import Markup, element, facts, page, section, table, tiles
 from components.finetune.component import FinetuneConfig
 from components.finetune.trainer import Step
 

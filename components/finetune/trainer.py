@@ -13,22 +13,22 @@ from typing import TextIO
 
 from torch import Tensor
 
+from components.core.distributed.process_group import Ranks
 from components.core.encoder.model import Encoder
 from components.core.errors import ActionNeeded, Transient
 from components.core.progress import Progress
-from components.core.ranks import Ranks
-from components.finetune.autosave import Autosave, State
-from components.finetune.checkpoints import Checkpoints
 from components.finetune.component import FinetuneConfig
-from components.finetune.data import batch_size, batches, steps
-from components.finetune.gradient import Gradient
-from components.finetune.interruption import Interrupted, Interruption, Watchdog
+from components.finetune.data.tokenized import TokenizedData
+from components.finetune.data.training_data import batch_size, batches, steps
+from components.finetune.gradients.gradient import Gradient
+from components.finetune.gradients.step_gradient import StepGradient
+from components.finetune.observe.watch import Watch
+from components.finetune.resume.autosave import Autosave, State
+from components.finetune.resume.checkpoints import Checkpoints
+from components.finetune.resume.interruption import Interrupted, Interruption, Watchdog
+from components.finetune.resume.training_state import TrainingState
 from components.finetune.schedule import build_optimizer, interval, learning_rate
-from components.finetune.state import TrainingState
-from components.finetune.step_gradient import StepGradient
-from components.finetune.tokenized import TokenizedData
 from components.finetune.validation import Selection, Validation
-from components.finetune.watch import Watch
 
 _log = logging.getLogger(__name__)
 _BEST = "best."

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from components.core.embedding_settings import EmbeddingSettings
 from components.core.encoder.config import EncoderConfig
+from components.core.retrieval.encoding_settings import EmbeddingSettings
 from components.core.settings import setting
 from components.core.stage import Node, Secret, Stage, s3_secrets
 

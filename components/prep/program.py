@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from components.core.beir_data import read_queries
-from components.core.embedding import How, Model, Texts, embed
+from components.core.distributed.launch import processes
 from components.core.encoder.config import read_encoder
 from components.core.errors import InputError
 from components.core.history import given_or_champions
-from components.core.launch import processes
+from components.core.retrieval.beir_data import read_queries
+from components.core.retrieval.encode_texts import How, Model, Texts, embed
 from components.prep.component import PrepConfig
-from components.prep.frozen import copy_frozen, read_frozen
-from components.prep.hard_negatives import Choice
-from components.prep.mining import Embed, Mined, mine
-from components.prep.read import read_records
-from components.prep.records import Records, Rules
+from components.prep.mine.hard_negatives import Choice
+from components.prep.mine.mining import Embed, Mined, mine
+from components.prep.mine.round_trip import round_trip
+from components.prep.read.inputs import read_records
+from components.prep.read.records import Records, Rules
 from components.prep.report import build_report
-from components.prep.round_trip import round_trip
-from components.prep.split import Split, split
+from components.prep.split.frozen import copy_frozen, read_frozen
+from components.prep.split.split import Split, split
 from components.prep.write import write_eval_data, write_training_data
 
 _log = logging.getLogger(__name__)

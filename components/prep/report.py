@@ -8,13 +8,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from components import __version__
-from components.core.chart import bar_chart, legend
-from components.core.html import Markup, element, facts, join, page, quoted, section, table, tiles
+from components.core.reports.chart import bar_chart, legend
+from components.core.reports.html import Markup, element, facts, join, page, quoted, section, table, tiles
 from components.prep.component import PrepConfig
-from components.prep.frozen import FrozenEval
-from components.prep.mining import Mined
-from components.prep.records import Example, Records
-from components.prep.split import Split
+from components.prep.mine.mining import Mined
+from components.prep.read.records import Example, Records
+from components.prep.split.frozen import FrozenEval
+from components.prep.split.split import Split
 
 EXAMPLES = 10
 BINS = 12

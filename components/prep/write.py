@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.prep.mining import Mined
-from components.prep.records import Example
+from components.prep.mine.mining import Mined
+from components.prep.read.records import Example
 
 TRAINING_FILE = "train_mined.automodel_unrolled.json"
 _CORPUS_ID = "corpus"

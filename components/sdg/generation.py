@@ -15,13 +15,11 @@ import numpy as np
 
 from components.core.errors import ActionNeeded, StageError, Transient
 from components.core.progress import Progress
-from components.sdg.budget import Budget, Tokens, cited, describe, estimate, text_of
-from components.sdg.chunking import parts, words_of
 from components.sdg.component import SdgConfig
-from components.sdg.endpoint import GivenUp
-from components.sdg.ledger import Ledger, open_ledger
-from components.sdg.llm import Llm
-from components.sdg.prompts import (
+from components.sdg.llm.budget import Budget, Tokens, cited, describe, estimate, text_of
+from components.sdg.llm.client import GivenUp
+from components.sdg.llm.ledger import Ledger, open_ledger
+from components.sdg.llm.prompts import (
     AnsweredQuestions,
     DocumentArtifacts,
     Evaluations,
@@ -32,6 +30,8 @@ from components.sdg.prompts import (
     ask_for_pairs,
     ask_for_scores,
 )
+from components.sdg.llm.roles import Llm
+from components.sdg.read.chunking import parts, words_of
 
 _log = logging.getLogger(__name__)
 # With no document done so far, so many failures in a row mean that the endpoint or the settings are wrong.

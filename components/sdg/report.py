@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from components import __version__
-from components.core.chart import bar_chart
 from components.core.history import ThisRun
-from components.core.html import Markup, element, facts, page, quoted, section, table, tiles
-from components.sdg.budget import cost_of
+from components.core.reports.chart import bar_chart
+from components.core.reports.html import Markup, element, facts, page, quoted, section, table, tiles
 from components.sdg.component import SdgConfig
-from components.sdg.corpus import Corpus
 from components.sdg.generation import Generated
-from components.sdg.prompts import quotas
-from components.sdg.shares import by_source
+from components.sdg.llm.budget import cost_of
+from components.sdg.llm.prompts import quotas
+from components.sdg.read.corpus import Corpus
+from components.sdg.read.shares import by_source
 
 SAMPLES = 10
 TEXT_CHARACTERS = 400

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from components.core.encoder.config import Kind, read_encoder
 from components.core.errors import InputError
-from components.core.model_manifest import check_files, read_model_manifest
+from components.core.serving.model_manifest import check_files, read_model_manifest
 
 Truncate = Literal["NONE", "START", "END"]
 _GPU_BATCH_TOKENS, _CPU_BATCH_TOKENS = 16384, 512

@@ -17,19 +17,19 @@ import yaml
 from fastapi.testclient import TestClient
 
 from components import __version__
-from components.core.bundle import read_bundle
-from components.deploy.backends import contract
+from components.core.serving.bundle import read_bundle
+from components.deploy.backends.contracts import PORT
+from components.deploy.backends.images import contract
 from components.deploy.component import DeployConfig
-from components.deploy.contracts import PORT
-from components.deploy.render import live_name, render
+from components.deploy.objects.render import live_name, render
 from components.deploy.verify import main
-from components.form import NO_GPU, NODE_LABELS, Options, form_fields
-from components.pipeline_options import images
-from components.plan import make_plan, resolve
-from components.profiles import PROFILES
+from components.generated.values_schema import derived
+from components.kubeflow.options import images
+from components.kubeflow.run_form import NO_GPU, NODE_LABELS, Options, form_fields
+from components.recipe.plan import make_plan, resolve
+from components.recipe.profiles import PROFILES
+from components.recipe.stages import NAMES, STAGES
 from components.server.app import build_app
-from components.stages import NAMES, STAGES
-from components.values_schema import derived
 from tests.chart.rendering import CHART, NAMESPACE, insecure, objects, one, problems, rendered
 from tests.chart.values_table import README, table
 from tests.deploy.bundles import write_bundle

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from components.core.bundle import read_bundle
-from components.deploy.backends import USUAL_IMAGES, contract
+from components.core.serving.bundle import read_bundle
+from components.deploy.backends.images import USUAL_IMAGES, contract
 from components.deploy.component import DeployConfig
-from components.deploy.kserve_objects import SERVING
-from components.deploy.render import render
-from components.deploy.shared_runtimes import FILE, as_text
+from components.deploy.objects.kserve_objects import SERVING
+from components.deploy.objects.render import render
+from components.deploy.objects.shared_runtimes import FILE, as_text
 from tests.chart.rendering import NAMESPACE, Object, objects
 from tests.chart.values_table import README
 from tests.deploy import schemas
@@ -44,7 +44,7 @@ def test_they_are_asked_for() -> None:
 
 
 def test_the_file_is_what_deploys_code_writes() -> None:
-    assert FILE.read_text(encoding="utf-8") == as_text(), "python -m components.deploy.shared_runtimes writes it"
+    assert FILE.read_text(encoding="utf-8") == as_text(), "`make docs` writes it"
 
 
 @schemas.needed

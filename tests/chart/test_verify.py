@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.core.bundle import BUNDLE_FILES, read_bundle
+from components.core.serving.bundle import BUNDLE_FILES, read_bundle
 from components.deploy.verify import main
 from tests.chart.rendering import objects, one
 from tests.deploy.bundles import write_bundle

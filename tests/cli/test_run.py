@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from components.deploy import local
+from components.deploy.local.releases_on_disk import stop_service
 from tests.cli.cli import Done, components
 from tests.conftest import Exported
 
@@ -36,7 +36,7 @@ def service(tmp_path: Path) -> Iterator[list[str]]:
     """Settings of a service of the test's own, which is stopped at the end."""
     state = str(tmp_path / "state")
     yield [f"deploy.served_model_name={NAME}", "deploy.host_port=0", f"deploy.state_dir={state}"]
-    local.stop_service(state, NAME)
+    stop_service(state, NAME)
 
 
 def run(work: Path, *arguments: str | Path) -> Done:

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from components.core.artifacts import ARTIFACTS
-from components.profiles import PROFILES
-from components.stages import NAMES, by_name
+from components.recipe.profiles import PROFILES
+from components.recipe.stages import NAMES, by_name
 from tests.cli.cli import components
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from components.pipeline_options import images
+from components.kubeflow.options import images
 from images.build import CONFINED
 from tests.pipeline.on_this_host import DockerClient, Task
 

@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 
 import pipeline
 from components.core.artifacts import verify
-from components.pipeline_options import images
+from components.kubeflow.options import images
 from images.build import CONFINED
 from tests.containers.companions import LLM_URL, STORE, companions
 from tests.containers.engine import USER, Containers, client, docker, why_no_engine

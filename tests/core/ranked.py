@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from components.core.distributed.process_group import Ranks
 from components.core.errors import ActionNeeded, InputError, Transient
-from components.core.ranks import Ranks
 
 
 def agree(ranks: Ranks, offset: int) -> dict[str, Any]:

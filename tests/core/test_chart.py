@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from components.core.chart import bar_chart
+from components.core.reports.chart import bar_chart
 
 
 def heights(chart: str) -> list[float]:

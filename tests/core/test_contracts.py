@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +20,23 @@ from components.core.artifacts import ARTIFACTS
 from components.core.errors import InputError
 from components.core.settings import Settings
 from components.core.stage import Stage
-from components.plan import resolve
-from components.stages import NAMES, STAGES
+from components.recipe.plan import resolve
+from components.recipe.stages import NAMES, STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "components"
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("torch", "transformers", "kfp", "numpy", "onnxruntime", "kubernetes")
 DECLARATIONS = tuple(f"components.{name}.component" for name in NAMES)
-# What each file beside the stages may import; everything may import components.core.
+# What each folder beside the stages may import; everything may import components.core.
 ABOVE = {
-    "__init__": (),
-    "profiles": (),
-    "stages": DECLARATIONS,
-    "plan": ("components.profiles", "components.stages"),
-    "info": ("components.profiles", "components.stages"),
-    "form": ("components.plan",),
-    "kubeflow_errors": (),
-    "kubeflow": ("components.kubeflow_errors",),
-    "pipeline_commands": ("components.form", "components.kubeflow", "components.pipeline_options", "components.plan"),
-    "pipeline_options": ("components.form", "components.plan", "components.profiles", "components.stages"),
-    "values_schema": ("components.plan", "components.profiles", "components.stages"),
-    "docs": (
-        "components.info",
-        "components.plan",
-        "components.profiles",
-        "components.stages",
-        "components.values_schema",
-    ),
-    "summary": ("components.plan",),
-    "local": ("components.plan", "components.summary"),
+    "recipe": DECLARATIONS,
+    "generated": ("components.recipe",),
+    "command_line": ("components.recipe", "components.generated"),
+    "kubeflow": ("components.recipe",),
 }
+# Folders with folders of their own: no arrows between these may form a circle.
+HOUSES = ("", "core", "core.encoder", *NAMES)
 
 
 def imported(path: Path) -> set[str]:
@@ -76,11 +63,10 @@ def ours(path: Path) -> set[str]:
 
 def allowed(path: Path) -> tuple[str, ...] | None:
     """Prefixes of what ``path`` may import from the package; None for the entry points, which may import all."""
-    part = path.relative_to(PACKAGE).parts[0]
-    if part.endswith(".py"):
-        own = ABOVE.get(part.removesuffix(".py"))
-        return None if own is None else ("components.core", *own)
-    return ("components.core",) if part == "core" else ("components.core", f"components.{part}")
+    folder = path.relative_to(PACKAGE).parts[0]
+    if folder.endswith(".py"):
+        return None
+    return ("components.core", f"components.{folder}", *ABOVE.get(folder, ()))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -89,6 +75,20 @@ def test_imports_point_one_way(path: Path) -> None:
         return
     wrong = {name for name in ours(path) if not any(name == p or name.startswith(p + ".") for p in prefixes)}
     assert not wrong
+
+
+@pytest.mark.parametrize("house", HOUSES)
+def test_no_circle_of_imports(house: str) -> None:
+    """Between the folders and files of one folder, whatever lies below a folder counted as the folder."""
+    base = ".".join(("components", house)).rstrip(".") + "."
+    arrows: dict[str, set[str]] = defaultdict(set)
+    for path in FILES:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if name.startswith(base):
+            room = name.removeprefix(base).split(".")[0]
+            arrows[room] |= {n.removeprefix(base).split(".")[0] for n in ours(path) if n.startswith(base)} - {room}
+    order = TopologicalSorter(arrows)
+    order.prepare()
 
 
 def test_programs_are_reached_only_by_name() -> None:
@@ -104,8 +104,8 @@ def test_only_the_pipeline_imports_kfp() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_declaration_imports_only_pydantic_and_core(name: str) -> None:
-    """And the stage's own settings, where they fill files of their own, to which the same applies."""
-    settings = {f"components.{name}.{path.stem}": path for path in (PACKAGE / name).glob("*_settings.py")}
+    """And the groups of its settings, where they fill a folder, to which the same applies."""
+    settings = {f"components.{name}.settings.{path.stem}": path for path in (PACKAGE / name / "settings").glob("*.py")}
     for path in (PACKAGE / name / "component.py", *settings.values()):
         top = {module.split(".")[0] for module in imported(path)}
         assert top - sys.stdlib_module_names <= {"pydantic", "components"}
@@ -115,7 +115,7 @@ def test_a_declaration_imports_only_pydantic_and_core(name: str) -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "import components.stages, components.plan, components.core.kfp_io, components.core.runner",
+        "import components.recipe.stages, components.recipe.plan, components.core.kfp_io, components.core.runner",
         "from components.__main__ import main; assert main(['info']) == 0",
     ],
     ids=["stages and plan", "python -m components info"],

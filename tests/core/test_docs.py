@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components import docs
 from components.__main__ import main
 from components.core.stage import Stage
-from components.stages import STAGES
+from components.generated import readmes as docs
+from components.recipe.stages import STAGES
 
 each_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 

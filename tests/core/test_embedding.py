@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from components.core import embedding
-from components.core.embedding import Embedded, How, Texts, embed
 from components.core.encoder.checkpoint import load_base
 from components.core.encoder.config import EncoderConfig
 from components.core.encoder.model import Encoder
 from components.core.errors import InputError
+from components.core.retrieval import encode_texts as embedding
+from components.core.retrieval.encode_texts import Embedded, How, Texts, embed
 
 TEXTS = [f"text {n} of the manual, on valve {n % 7} and pump {n % 3}" for n in range(40)]
 

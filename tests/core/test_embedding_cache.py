@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from components.core.embedding_cache import EmbeddingCache, model_digest, space_of
 from components.core.encoder.checkpoint import load_base, load_checkpoint, save_checkpoint
 from components.core.encoder.config import EncoderConfig
 from components.core.encoder.model import Encoder
 from components.core.errors import InputError, StageError
+from components.core.retrieval.embedding_cache import EmbeddingCache, model_digest, space_of
 from tests.storage.s3_server import s3_server
 
 TEXTS = [f"text {n} \udcff" for n in range(40)]

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.core import endpoint as endpoint_module
-from components.core.endpoint import Endpoint
 from components.core.errors import ActionNeeded, InputError, Transient
+from components.core.serving import client as endpoint_module
+from components.core.serving.client import Endpoint
 
 Reply = tuple[int, dict[str, str], bytes]
 Script = Callable[[int, dict[str, Any]], Reply]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.core.html import element, facts, page, quoted, section, table, tiles
+from components.core.reports.html import element, facts, page, quoted, section, table, tiles
 
 ATTACKS = [
     "<script>alert(1)</script>",

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from components.core.distributed.launch import launch, processes
 from components.core.errors import InputError, StageError
-from components.core.launch import launch, processes
 
 WAITS = """
 import sys

@@ -14,12 +14,12 @@ from torch import nn
 from transformers import AutoModel
 
 from components.core.encoder.bidirectional import LlamaBidirectionalConfig, LlamaBidirectionalModel
-from components.core.encoder.contrastive import backward
-from components.core.encoder.master import ComputeCopy
+from components.core.encoder.kernels.master_weights import ComputeCopy
 from components.core.encoder.model import pool
-from components.core.encoder.packed import PackedEncoder, supports
-from components.core.encoder.packing import balanced, bins
-from components.core.encoder.schedule import schedule
+from components.core.encoder.packed.encoder import PackedEncoder, supports
+from components.core.encoder.packed.packing import balanced, bins
+from components.core.encoder.training.contrastive import backward
+from components.core.encoder.training.schedule import schedule
 
 LENGTHS = [7, 1, 33, 12, 2, 33, 18]
 
@@ -158,7 +158,7 @@ def test_phases_sum_to_the_loss_and_gradients_of_the_batch(backbone, ids, groups
 
 
 def test_a_stream_of_texts_gives_every_row_its_vector(backbone, ids, monkeypatch):
-    monkeypatch.setattr("components.core.encoder.packed._PIECE", 3)
+    monkeypatch.setattr("components.core.encoder.packed.encoder._PIECE", 3)
     texts = [" ".join(map(str, text)) for text in ids]
     found = np.full((len(texts), 48), np.nan, dtype=np.float32)
     packed = PackedEncoder(backbone, "avg")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from components.core.errors import InputError
-from components.plan import make_plan, resolve
-from components.profiles import PROFILES
-from components.stages import NAMES, STAGES
+from components.recipe.plan import make_plan, resolve
+from components.recipe.profiles import PROFILES
+from components.recipe.stages import NAMES, STAGES
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import pytrec_eval
 
-from components.core.ranking import ndcg_at
+from components.core.retrieval.ranking import ndcg_at
 
 
 @pytest.mark.parametrize("ranked", [["a", "b", "d", "c"], ["c", "d", "a"], ["x", "y", "b"], ["x"], list("xyzdcba")])

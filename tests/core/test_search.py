@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.core.search import top_k
+from components.core.retrieval.search import top_k
 
 
 @pytest.mark.parametrize("query_block", [1, 4, 100])

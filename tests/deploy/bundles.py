@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from components.core.bundle import Probe, write_probes
 from components.core.encoder.config import EncoderConfig
-from components.core.model_manifest import ModelManifest, PlanFacts, ServedFile, digest_of
+from components.core.serving.bundle import Probe, write_probes
+from components.core.serving.model_manifest import ModelManifest, PlanFacts, ServedFile, digest_of
 
 DIMENSION = 16
 PROBES = [Probe(kind, f"{kind} {number} about valves") for number in range(8) for kind in ("query", "passage")]

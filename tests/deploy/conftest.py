@@ -11,13 +11,14 @@ from typing import Any
 import certifi
 import pytest
 
-from components.core.bundle import Bundle, read_bundle
-from components.deploy import cluster as cluster_module
-from components.deploy import kserve, probation
+from components.core.serving.bundle import Bundle, read_bundle
 from components.deploy.component import DeployConfig
-from components.deploy.deployed import Deployed
+from components.deploy.kubernetes import cluster as cluster_module
 from components.deploy.labels import MODEL_DIGEST
-from components.deploy.publish import Models
+from components.deploy.publishing.publish import Models
+from components.deploy.result import Deployed
+from components.deploy.targets import kserve
+from components.deploy.verification import candidate as probation
 from tests.deploy.bundles import write_bundle
 from tests.deploy.cluster.kserve import Fate
 from tests.deploy.cluster.server import StandInCluster, running, write_kubeconfig

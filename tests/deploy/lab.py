@@ -25,16 +25,16 @@ import numpy as np
 import pytest
 from kubernetes import client, config
 
-from components.core.bundle import Bundle, read_bundle
 from components.core.encoder.checkpoint import load_base, save_checkpoint
 from components.core.encoder.config import EncoderConfig
-from components.deploy import kserve
-from components.deploy.backends import contract
-from components.deploy.cluster import Cluster, connect
+from components.core.serving.bundle import Bundle, read_bundle
+from components.deploy.backends.images import contract
 from components.deploy.component import DeployConfig
-from components.deploy.publish import Models, publish
-from components.deploy.releases import Releases
-from components.deploy.render import Release, render
+from components.deploy.kubernetes.cluster import Cluster, connect
+from components.deploy.kubernetes.releases import Releases
+from components.deploy.objects.render import Release, render
+from components.deploy.publishing.publish import Models, publish
+from components.deploy.targets import kserve
 from tests.conftest import Exported, export_for_tests, nudge
 from tests.deploy.cluster.causes import consequence
 from tests.deploy.conftest import Team

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from components.core.bundle import Bundle
+from components.core.serving.bundle import Bundle
 
 Answer = dict[str, Any]
 Fault = Callable[["Service", dict[str, Any], np.ndarray], np.ndarray]

@@ -14,8 +14,8 @@ from kubernetes.config import incluster_config
 
 from components.__main__ import main
 from components.core.errors import ActionNeeded, InputError, Transient
-from components.deploy import cluster as cluster_module
-from components.deploy.cluster import connect
+from components.deploy.kubernetes import cluster as cluster_module
+from components.deploy.kubernetes.cluster import connect
 from tests.deploy.certificate import write_self_signed
 from tests.deploy.conftest import Team
 

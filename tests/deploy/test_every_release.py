@@ -14,19 +14,19 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from components.core.bundle import Bundle, read_bundle
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
-from components.deploy.backends import contract
-from components.deploy.canary import route
+from components.core.serving.bundle import Bundle, read_bundle
+from components.deploy.backends.images import contract
 from components.deploy.component import DeployConfig
 from components.deploy.labels import Object
-from components.deploy.publish import Models, model_uri
-from components.deploy.render import as_files, live_service, render
-from components.deploy.verify_job import verify_job
-from components.plan import resolve
-from components.profiles import PROFILES
-from components.stages import by_name
+from components.deploy.objects.render import as_files, live_service, render
+from components.deploy.objects.verify_job import verify_job
+from components.deploy.publishing.publish import Models, model_uri
+from components.deploy.targets.canary import route
+from components.recipe.plan import resolve
+from components.recipe.profiles import PROFILES
+from components.recipe.stages import by_name
 from tests.deploy.bundles import plan_facts, write_bundle
 from tests.deploy.pod_security import violations
 from tests.deploy.schemas import FILES, needed, problems

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from components.core.bundle import read_bundle
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
-from components.deploy import git_host, gitops
+from components.core.serving.bundle import read_bundle
 from components.deploy.component import DeployConfig
-from components.deploy.deployed import Deployed
-from components.deploy.publish import Models
+from components.deploy.git import host as git_host
+from components.deploy.publishing.publish import Models
+from components.deploy.result import Deployed
+from components.deploy.targets import gitops
 from tests.deploy.bundles import write_bundle
 from tests.deploy.git.github import GitHubApi
 from tests.deploy.git.gitlab import GitLabApi

@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from components.core.errors import ActionNeeded, InputError, Transient
-from components.deploy import git_host, gitops
-from components.deploy.cluster import KINDS
-from components.deploy.deployed import Deployed
-from components.deploy.publish import Models
-from components.deploy.verify import failures
+from components.deploy.git import host as git_host
+from components.deploy.kubernetes.cluster import KINDS
+from components.deploy.publishing.publish import Models
+from components.deploy.result import Deployed
+from components.deploy.targets import gitops
+from components.deploy.verification.verify import failures
 from tests.deploy.cluster.kserve import Fate, waiting
 from tests.deploy.conftest import LIVE, Team
 from tests.deploy.git.github import GitHubApi

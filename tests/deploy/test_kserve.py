@@ -11,15 +11,15 @@ import pytest
 import yaml
 
 from components.core.artifacts import seal
-from components.core.endpoint import Endpoint
 from components.core.errors import ActionNeeded, InputError
 from components.core.kfp_io import run_from_executor_input
+from components.core.serving.client import Endpoint
 from components.core.settings import load
-from components.deploy import permissions
-from components.deploy.cluster import connect
 from components.deploy.component import STAGE, DeployConfig
-from components.deploy.releases import Releases
-from components.deploy.verify import failures
+from components.deploy.kubernetes import permissions
+from components.deploy.kubernetes.cluster import connect
+from components.deploy.kubernetes.releases import Releases
+from components.deploy.verification.verify import failures
 from tests.deploy.cluster.server import RBAC
 from tests.deploy.conftest import LIVE, Team
 from tests.deploy.schemas import problems

@@ -25,13 +25,13 @@ from sentence_transformers import SentenceTransformer
 
 from components.core.artifacts import seal
 from components.core.errors import ActionNeeded, InputError, Transient
-from components.core.model_manifest import digest_of, hash_files
-from components.deploy import local
-from components.deploy.checks import Check
+from components.core.serving.model_manifest import digest_of, hash_files
 from components.deploy.component import DeployConfig
-from components.deploy.process import Service, free_port, is_free
+from components.deploy.local.process import Service, free_port, is_free
+from components.deploy.local.releases_on_disk import State, StateDirectory, stop_service
 from components.deploy.program import run
-from components.deploy.state import State, StateDirectory
+from components.deploy.targets import local
+from components.deploy.verification.checks import Check
 from components.deploy.verify import main as verify_command
 from tests.conftest import Exported
 from tests.deploy.conftest import wait_for
@@ -47,7 +47,7 @@ def config(tmp_path: Path) -> Iterator[DeployConfig]:
         health_check_timeout=60,
     )  # fmt: skip
     yield made
-    local.stop_service(made.state_dir, NAME)
+    stop_service(made.state_dir, NAME)
 
 
 def deploy(config: DeployConfig, exported: Exported, out: Path, **changes: Any) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def test_a_process_that_is_not_our_server_is_never_ended(config: DeployConfig) -
                 pid=other.pid, started="then", name=NAME, digest="0" * 64, host="127.0.0.1", port=1, log="none"
             )
             home.write(State(live=service, candidate=service))
-        assert local.stop_service(config.state_dir, NAME) is False
+        assert stop_service(config.state_dir, NAME) is False
         assert other.poll() is None
         other.kill()
 

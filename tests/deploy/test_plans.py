@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from components.core.bundle import Bundle, read_bundle
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
-from components.core.model_manifest import PlanFacts
-from components.deploy import gitops
-from components.deploy.backends import contract
+from components.core.serving.bundle import Bundle, read_bundle
+from components.core.serving.model_manifest import PlanFacts
+from components.deploy.backends.gpus import compute_capability
+from components.deploy.backends.images import contract
 from components.deploy.component import DeployConfig
-from components.deploy.gpus import compute_capability
-from components.deploy.publish import Models
-from components.deploy.render import render
-from components.form import NODE_LABELS
+from components.deploy.objects.render import render
+from components.deploy.publishing.publish import Models
+from components.deploy.targets import gitops
+from components.kubeflow.run_form import NODE_LABELS
 from tests.deploy.bundles import plan_facts, write_bundle
 
 A100, H100 = NODE_LABELS["gfd"]["A100"], NODE_LABELS["gfd"]["H100"]

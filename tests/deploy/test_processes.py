@@ -15,13 +15,13 @@ import httpx
 import pytest
 
 from components.core.artifacts import seal
-from components.core.bundle import read_bundle
-from components.core.endpoint import Endpoint
-from components.deploy import kserve
-from components.deploy.contracts import MODEL_PATH, PORT
-from components.deploy.process import free_port
-from components.deploy.publish import Models
-from components.deploy.verify import failures
+from components.core.serving.bundle import read_bundle
+from components.core.serving.client import Endpoint
+from components.deploy.backends.contracts import MODEL_PATH, PORT
+from components.deploy.local.process import free_port
+from components.deploy.publishing.publish import Models
+from components.deploy.targets import kserve
+from components.deploy.verification.verify import failures
 from tests.conftest import Exported
 from tests.deploy.cluster.kserve import NEVER, Fate
 from tests.deploy.conftest import Team, wait_for

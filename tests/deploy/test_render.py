@@ -11,14 +11,14 @@ import pytest
 import yaml
 from kubernetes import client
 
-from components.core.bundle import Bundle, read_bundle
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
-from components.deploy.backends import contract
+from components.core.serving.bundle import Bundle, read_bundle
+from components.deploy.backends.images import contract
 from components.deploy.component import DeployConfig
+from components.deploy.objects.render import Release, live_service, render
 from components.deploy.program import run
-from components.deploy.render import Release, live_service, render
-from components.pipeline_options import PINS
+from components.kubeflow.options import PINS
 from tests.deploy.bundles import write_bundle
 from tests.deploy.schemas import needed, problems
 

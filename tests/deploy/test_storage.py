@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from components.core.artifacts import seal
-from components.core.bundle import BUNDLE_FILES, read_bundle
 from components.core.errors import ActionNeeded, InputError
-from components.core.model_manifest import ModelManifest, digest_of, hash_files, read_model_manifest
-from components.deploy import kserve
-from components.deploy.backends import contract
+from components.core.serving.bundle import BUNDLE_FILES, read_bundle
+from components.core.serving.model_manifest import ModelManifest, digest_of, hash_files, read_model_manifest
+from components.deploy.backends.images import contract
 from components.deploy.component import DeployConfig
-from components.deploy.publish import Models, model_uri, publish, publish_checkpoint
-from components.deploy.storage import bundle_at, served_uri
+from components.deploy.publishing.publish import Models, model_uri, publish, publish_checkpoint
+from components.deploy.publishing.storage import bundle_at, served_uri
+from components.deploy.targets import kserve
 from tests.deploy.bundles import write_bundle
 from tests.deploy.conftest import Team
 from tests.deploy.service import Service

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from components.core.errors import StageError, Transient
-from components.deploy.cluster import Cluster, connect
-from components.deploy.turn import Superseded, Turn
+from components.deploy.kubernetes.cluster import Cluster, connect
+from components.deploy.kubernetes.lease import Superseded, Turn
 from tests.deploy.cluster.kserve import Fate
 from tests.deploy.conftest import Team, wait_for
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.core.bundle import Bundle, read_bundle
 from components.core.encoder.config import EncoderConfig
-from components.core.endpoint import Endpoint
-from components.deploy.checks import Check
-from components.deploy.verify import Requirements, main, verify
+from components.core.serving.bundle import Bundle, read_bundle
+from components.core.serving.client import Endpoint
+from components.deploy.verification.checks import Check
+from components.deploy.verification.verify import Requirements, verify
+from components.deploy.verify import main
 from tests.conftest import Exported
 from tests.deploy.bundles import write_bundle
 from tests.deploy.service import Fault, Service, serving

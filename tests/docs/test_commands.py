@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from components.cli import parse
-from components.pipeline_options import chosen_run
+from components.command_line.cli import parse
+from components.kubeflow.options import chosen_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from components.core.encoder.checkpoint import load_base, save_checkpoint
-from components.plan import resolve
-from components.stages import by_name
+from components.recipe.plan import resolve
+from components.recipe.stages import by_name
 
 Records = Iterable[dict[str, Any]]
 WriteBeir = Callable[[Path, Records | None, Records, Iterable[tuple[str, str, int]]], Path]

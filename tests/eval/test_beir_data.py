@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from beir.datasets.data_loader import GenericDataLoader
 
-from components.core.beir_data import read_beir
 from components.core.errors import InputError
+from components.core.retrieval.beir_data import read_beir
 
 CORPUS = '{"_id":"a#1","title":"T","text":"one","metadata":{"document":"a"}}\n{"_id":"b#1","text":"two"}\n'
 QUERIES = '{"_id":"q1","text":"first?","metadata":{"style":"question"}}\n{"_id":"q2","text":"second?"}\n'

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, permutation_test
 
-from components.core.beir_data import BeirData
 from components.core.errors import InputError
+from components.core.retrieval.beir_data import BeirData
 from components.core.settings import load
 from components.eval.component import EvalConfig
 from components.eval.gate import decide

@@ -13,9 +13,9 @@ from beir.retrieval.search.dense import DenseRetrievalExactSearch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
-from components.core.beir_data import BeirData, read_beir
-from components.core.embedding import How
 from components.core.errors import InputError
+from components.core.retrieval.beir_data import BeirData, read_beir
+from components.core.retrieval.encode_texts import How
 from components.eval.bm25 import bm25_top_k
 from components.eval.metrics import Scores, check_ids, measure, metric_name, search_depth, to_run
 from components.eval.systems import search_with_encoder

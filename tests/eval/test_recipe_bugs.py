@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 import pipeline
-from components.core import endpoint as endpoint_module
-from components.core.beir_data import BeirData, read_beir
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
+from components.core.retrieval.beir_data import BeirData, read_beir
+from components.core.serving import client as endpoint_module
 from components.core.settings import load
 from components.eval.component import EvalConfig
 from components.eval.program import run

@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from components.core.beir_data import BeirData
 from components.core.encoder.config import EncoderConfig
-from components.core.html import element, escape, page, quoted
+from components.core.reports.html import element, escape, page, quoted
+from components.core.retrieval.beir_data import BeirData
 from components.eval.component import EvalConfig
 from components.eval.gate import decide
 from components.eval.metrics import Evaluation, measure

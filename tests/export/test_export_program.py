@@ -19,13 +19,13 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from transformers import AutoModel
 
-from components.core.bundle import read_bundle
 from components.core.errors import InputError
-from components.core.model_manifest import check_files
 from components.core.runner import Source, execute
+from components.core.serving.bundle import read_bundle
+from components.core.serving.model_manifest import check_files
 from components.export import forms
 from components.export.component import ExportConfig
-from components.stages import by_name
+from components.recipe.stages import by_name
 from tests.conftest import Exported
 
 TEXTS = ["a", "How do I open a file for reading?", "Größe 数据 🚀", "one " * 40, "def f(x): return x"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from components.core.bundle import read_bundle
 from components.core.encoder.checkpoint import load_checkpoint
 from components.core.encoder.model import Encoder
+from components.core.serving.bundle import read_bundle
 from components.export.component import ExportConfig
 from components.export.probes import choose_probes
 from tests.conftest import Exported

@@ -16,8 +16,8 @@ from sentence_transformers import SentenceTransformer
 
 from components.core.encoder.checkpoint import load_checkpoint
 from components.core.errors import ActionNeeded, InputError
-from components.core.model_manifest import read_model_manifest
 from components.core.runner import Source, execute
+from components.core.serving.model_manifest import read_model_manifest
 from components.export import forms, onnx_int8, quantization, speed
 from components.export.component import ExportConfig
 from components.export.islands import to_half
@@ -26,7 +26,7 @@ from components.export.onnx_int8 import quantize_weights
 from components.export.probes import odd_texts
 from components.export.quantization import TRANSLATIONS, calibration_texts, quantize
 from components.export.sessions import OnnxSession
-from components.stages import by_name
+from components.recipe.stages import by_name
 from tests.conftest import Exported
 
 TEXTS = [f"Part {n} of the manual says how to fit valve {n} and test it." for n in range(0, 30, 3)]

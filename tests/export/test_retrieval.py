@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from components.core.errors import InputError
-from components.core.parity import LIMITS, Closeness, limits_for
+from components.core.serving.vector_limits import LIMITS, Closeness, limits_for
 from components.export.component import ExportConfig
 from components.export.retrieval import SearchSample, choose_search, compare
 from tests.conftest import Exported

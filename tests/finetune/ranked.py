@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from components.core.encoder import contrastive
+from components.core.distributed.process_group import Ranks
 from components.core.encoder.model import Encoder
-from components.core.encoder.schedule import Phase, schedule
+from components.core.encoder.training import contrastive
+from components.core.encoder.training.schedule import Phase, schedule
 from components.core.errors import StageError
-from components.core.ranks import Ranks
 from components.core.store.folder import Folder
 from components.finetune import model, program
-from components.finetune.batch import Batch
 from components.finetune.component import FinetuneConfig
-from components.finetune.packed import PackedGradient
-from components.finetune.padded import PaddedGradient
-from components.finetune.sharding import ShardedGradient
+from components.finetune.data.batch import Batch
+from components.finetune.gradients.packed_gradient import PackedGradient
+from components.finetune.gradients.padded_gradient import PaddedGradient
+from components.finetune.gradients.sharding import ShardedGradient
 
 Add = Callable[..., Tensor]
 

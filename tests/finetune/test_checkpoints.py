@@ -14,8 +14,8 @@ import torch
 
 from components.core.errors import ActionNeeded, InputError
 from components.core.store import Store, open_store
-from components.finetune.autosave import Autosave
-from components.finetune.checkpoints import Checkpoints, Saved
+from components.finetune.resume.autosave import Autosave
+from components.finetune.resume.checkpoints import Checkpoints, Saved
 from tests.storage.s3_server import S3Server, s3_server
 
 IDENTITY = {"settings": {"learning_rate": 1e-5, "seed": 1}, "training_data": "a" * 64}
@@ -112,7 +112,7 @@ def test_large_objects_are_read_in_parts(bucket: S3Server, monkeypatch: pytest.M
 
 
 def test_files_are_as_large_as_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.finetune.checkpoints._FILE_BYTES", 40)
+    monkeypatch.setattr("components.finetune.resume.checkpoints._FILE_BYTES", 40)
     storage = open_store(str(tmp_path), setting="checkpoint_uri")
     save(checkpoints(storage), 4)
     assert len([name for name in state_files(storage) if name.endswith(".safetensors")]) == 2

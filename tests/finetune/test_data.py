@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
 from components.finetune.component import FinetuneConfig
-from components.finetune.data import batch_size, batches, read_training_data, steps
+from components.finetune.data.training_data import batch_size, batches, read_training_data, steps
 from components.finetune.schedule import learning_rate
 from tests.finetune.training import TRAINING_FILE, records, texts, write_data
 

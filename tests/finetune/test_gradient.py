@@ -10,10 +10,10 @@ import torch
 
 from components.core.encoder.checkpoint import load_checkpoint
 from components.core.encoder.model import Encoder
-from components.finetune.batch import Batch
 from components.finetune.component import FinetuneConfig
-from components.finetune.packed import PackedGradient
-from components.finetune.padded import PaddedGradient
+from components.finetune.data.batch import Batch
+from components.finetune.gradients.packed_gradient import PackedGradient
+from components.finetune.gradients.padded_gradient import PaddedGradient
 from tests.conftest import Exported
 
 QUERIES, PASSAGES = 6, 7

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import DistilBertConfig
 
+from components.core.distributed.process_group import Ranks
 from components.core.encoder.bidirectional import LlamaBidirectionalConfig
 from components.core.errors import InputError
-from components.core.ranks import Ranks
 from components.finetune.component import FinetuneConfig
-from components.finetune.memory import estimate
 from components.finetune.model import spreads
+from components.finetune.observe.memory import estimate
 
 GPU = torch.device("cuda")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from components.core.encoder.packing import spread
-from components.core.encoder.schedule import one_phase, schedule
-from components.core.ranks import Ranks
-from components.finetune.batch import Batch
+from components.core.distributed.process_group import Ranks
+from components.core.encoder.packed.packing import spread
+from components.core.encoder.training.schedule import one_phase, schedule
 from components.finetune.component import FinetuneConfig
-from components.finetune.data import batch_size, batches, steps
-from components.finetune.reduction import own_queries
+from components.finetune.data.batch import Batch
+from components.finetune.data.training_data import batch_size, batches, steps
+from components.finetune.gradients.reduction import own_queries
 from components.finetune.schedule import interval, learning_rate
 
 SIZES = range(1, 601)

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from components.core.distributed.launch import launch
 from components.core.errors import ActionNeeded
-from components.core.launch import launch
 from components.finetune.component import FinetuneConfig
 from tests.finetune.test_validation import VAL, write_val
 from tests.finetune.training import finetune, log, records, settings, texts, write_data

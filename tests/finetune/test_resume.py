@@ -22,16 +22,16 @@ from components.core.encoder.model import Encoder
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.core.store import open_store
 from components.finetune import trainer as trainer_module
-from components.finetune.batch import Batch
-from components.finetune.checkpoints import Checkpoints
 from components.finetune.component import FinetuneConfig
-from components.finetune.data import read_training_data
-from components.finetune.identity import WITHOUT_EFFECT, identity
-from components.finetune.interruption import Watchdog
+from components.finetune.data.batch import Batch
+from components.finetune.data.tokenized import TokenizedData
+from components.finetune.data.training_data import read_training_data
+from components.finetune.gradients.padded_gradient import PaddedGradient
+from components.finetune.gradients.step_gradient import StepGradient
 from components.finetune.model import weights_digest
-from components.finetune.padded import PaddedGradient
-from components.finetune.step_gradient import StepGradient
-from components.finetune.tokenized import TokenizedData
+from components.finetune.resume.checkpoints import Checkpoints
+from components.finetune.resume.identity import WITHOUT_EFFECT, identity
+from components.finetune.resume.interruption import Watchdog
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
 from tests.storage.s3_server import s3_server
 

@@ -11,8 +11,8 @@ import pytest
 
 from components.core.encoder.checkpoint import load_base
 from components.core.errors import InputError
-from components.finetune.data import read_training_data
-from components.finetune.tokenized import TokenizedData
+from components.finetune.data.tokenized import TokenizedData
+from components.finetune.data.training_data import read_training_data
 from tests.finetune.training import finetune, settings, write_data
 
 TEXTS = {

@@ -17,7 +17,7 @@ import torch.utils.tensorboard  # noqa: F401  seconds that are not to be measure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from components.core.store import open_store
-from components.finetune.trackers import MLflow, TensorBoard, Trackers, WeightsAndBiases, wanted_trackers
+from components.finetune.observe.trackers import MLflow, TensorBoard, Trackers, WeightsAndBiases, wanted_trackers
 
 SETTINGS = {"base_model": "nvidia/some-model", "num_epochs": 3, "learning_rate": 1e-5}
 STEPS = [(1, {"loss": 2.5, "mfu": 0.5}), (2, {"loss": 1.5, "mfu": 0.6}), (3, {"loss": 1.0, "mfu": 0.6, "val": 0.75})]
@@ -64,8 +64,8 @@ def test_tensorboard_reads_every_figure_from_a_bucket(tmp_path: Path, monkeypatc
         def write(self, name: str, body: bytes) -> None:
             inner.write(name, body)
 
-    monkeypatch.setattr("components.finetune.trackers.open_store", lambda uri, setting: Bucket())
-    monkeypatch.setattr("components.finetune.trackers._UPLOAD_SECONDS", 0.0)
+    monkeypatch.setattr("components.finetune.observe.trackers.open_store", lambda uri, setting: Bucket())
+    monkeypatch.setattr("components.finetune.observe.trackers._UPLOAD_SECONDS", 0.0)
     report([TensorBoard("s3://bucket/runs")])
     (run,) = (tmp_path / "bucket").iterdir()
     assert scalars(run)["loss"] == [(1, 2.5), (2, 1.5), (3, 1.0)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.core.chart import line_chart, round_ticks
+from components.core.reports.chart import line_chart, round_ticks
 from components.finetune.report import build_report
 from components.finetune.trainer import Step
 from tests.finetune.test_validation import VAL, write_val

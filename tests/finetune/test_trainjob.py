@@ -16,14 +16,14 @@ import pytest
 import yaml
 from kubernetes.client import ApiException
 
+from components.core.distributed.process_group import Ranks
 from components.core.errors import ActionNeeded, InputError, Transient
-from components.core.ranks import Ranks
 from components.core.store import open_store
-from components.finetune import node, trainjob
 from components.finetune.component import FinetuneConfig
-from components.finetune.handover import received_error
-from components.finetune.jobs import Jobs, Place
-from components.finetune.trainjob import job_name, render
+from components.finetune.kubernetes import node, trainjob
+from components.finetune.kubernetes.handover import received_error
+from components.finetune.kubernetes.jobs import Jobs, Place
+from components.finetune.kubernetes.trainjob import job_name, render
 from tests.deploy.cluster.server import StandInCluster, running, write_kubeconfig
 from tests.deploy.cluster.store import GROUPS
 from tests.deploy.pod_security import violations

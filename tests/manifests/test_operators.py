@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from components.finetune.component import FinetuneConfig
-from components.finetune.jobs import Place
-from components.finetune.trainjob import render
+from components.finetune.kubernetes.jobs import Place
+from components.finetune.kubernetes.trainjob import render
 from tests.chart.rendering import CUSTOM, Object, objects
 from tests.chart.test_chart import CASES, EVERYTHING
 from tests.deploy.schemas import FILES, OPERATOR_DIRECTORY, OPERATOR_FILES, operators_needed, problems

@@ -17,8 +17,8 @@ from kfp.components import load_component_from_file, load_component_from_url
 
 import pipeline
 from components.core.artifacts import ARTIFACTS
-from components.pipeline_options import images
-from components.stages import STAGES
+from components.kubeflow.options import images
+from components.recipe.stages import STAGES
 from tests.conftest import Exported
 from tests.pipeline.compiled import dangling, parse
 from tests.pipeline.on_this_host import host

@@ -18,9 +18,9 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2 as kfp
 
 import pipeline
-from components.pipeline_options import images
-from components.plan import make_plan
-from components.stages import NAMES, STAGES
+from components.kubeflow.options import images
+from components.recipe.plan import make_plan
+from components.recipe.stages import NAMES, STAGES
 from tests.deploy import schemas
 from tests.deploy.pod_security import violations
 from tests.pipeline.compiled import Pipeline, dangling, parse

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 import pipeline
-from components import kubeflow
 from components.core.history import History, Judged, Started
+from components.kubeflow import server as kubeflow
 from tests.pipeline.compiled import parse
 from tests.pipeline.kfp_api import KfpApi, serving
 

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 import pipeline
 from components.core.artifacts import verify
-from components.deploy import local
+from components.deploy.local.releases_on_disk import stop_service
 from tests.conftest import Exported
 from tests.pipeline.on_this_host import Host, host
 
@@ -53,7 +53,7 @@ def service(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """Settings of a service of the test's own, which is stopped at the end."""
     state = str(tmp_path / "state")
     yield {"served_model_name": NAME, "deploy_overrides": {"target": "local", "host_port": 0, "state_dir": state}}
-    local.stop_service(state, NAME)
+    stop_service(state, NAME)
 
 
 def artifact(root: Path, name: str) -> Path:

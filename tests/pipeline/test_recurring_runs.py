@@ -15,7 +15,7 @@ from kfp.components import load_component_from_file
 import pipeline
 from components.__main__ import main
 from components.core.history import History
-from components.deploy import local
+from components.deploy.local.releases_on_disk import stop_service
 from tests.pipeline.on_this_host import Task, host
 from tests.sdg.llm_server import LlmServer, llm_server
 
@@ -90,7 +90,7 @@ def schedule(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Schedule]:
         try:
             yield made
         finally:
-            local.stop_service(state, NAME)
+            stop_service(state, NAME)
 
 
 def test_recurring_runs_on_a_growing_corpus(schedule: Schedule, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.sparse.csgraph import connected_components
 
-from components.prep.duplicates import duplicate_clusters
+from components.prep.split.duplicates import duplicate_clusters
 from tests.core.similarity import jaccard, shingles
 
 

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from components.core.errors import InputError
-from components.prep.read import read_records
-from components.prep.records import Records, Rules
-from components.prep.split import split
+from components.prep.read.inputs import read_records
+from components.prep.read.records import Records, Rules
+from components.prep.split.split import split
 from components.prep.write import write_eval_data
 
 QUESTIONS = [("why?", ["because"], "d1"), ("how?", ["so", "like this"], "d2")]

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from components.core.beir_data import read_beir
-from components.prep.frozen import copy_frozen, read_frozen
-from components.prep.hard_negatives import Choice
-from components.prep.mining import mine
-from components.prep.read import read_records
-from components.prep.records import Rules
-from components.prep.split import Split, split
+from components.core.retrieval.beir_data import read_beir
+from components.prep.mine.hard_negatives import Choice
+from components.prep.mine.mining import mine
+from components.prep.read.inputs import read_records
+from components.prep.read.records import Rules
+from components.prep.split.frozen import copy_frozen, read_frozen
+from components.prep.split.split import Split, split
 from components.prep.write import TRAINING_FILE, write_eval_data, write_training_data
 from tests.core.similarity import jaccard
 

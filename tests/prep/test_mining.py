@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.prep.hard_negatives import Choice, Negatives, hard_negatives
+from components.prep.mine.hard_negatives import Choice, Negatives, hard_negatives
 
 CHOICES = st.builds(
     lambda count, first, room, **other: Choice(

@@ -16,9 +16,9 @@ from components.core.encoder.checkpoint import load_base, save_checkpoint
 from components.core.encoder.config import EncoderConfig, read_encoder
 from components.core.errors import InputError
 from components.core.runner import Outcome, Source, execute
-from components.plan import resolve
 from components.prep.component import STAGE, PrepConfig
-from components.stages import by_name
+from components.recipe.plan import resolve
+from components.recipe.stages import by_name
 
 PARTS = ("valve", "pump", "filter", "motor", "sensor", "bearing")
 TRAINING_FILE = "train_mined.automodel_unrolled.json"

@@ -19,17 +19,17 @@ from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
 from components.core.runner import Outcome, Source, execute
 from components.finetune.component import FinetuneConfig
-from components.finetune.data import batch_size, batches
+from components.finetune.data.training_data import batch_size, batches
 from components.finetune.schedule import learning_rate
-from components.plan import resolve
 from components.prep.component import STAGE, PrepConfig
-from components.prep.hard_negatives import Choice, hard_negatives
-from components.prep.mining import Mined, Negative
-from components.prep.read import read_records
-from components.prep.records import Example, Records, Rules
+from components.prep.mine.hard_negatives import Choice, hard_negatives
+from components.prep.mine.mining import Mined, Negative
+from components.prep.read.inputs import read_records
+from components.prep.read.records import Example, Records, Rules
 from components.prep.write import TRAINING_FILE, write_training_data
+from components.recipe.plan import resolve
+from components.recipe.stages import by_name
 from components.sdg.component import SdgConfig
-from components.stages import by_name
 from tests.finetune.training import finetune, records, settings, texts, write_base, write_data
 from tests.sdg.reading import read_directory
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from components.prep.read import read_records
-from components.prep.records import Records, Rules
+from components.prep.read.inputs import read_records
+from components.prep.read.records import Records, Rules
 
 
 def read(folder: Path, *records: dict[str, Any], threshold: float = 7, max_positives: int = 5) -> Records:

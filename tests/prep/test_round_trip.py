@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from components.core.errors import InputError
-from components.prep.records import Example
-from components.prep.round_trip import REASON, round_trip
-from components.prep.split import Split
+from components.prep.mine.round_trip import REASON, round_trip
+from components.prep.read.records import Example
+from components.prep.split.split import Split
 
 
 def case(seed: int, *, generated: bool = True) -> tuple[Split, dict[str, np.ndarray]]:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.core.errors import InputError
-from components.prep.records import Example, Records
-from components.prep.split import split
+from components.prep.read.records import Example, Records
+from components.prep.split.split import split
 
 
 def folded(text: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from beir.datasets.data_loader import GenericDataLoader
 
-from components.prep.records import Example
+from components.prep.read.records import Example
 from components.prep.write import passage_id, write_eval_data
 
 ODD = 'Größe "5"\u2028line\n\ttab, \\ and 漢字'

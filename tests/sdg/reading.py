@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.sdg.component import SdgConfig
-from components.sdg.corpus import Corpus, read_corpus
-from components.sdg.places import directory
+from components.sdg.read.corpus import Corpus, read_corpus
+from components.sdg.read.sources import directory
 
 
 def read_directory(root: Path, config: SdgConfig) -> Corpus:

@@ -18,15 +18,15 @@ from transformers import AutoTokenizer
 from components.core.encoder.config import base_model_directory
 from components.core.errors import InputError
 from components.core.runner import Source, execute
-from components.plan import resolve
-from components.sdg.bundles import bundle
-from components.sdg.chunking import chunk, parts
+from components.recipe.plan import resolve
+from components.recipe.stages import by_name
 from components.sdg.component import SdgConfig
-from components.sdg.corpus import Document
+from components.sdg.llm.prompts import share_out
 from components.sdg.program import preview, run
-from components.sdg.prompts import share_out
-from components.sdg.tokens import fits_passage
-from components.stages import by_name
+from components.sdg.read.bundles import bundle
+from components.sdg.read.chunking import chunk, parts
+from components.sdg.read.corpus import Document
+from components.sdg.read.tokens import fits_passage
 from tests.sdg.kills import write_corpus
 from tests.sdg.llm_server import LlmServer, llm_server
 

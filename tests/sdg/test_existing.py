@@ -12,8 +12,8 @@ import pytest
 from components.__main__ import main
 from components.core.errors import InputError
 from components.sdg.component import SdgConfig
-from components.sdg.existing import read_existing
-from components.sdg.places import directory
+from components.sdg.read.existing import read_existing
+from components.sdg.read.sources import directory
 from tests.sdg.llm_server import LlmServer, llm_server
 
 CHUNKS = ["The valve of pump 7 opens at 3 bar.", "The pump stops when the tank is full.", "Oil is changed each May."]

@@ -34,7 +34,7 @@ DOCUMENTS = 6
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LlmServer]:
     monkeypatch.setenv("NVIDIA_API_KEY", KEY)
     # Waiting between tries is not what is tested.
-    monkeypatch.setattr("components.sdg.endpoint._LONGEST_BACK_OFF_SECONDS", 0.01)
+    monkeypatch.setattr("components.sdg.llm.client._LONGEST_BACK_OFF_SECONDS", 0.01)
     with llm_server() as running:
         yield running
 
@@ -365,7 +365,7 @@ def test_addresses_that_do_not_answer_or_must_not_be_asked(
     words: str,
 ) -> None:
     monkeypatch.setenv("NVIDIA_API_KEY", KEY)
-    monkeypatch.setattr("components.sdg.endpoint._LONGEST_BACK_OFF_SECONDS", 0.01)
+    monkeypatch.setattr("components.sdg.llm.client._LONGEST_BACK_OFF_SECONDS", 0.01)
     assert run(url, corpus, tmp_path / "work", max_attempts=2) == code
     assert words in said(capsys)
 

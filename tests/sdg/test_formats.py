@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from components.core.errors import InputError
 from components.sdg.component import SdgConfig
-from components.sdg.corpus import Corpus
+from components.sdg.read.corpus import Corpus
 from tests.sdg.reading import read_directory
 
 CONFIG = SdgConfig(file_extensions=".html,.htm,.pdf,.docx,.txt")

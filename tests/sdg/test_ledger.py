@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from components.core.errors import ActionNeeded, InputError, Transient
-from components.sdg import ledger as ledger_module
-from components.sdg.ledger import Ledger, canonical, key_of, open_ledger
+from components.sdg.llm import ledger as ledger_module
+from components.sdg.llm.ledger import Ledger, canonical, key_of, open_ledger
 from tests.sdg.kills import arguments, kill_often, made, run, write_corpus
 from tests.sdg.llm_server import LlmServer, llm_server
 from tests.storage.s3_server import S3Server, s3_server

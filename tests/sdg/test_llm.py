@@ -12,8 +12,8 @@ import pytest
 
 from components.core.errors import ActionNeeded, InputError
 from components.sdg.component import SdgConfig
+from components.sdg.llm.prompts import quotas
 from components.sdg.program import run
-from components.sdg.prompts import quotas
 from tests.sdg.llm_server import LlmServer, llm_server
 
 KEY = "nvapi-canary-7f3a"
@@ -23,7 +23,7 @@ KEY = "nvapi-canary-7f3a"
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LlmServer]:
     monkeypatch.setenv("NVIDIA_API_KEY", KEY)
     # Waiting between tries is not what is tested.
-    monkeypatch.setattr("components.sdg.endpoint._LONGEST_BACK_OFF_SECONDS", 0.01)
+    monkeypatch.setattr("components.sdg.llm.client._LONGEST_BACK_OFF_SECONDS", 0.01)
     with llm_server() as running:
         yield running
 

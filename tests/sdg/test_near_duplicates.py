@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from components.core.near_duplicates import NearDuplicates
+from components.core.retrieval.near_duplicates import NearDuplicates
 from components.sdg.component import SdgConfig
 from tests.sdg.reading import read_directory
 

@@ -13,12 +13,12 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from components.core.runner import Source, execute
-from components.plan import resolve
-from components.sdg.chunking import chunk
+from components.recipe.plan import resolve
+from components.recipe.stages import by_name
 from components.sdg.component import SdgConfig
 from components.sdg.offline import OfflineGenerator
 from components.sdg.program import run
-from components.stages import by_name
+from components.sdg.read.chunking import chunk
 from tests.data.pydoc.build import write_corpus
 
 GOLDEN = Path(__file__).parents[1] / "data/pydoc/queries.jsonl"

@@ -12,8 +12,8 @@ import pytest
 from components.__main__ import main
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.sdg.component import SdgConfig
-from components.sdg.corpus import read_corpus
-from components.sdg.places import opened
+from components.sdg.read.corpus import read_corpus
+from components.sdg.read.sources import opened
 from tests.sdg.hub_server import HubServer, hub_server
 from tests.sdg.llm_server import LlmServer, llm_server
 from tests.storage.s3_server import S3Server, s3_server

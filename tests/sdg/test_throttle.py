@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from components.sdg.throttle import Throttle
+from components.sdg.llm.throttle import Throttle
 
 
 def test_never_more_than_allowed_and_everybody_gets_a_turn() -> None:

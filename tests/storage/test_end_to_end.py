@@ -12,7 +12,7 @@ import pytest
 
 from components.core.artifacts import seal
 from components.core.encoder.config import EncoderConfig
-from components.core.model_manifest import MODEL_MANIFEST, read_model_manifest
+from components.core.serving.model_manifest import MODEL_MANIFEST, read_model_manifest
 from components.core.store import open_store
 from tests.conftest import Exported
 from tests.finetune.training import records, texts, write_base, write_data

@@ -18,13 +18,19 @@ import pytest
 import torch
 
 from components.core.errors import StageError
-from components.core.model_manifest import MODEL_MANIFEST, ModelManifest, digest_of, hash_files, read_model_manifest
+from components.core.serving.model_manifest import (
+    MODEL_MANIFEST,
+    ModelManifest,
+    digest_of,
+    hash_files,
+    read_model_manifest,
+)
 from components.core.store import bucket as bucket_module
 from components.core.store import open_store
 from components.core.store.errors import store_failure
-from components.deploy.publish import publish
-from components.finetune.checkpoints import Checkpoints
-from components.sdg.ledger import open_ledger
+from components.deploy.publishing.publish import publish
+from components.finetune.resume.checkpoints import Checkpoints
+from components.sdg.llm.ledger import open_ledger
 from tests.deploy.bundles import write_bundle
 from tests.storage.ceph import ceph_s3, why_no_ceph
 from tests.storage.faults import LASTING, PASSING

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from components.core.encoder import packed
 from components.core.encoder.config import EncoderConfig, Kind
+from components.core.encoder.packed import encoder as packed
 from components.core.progress import Progress
 
 _PLURAL: dict[Kind, str] = {"query": "queries", "passage": "passages"}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from components.core.encoder.products import matrix_product
+from components.core.encoder.kernels.matmul import matrix_product
 
 Pooling = Literal["avg", "cls", "last"]
 

@@ -19,7 +19,7 @@ from components.core.encoder.checkpoint import load_base, load_checkpoint, save_
 from components.core.encoder.config import EncoderConfig, base_model_directory
 from components.core.encoder.model import Encoder
 from components.core.errors import InputError
-from components.profiles import profile
+from components.recipe.profiles import profile
 
 TEXTS = ["How long is the warranty?", "Loosen the screw, then press the valve down.", "valve " * 200]
 FLOAT_ERROR = 2e-6

@@ -26,12 +26,13 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from components.core.encoder import attention, packed_llama
 from components.core.encoder.bidirectional import LlamaBidirectionalConfig, LlamaBidirectionalModel
-from components.core.encoder.master import ComputeCopy
+from components.core.encoder.kernels import attention
+from components.core.encoder.kernels.master_weights import ComputeCopy
 from components.core.encoder.model import pool
-from components.core.encoder.packed import PackedEncoder, Pooling, supports
-from components.core.encoder.packing import bins
+from components.core.encoder.packed import llama as packed_llama
+from components.core.encoder.packed.encoder import PackedEncoder, Pooling, supports
+from components.core.encoder.packed.packing import bins
 
 WORDS, PAD = 97, 1
 LENGTHS = [7, 1, 33, 12, 2, 40, 18]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from components.core.encoder.fp8 import rounded
-from components.core.encoder.gate import gate, gate_back
-from components.core.encoder.rms_norm import add_rms_norm, rms_norm, rms_norm_backward, rms_norm_forward
-from components.core.encoder.rotary import rotate, rotate_back
+from components.core.encoder.kernels.fp8 import rounded
+from components.core.encoder.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_backward, rms_norm_forward
+from components.core.encoder.kernels.rotary import rotate, rotate_back
+from components.core.encoder.kernels.swiglu import gate, gate_back
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TOKENS, EPSILON = 301, 1e-5

@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from components.plan import resolve
-from components.sdg.chunking import chunk
-from components.stages import by_name
+from components.recipe.plan import resolve
+from components.recipe.stages import by_name
+from components.sdg.read.chunking import chunk
 
 HERE = Path(__file__).parent
 

@@ -1,0 +1,84 @@
+"""The end of a local run, for a person: what was gained, what is served, how to ask it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from components.core.history import this_run
+from components.core.stage import Stage
+from components.recipe.plan import Plan
+
+_SHOWN = (("NDCG", "NDCG@10", "nDCG@10"), ("Recall", "Recall@10", "Recall@10"))
+
+
+def summary(work: Path, plan: Plan) -> str:
+    """A readable account of the artifacts that the run left in ``work``."""
+    done: list[Stage] = []
+    for stage in plan.stages:
+        done.append(stage)
+        if stage.gate and not _read(work / f"{stage.metrics_artifact}.json")["results"][stage.gate.result]:
+            break
+    made = {name for stage in done for name in stage.outputs}
+    lines = [f"Done: {', '.join(stage.name for stage in done)}. Artifacts: {work}", ""]
+    if run := this_run(work / "past_runs" if "past_runs" in made else None):
+        lines += [f"Run {run.history.run(run.run).summary()}", ""]
+    if "eval_results" in made:
+        results = _read(work / "eval_results" / "eval_results.json")
+        lines += [*_quality(results), "", *_gate(results), f"Report: {work / 'report.html'}"]
+    if "exported_model" in made:
+        parity = _read(work / "export_metrics.json")["metrics"]
+        lines.append(
+            f"ONNX against PyTorch: mean cosine {parity['parity_mean_cosine']:.6f}, "
+            f"lowest {parity['parity_min_cosine']:.6f}"
+        )
+    if "deployment" in made:
+        lines += _service(work)
+    return "\n".join(lines)
+
+
+def _quality(results: dict[str, Any]) -> list[str]:
+    """A line per test set: base and fine-tuned model side by side."""
+    sets = [(f"test set, {results['_metadata']['queries']} queries", results)]
+    if "golden" in results:
+        sets.append((f"golden set, {results['golden']['queries']} queries", results["golden"]))
+    width = max(len(title) for title, _ in sets)
+    return [
+        f"  {title:<{width}}  {label:<9}  {_change(models, family, name)}"
+        for title, models in sets
+        for family, name, label in _SHOWN
+    ]
+
+
+def _change(models: dict[str, Any], family: str, name: str) -> str:
+    base, tuned = (models.get(model, {}).get(family, {}).get(name) for model in ("base", "finetuned"))
+    if base is None or tuned is None:
+        return f"{tuned if base is None else base}"
+    return f"base {base:.4f}  fine-tuned {tuned:.4f}  ({tuned - base:+.4f})"
+
+
+def _gate(results: dict[str, Any]) -> list[str]:
+    gate = results["gate"]
+    verdict = "passed" if gate["passed"] else "NOT passed, nothing was exported or deployed"
+    return [f"Quality gate {verdict}:", *(f"  {reason}" for reason in gate["reasons"])]
+
+
+def _service(work: Path) -> list[str]:
+    deployment = _read(work / "deployment" / "deployment.json")
+    figures = _read(work / "deploy_metrics.json")["metrics"]
+    body = json.dumps({"model": deployment["model"], "input": ["how do I loop over a list"], "input_type": "query"})
+    proof = "Nothing was verified: the objects are in deployment/manifests"
+    if "served_mean_cosine" in figures:
+        mean, lowest = figures["served_mean_cosine"], figures["served_min_cosine"]
+        proof = f"Served against PyTorch: mean cosine {mean:.6f}, lowest {lowest:.6f}"
+    return [
+        proof,
+        f"Service: {deployment['endpoint']}",
+        "",
+        f"curl -s {deployment['endpoint']}/v1/embeddings -H 'Content-Type: application/json' -d '{body}'",
+    ]
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,217 @@
+"""A function run by several processes, one per GPU, under torch's elastic launcher (what torchrun runs on).
+
+The calling process stays the one that a pod's launcher sees: it waits, passes SIGTERM on, and raises what went wrong in
+a rank as if it had happened here, in one line and with its exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from components.core import log
+from components.core.distributed.process_group import join, leave
+from components.core.errors import InputError, StageError, Transient, told
+
+_REQUEST, _RESULT, _ERROR = "request.json", "result.json", "error-{}.json"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
+
+def processes(wanted: int | None) -> int:
+    """How many to start: ``wanted``, by default one for each visible GPU, and one on a CPU.
+
+    Raises InputError when there are fewer GPUs; on a machine without any, all run on the CPU.
+    """
+    visible = torch.cuda.device_count()
+    if wanted is not None and 0 < visible < wanted:
+        raise InputError(f"num_processes = {wanted}: {visible} GPUs are visible: ask for more GPUs or fewer processes")
+    return wanted or max(1, visible)
+
+
+def launch(function: str, arguments: Mapping[str, Any], count: int) -> Any:
+    """What the first of ``count`` processes returned from ``function``.
+
+    ``function``: "module:name" of a function of ``Ranks`` and ``arguments``, which are JSON, as is the result. Raises
+    the StageError that a rank raised, Transient when one was killed or stood still; then all others are ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="ranks-") as name, _quiet(), _signals_restored():
+        folder = Path(name)
+        own = logging.getLogger("components")
+        request = {"function": function, "arguments": dict(arguments), "format": _log_format(), "level": own.level}
+        (folder / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
+        try:
+            elastic_launch(_config(count, folder), sys.executable)(
+                "-m", "components.core.distributed.launch", str(folder)
+            )
+        except ChildFailedError as failed:
+            raise _error(folder, [failure.exitcode for failure in failed.failures.values()]) from None
+        except SignalException:
+            raise _error(folder, [], interrupted=True) from None
+        return json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+
+
+def rank_main(folder: Path) -> int:
+    """One rank: carry out the request in ``folder``; returns the exit code."""
+    request = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
+    rank = int(os.environ["RANK"])
+    _configure_log(request, rank)
+    _end_with_parent()
+    _share_cores()
+    module, _, name = request["function"].partition(":")
+    try:
+        returned = getattr(importlib.import_module(module), name)(join(), **request["arguments"])
+        if rank == 0:
+            (folder / _RESULT).write_text(json.dumps(returned), encoding="utf-8")
+    except (Exception, KeyboardInterrupt) as error:
+        found, follows = cause(error)
+        return _report(folder, rank, found, follows=follows)
+    leave()
+    return 0
+
+
+def cause(error: BaseException) -> tuple[StageError, bool]:
+    """What ended a rank, for the user, and whether it is another rank's doing; a bug's traceback goes to stderr."""
+    if isinstance(error, StageError):
+        return error, False
+    if isinstance(error, KeyboardInterrupt):
+        return Transient("interrupted: run the same command again"), False
+    if _lost_a_rank(error):
+        return Transient(f"lost contact with another process ({_short(error)}): run again"), True
+    traceback.print_exception(error)
+    return StageError(f"{_short(error)}: this is a bug; its traceback stands above"), False
+
+
+def _config(count: int, folder: Path) -> LaunchConfig:
+    # All on this machine: nothing here depends on how its name resolves.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
+    )
+
+
+def _error(folder: Path, codes: list[int], *, interrupted: bool = False) -> StageError:
+    """The error to show: that a rank lost contact to another one only where nothing else is known."""
+    reported = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(_ERROR.format("*"))]
+    reported.sort(key=lambda error: (error["follows"], error["rank"]))
+    killed = [signal.Signals(-code).name for code in codes if code < 0]
+    if killed and all(error["follows"] for error in reported):
+        return Transient(f"a process was killed by {killed[0]}, perhaps because the node is out of memory: run again")
+    if interrupted and all(error["follows"] for error in reported):
+        return Transient("interrupted, and killed before everything was written: run again to continue from what was")
+    if reported:
+        return told(reported[0]["exit_code"], reported[0]["message"])
+    return Transient("a process was interrupted or made no progress: run again")
+
+
+def _report(folder: Path, rank: int, error: StageError, *, follows: bool) -> int:
+    """``follows``: the error is another rank's doing."""
+    body = {"rank": rank, "exit_code": error.exit_code, "message": str(error), "follows": follows}
+    path = folder / _ERROR.format(rank)
+    # The launcher ends all ranks when the first is gone: it must find the whole line.
+    path.with_suffix(".partial").write_text(json.dumps(body), encoding="utf-8")
+    path.with_suffix(".partial").rename(path)
+    logging.getLogger("components").debug("", exc_info=error)
+    return error.exit_code
+
+
+def _lost_a_rank(error: BaseException) -> bool:
+    """Whether ``error`` only says that another process is gone; gloo has no class of its own for it."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+
+
+def _short(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _log_format() -> str:
+    handlers = logging.getLogger().handlers
+    formatter = handlers[0].formatter if handlers else None
+    return formatter._fmt if formatter and formatter._fmt else "%(asctime)s %(message)s"
+
+
+def _configure_log(request: Mapping[str, Any], rank: int) -> None:
+    """The first rank logs as its parent does; the others only what is wrong, with their number."""
+    prefix = "" if rank == 0 else f"rank {rank}: "
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.WARNING,
+        format=request["format"].replace("%(message)s", f"{prefix}%(message)s"),
+        datefmt=log.TIME,
+        force=True,
+    )
+    level = request["level"] or logging.INFO
+    logging.getLogger("components").setLevel(level if rank == 0 or level < logging.INFO else logging.WARNING)
+
+
+def _end_with_parent() -> None:
+    """A launcher that is killed leaves its ranks behind: they would go on, beside those of the next attempt."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(Transient.exit_code)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _share_cores() -> None:
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The launcher tells of failed ranks at length; one line is what a user needs."""
+    logger = logging.getLogger("torch.distributed.elastic")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def _signals_restored() -> Iterator[None]:
+    """The launcher sets handlers of its own and leaves them behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(rank_main(Path(sys.argv[1])))

@@ -1,0 +1,4 @@
+"""HTML pages and SVG charts of the reports.
+
+Imports nothing else of the project.
+"""

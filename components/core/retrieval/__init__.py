@@ -1,0 +1,4 @@
+"""Test sets, search, and vectors of many texts.
+
+Imports core.encoder, core.distributed and core.store.
+"""

@@ -1,0 +1,142 @@
+"""The exported model's own description: which files are served, what they must hash to, what was proven of them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from components.core.errors import InputError
+from components.core.serving.vector_limits import Closeness, Limits, Precision, limits_for
+
+MODEL_MANIFEST = "model-manifest.json"
+# Folders of exported_model, one for each form of the model.
+ONNX_FOLDER, TENSORRT_FOLDER, CHECKPOINT_FOLDER = "onnx", "tensorrt", "checkpoint"
+
+
+class ServedFile(BaseModel):
+    """What a served file must be."""
+
+    sha256: str
+    bytes: int
+
+
+class PlanFacts(BaseModel):
+    """What a TensorRT plan runs on and takes. ``batch`` and ``length``: least, best and greatest of its profile.
+
+    ``compute_capability`` and ``gpu`` are those it was built on: all it runs on without ``hardware_compatibility``.
+    """
+
+    tensorrt: str
+    compute_capability: str
+    gpu: str
+    version_compatible: bool
+    hardware_compatibility: str
+    batch: tuple[int, int, int]
+    length: tuple[int, int, int]
+
+
+class Measured(BaseModel):
+    """Median time of one call of one form of the model with ``batch`` texts of ``length`` tokens."""
+
+    form: str
+    runs_on: str
+    batch: int
+    length: int
+    milliseconds: float
+    tokens_per_second: float
+
+
+class ModelManifest(BaseModel):
+    """``model-manifest.json``. ``digest`` names the release: sha256 over the sorted lines ``path sha256``.
+
+    ``model_format`` says what is served: the ONNX graph (and a TensorRT plan when there is one), or the checkpoint
+    itself. ``precision`` is what it computes in. ``opset`` and ``onnxruntime`` are null for a checkpoint.
+    ``dimensions_input`` says that the graph takes ``dimensions``. ``parity``, ``plan_parity`` and ``retrieval`` are the
+    figures that passed; ``noise_floor`` is what half precision alone makes of the checkpoint's vectors.
+    """
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    format: Literal[1] = 1
+    files: dict[str, ServedFile]
+    digest: str
+    model_format: Literal["onnx", "checkpoint"] = "onnx"
+    precision: Precision
+    opset: int | None
+    pooling: str
+    l2_normalize: bool
+    query_prefix: str
+    passage_prefix: str
+    query_max_length: int
+    passage_max_length: int
+    dimension: int
+    base_model: str
+    base_model_revision: str | None
+    checkpoint_digest: str
+    parity: dict[str, Any]
+    noise_floor: dict[str, float] = {}
+    retrieval: dict[str, float] = {}
+    dimensions_input: bool = False
+    plan: PlanFacts | None = None
+    plan_parity: dict[str, float] = {}
+    performance: list[Measured] = []
+    onnxruntime: str | None
+    torch: str
+
+    @property
+    def limits(self) -> Limits:
+        """What its vectors are held to wherever they are served: those of ``precision``, above ``noise_floor``."""
+        return limits_for(self.precision, Closeness.of_figures(self.noise_floor) if self.noise_floor else None)
+
+    def write(self, directory: Path) -> None:
+        """Write ``model-manifest.json`` into ``directory``."""
+        (directory / MODEL_MANIFEST).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def hash_files(directory: Path, names: list[str]) -> dict[str, ServedFile]:
+    """sha256 and size of the files ``names`` of ``directory``."""
+    found = {}
+    for name in sorted(names):
+        with (directory / name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[name] = ServedFile(sha256=digest, bytes=(directory / name).stat().st_size)
+    return found
+
+
+def digest_of(files: dict[str, ServedFile]) -> str:
+    """The digest of a set of files, by their paths and contents."""
+    lines = "".join(f"{path} {file.sha256}\n" for path, file in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def read_model_manifest(directory: Path) -> ModelManifest:
+    """Raises InputError when ``directory`` holds none, or one that contradicts itself."""
+    path = directory / MODEL_MANIFEST
+    if not path.is_file():
+        raise InputError(f"{directory} has no {MODEL_MANIFEST}: give the directory that export made")
+    try:
+        manifest = ModelManifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "JSON"
+        raise InputError(f"{path} cannot be read ({where}: {first['msg']}): export again") from None
+    if digest_of(manifest.files) != manifest.digest:
+        raise InputError(f"{path}: its digest is not that of the files it lists: export again")
+    for name in manifest.files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise InputError(f"{path} lists {name}, which is outside of the model: export again")
+    return manifest
+
+
+def check_files(directory: Path, manifest: ModelManifest) -> None:
+    """Raises InputError naming the first served file that is missing or changed."""
+    for name, expected in sorted(manifest.files.items()):
+        if not (directory / name).is_file():
+            raise InputError(f"{directory}: {name} is missing: copy the exported model again from its source")
+        if hash_files(directory, [name])[name] != expected:
+            raise InputError(
+                f"{directory}: {name} does not have the sha256 of {MODEL_MANIFEST}: copy the exported model again"
+            )

@@ -1,0 +1,90 @@
+"""One change of the repository: a commit on the branch that is followed, or a pull request to it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from components.core.errors import InputError, Transient
+from components.deploy.component import DeployConfig
+from components.deploy.git.github import GitHub
+from components.deploy.git.gitlab import GitLab
+from components.deploy.git.host import Conflict, GitHost, parts_of, token
+from components.deploy.git.layout import changes, read_layout
+from components.deploy.labels import Object
+from components.deploy.objects.render import Release
+
+_PREFIX = "nemotron-embed"
+_ATTEMPTS = 5
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Change:
+    """``name`` ends the branch's name: the same release is the same branch. ``live`` makes the release live."""
+
+    name: str
+    title: str
+    text: str
+    live: list[Object] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """Where a change went: a commit, a pull request, or neither when everything was there."""
+
+    commit: str = ""
+    pull_request: str = ""
+
+    def about(self) -> dict[str, str]:
+        """For ``deployment.json``."""
+        return {"commit": self.commit, "pull_request": self.pull_request}
+
+    def __str__(self) -> str:
+        return self.pull_request or (f"commit {self.commit[:12]}" if self.commit else "what the repository has")
+
+
+def open_repository(config: DeployConfig) -> GitHost:
+    """The repository that ``config`` names. Raises InputError when it is not said whose API its host speaks."""
+    host, _ = parts_of(config.git_repository)
+    kind = config.git_host or ("github" if host == "github.com" else "gitlab" if "gitlab" in host else None)
+    if kind is None:
+        raise InputError(f"git_repository {config.git_repository}: set git_host to the API that {host} speaks")
+    return (GitHub if kind == "github" else GitLab)(config.git_repository, config.git_api_url, token())
+
+
+def deliver(host: GitHost, config: DeployConfig, release: Release, change: Change) -> Delivered:
+    """Put ``change`` into the repository, unless it is there. Raises Transient when others change it all the time."""
+    for _ in range(_ATTEMPTS):
+        try:
+            return _try_to_deliver(host, config, release, change)
+        except Conflict as conflict:
+            _log.info("%s has changed meanwhile (%s): again", config.git_repository, conflict)
+    raise Transient(f"{config.git_repository} changed {_ATTEMPTS} times while deploy wrote to it: run again")
+
+
+def _try_to_deliver(host: GitHost, config: DeployConfig, release: Release, change: Change) -> Delivered:
+    base = read_layout(host, config)
+    wanted = changes(config, release, base, change.live)
+    if not wanted:
+        _log.info("%s has %s already", config.git_branch, release.name)
+        return Delivered()
+    if not config.git_pull_request:
+        made = host.commit(config.git_branch, base.head, wanted, _message(change), new=False)
+        _log.info("committed %s to %s", made[:12], config.git_branch)
+        return Delivered(commit=made)
+    branch = f"{_PREFIX}/{change.name}"
+    made = ""
+    if host.head(branch) is None:
+        made = host.commit(branch, base.head, wanted, _message(change), new=True)
+    else:
+        there = read_layout(host, config, branch)
+        if missing := changes(config, release, there, change.live):
+            made = host.commit(branch, there.head, missing, _message(change), new=False)
+    address = host.propose(branch, config.git_branch, change.title, change.text)
+    _log.info("%s waits to be merged", address)
+    return Delivered(made, address)
+
+
+def _message(change: Change) -> str:
+    return f"{change.title}\n\n{change.text}".rstrip() + "\n"

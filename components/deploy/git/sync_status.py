@@ -1,0 +1,93 @@
+"""Whether Argo CD or Flux has applied a change. What the cluster has decides; their status says why it has not."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from components.core.errors import ActionNeeded, Transient
+from components.deploy.component import DeployConfig
+from components.deploy.git.change import Delivered
+from components.deploy.kubernetes import rollout
+from components.deploy.kubernetes.cluster import Cluster
+from components.deploy.kubernetes.diagnosis import diagnose
+from components.deploy.labels import RELEASE, Object, live_name
+from components.deploy.objects.render import Release
+
+_log = logging.getLogger(__name__)
+
+
+class Sync:
+    """Watches ``cluster``, the namespace that serves, and the Application or Kustomization in ``syncer``'s."""
+
+    def __init__(self, cluster: Cluster, syncer: Cluster, config: DeployConfig) -> None:
+        self._cluster, self._syncer, self._config = cluster, syncer, config
+        self._name = config.gitops_application.partition("/")[2]
+
+    def wait_until_running(self, release: Release, change: Delivered) -> None:
+        """Return when the release is applied and all its pods serve its model."""
+        self._wait(change, lambda: self._cluster.get("InferenceService", release.name) is not None)
+        try:
+            rollout.wait(self._cluster, release.name, release.model_digest, self._config, lambda: None)
+        except ActionNeeded:
+            _log.error("%s", diagnose(self._cluster, release.name))
+            raise
+
+    def wait_until_live(self, release: Release, change: Delivered) -> None:
+        """Return when the Service of clients selects the release."""
+
+        def is_live() -> bool:
+            service = self._cluster.get("Service", live_name(release.service)) or {"metadata": {}}
+            return service["metadata"].get("annotations", {}).get(RELEASE) == release.name
+
+        self._wait(change, is_live)
+
+    def _wait(self, change: Delivered, arrived: Callable[[], bool]) -> None:
+        """Raises ActionNeeded when the sync fails for ``failure_patience`` seconds, Transient after the timeout."""
+        began = time.monotonic()
+        failing_since: float | None = None
+        shown = ""
+        while not arrived():
+            state, failed = self._state()
+            now = time.monotonic()
+            failing_since = (failing_since or now) if failed else None
+            if failing_since is not None and now - failing_since >= self._config.failure_patience:
+                raise ActionNeeded(f"{self._config.gitops_application} does not sync {change}: {state}")
+            if now - began > self._config.gitops_timeout:
+                raise Transient(
+                    f"{change} was not merged and synced within {self._config.gitops_timeout:g} s ({state}): merge it, "
+                    f"then run again"
+                )
+            if state != shown:
+                _log.info("waiting for %s: %s", change, shown := state)
+            time.sleep(self._config.health_check_interval)
+
+    def _state(self) -> tuple[str, bool]:
+        """What the one that syncs says, and whether that is a failure."""
+        kind = {"argocd": "Application", "flux": "Kustomization"}[self._config.gitops_wait]
+        found = self._syncer.get(kind, self._name)
+        if found is None:
+            raise ActionNeeded(f"there is no {kind} {self._config.gitops_application}: correct gitops_application")
+        return _argo_cd(found.get("status", {})) if kind == "Application" else _flux(found)
+
+
+def _argo_cd(status: Object) -> tuple[str, bool]:
+    """Source: argo-cd, ``ApplicationStatus``: sync.status, health.status, operationState.phase, conditions."""
+    operation = status.get("operationState", {})
+    words = [status.get("sync", {}).get("status", "Unknown"), status.get("health", {}).get("status", "")]
+    errors = [c.get("message", "") for c in status.get("conditions", []) if c.get("type", "").endswith("Error")]
+    failed = operation.get("phase") in ("Failed", "Error") or bool(errors)
+    if failed:
+        words += [operation.get("message", ""), *errors]
+    return " ".join(" ".join(filter(None, words)).split()), failed
+
+
+def _flux(kustomization: Object) -> tuple[str, bool]:
+    """Source: Flux, ``KustomizationStatus``: conditions of kstatus, observedGeneration, lastAppliedRevision."""
+    status = kustomization.get("status", {})
+    if status.get("observedGeneration", -1) < kustomization["metadata"].get("generation", 0):
+        return "not looked at yet", False
+    ready = next((c for c in status.get("conditions", []) if c.get("type") == "Ready"), {})
+    words = [ready.get("reason", "Unknown"), ready.get("message", ""), status.get("lastAppliedRevision", "")]
+    return " ".join(" ".join(filter(None, words)).split()), ready.get("status") == "False"

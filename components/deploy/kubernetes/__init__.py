@@ -1,0 +1,4 @@
+"""The Kubernetes API: client, lease, releases, rollout, diagnosis.
+
+Imports deploy.objects.
+"""

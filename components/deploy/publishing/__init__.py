@@ -1,0 +1,4 @@
+"""Copies of the model where the cluster reads them.
+
+Imports deploy.backends.
+"""

@@ -1,0 +1,4 @@
+"""Groups of the settings of deploy.
+
+Imports core.settings only.
+"""

@@ -1,0 +1,4 @@
+"""Checks that an endpoint serves the exported model.
+
+Imports deploy.publishing.
+"""

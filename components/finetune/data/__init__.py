@@ -1,0 +1,4 @@
+"""Training data, tokenized texts and batches.
+
+Imports no other folder of finetune.
+"""

@@ -1,0 +1,76 @@
+"""python -m components.finetune.kubernetes.node URI: one process of a TrainJob, started by torchrun in its pods."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from components.core import log
+from components.core.distributed.launch import cause
+from components.core.distributed.process_group import Ranks, join, leave
+from components.core.errors import StageError, Transient
+from components.core.store import open_store
+from components.core.store.errors import explained, store_failure
+from components.finetune.component import FinetuneConfig
+from components.finetune.kubernetes.handover import ERROR, REQUEST, RESULT, receive, send, send_error
+
+
+def main(uri: str) -> int:
+    """Train on what lies at ``uri``, leave the result there; return the exit code."""
+    log.configure("finetune")
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            _train(join(), uri, Path(directory))
+    except (Exception, KeyboardInterrupt) as error:
+        found, follows = cause(error)
+        print(f"error: {found}", file=sys.stderr)
+        if not follows:
+            _leave_word(uri, found)
+        return found.exit_code
+    leave()
+    return 0
+
+
+def _leave_word(uri: str, error: StageError) -> None:
+    """For the task that waits for the job, whichever process it was."""
+    try:
+        send_error(open_store(uri, setting="checkpoint_uri"), error)
+    except Exception as failed:  # the error itself matters more, and its exit code
+        print(f"error: {store_failure(failed, f'checkpoint_uri = {uri}')}", file=sys.stderr)
+
+
+def _train(ranks: Ranks, uri: str, work: Path) -> None:
+    store, where = open_store(uri, setting="checkpoint_uri"), f"checkpoint_uri = {uri}"
+    if ranks.first:
+        with explained(where):
+            store.delete([ERROR])
+    # One copy for each pod: its processes read the same directory.
+    shared = Path(tempfile.gettempdir()) / "trainjob-input"
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        shutil.rmtree(shared, ignore_errors=True)
+        with explained(where):
+            about = receive(store, "input", REQUEST, shared)
+        if about is None:
+            raise Transient(
+                f"{uri} holds no request: the finetune task writes it before it starts the job; run it again"
+            )
+        (shared / "settings.json").write_text(FinetuneConfig(**about["settings"]).model_dump_json(), encoding="utf-8")
+    ranks.wait()
+    config = FinetuneConfig.model_validate_json((shared / "settings.json").read_text(encoding="utf-8"))
+    checkpoint, report = work / "checkpoint", work / "training_report"
+    # Programs are reached by name, as the stages reach them.
+    train = importlib.import_module("components.finetune.program").train
+    figures = train(
+        ranks, config, training_data=shared / "training_data", checkpoint=checkpoint, training_report=report
+    )
+    if ranks.first:
+        with explained(where):
+            send(store, "output", RESULT, {"checkpoint": checkpoint, "training_report": report}, {"figures": figures})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,4 @@
+"""What a training reports while it runs: metrics, trackers, memory, preview.
+
+Imports finetune.data.
+"""

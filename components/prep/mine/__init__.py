@@ -1,0 +1,4 @@
+"""Hard negatives, and the round-trip filter.
+
+Imports prep.read and prep.split.
+"""

@@ -1,0 +1,4 @@
+"""Every kind of input that prep takes, as records.
+
+Imports the declaration of prep only.
+"""
