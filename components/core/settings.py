@@ -7,7 +7,7 @@ import re
 import reprlib
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,30 +20,57 @@ _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 3
 _SHORT.maxstring = _SHORT.maxother = 200
 _PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]+@")
+Group = TypeVar("Group", bound="Settings")
 
 
 class Settings(BaseModel):
-    """Base of every stage's settings: unknown names are refused and values do not change after parsing."""
+    """Base of every stage's settings: unknown names are refused and values do not change after parsing.
+
+    Settings that belong together are a class of their own, a group. A stage's class inherits its groups, so that users
+    see flat names; code that needs one group takes that class as its parameter, and is given the stage's settings.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
+    def group(self, kind: type[Group]) -> Group:
+        """Return the settings of the group ``kind``, without all others."""
+        return kind.model_validate({name: getattr(self, name) for name in kind.model_fields})
+
+    def dump_what_affects_result(self) -> dict[str, Any]:
+        """Return the settings that decide what is made, as JSON values by name."""
+        without_effect = {name for name, field in type(self).model_fields.items() if not affects_result(field)}
+        return self.model_dump(mode="json", exclude=without_effect)
+
 
 def setting(
-    default: Any, description: str, *, form: bool = False, in_work: str | None = None, **constraints: Any
+    default: Any,
+    description: str,
+    *,
+    form: bool = False,
+    in_work: str | None = None,
+    affects_result: bool = True,
+    **constraints: Any,
 ) -> Any:
     """A field of a settings model.
 
     ``form`` puts the setting into the pipeline's run form; every other setting is reached through the stage's
     ``<stage>_overrides``. ``in_work`` names the directory inside of WORK that null stands for in a run on one machine.
+    ``affects_result`` is false for settings that say where and how a stage runs and what it keeps, not what it makes:
+    a run continues, and counts as unchanged, when only these differ.
     ``constraints`` are pydantic's (``ge``, ``le``, ``min_length``, ...).
     """
-    extra: Any = {"form": form, "in_work": in_work}
+    extra: Any = {"form": form, "in_work": in_work, "affects_result": affects_result}
     return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 
 def in_form(field: FieldInfo) -> bool:
     """Whether the setting stands in the pipeline's run form."""
     return bool(_extra(field, "form"))
+
+
+def affects_result(field: FieldInfo) -> bool:
+    """Return whether the setting decides what is made."""
+    return _extra(field, "affects_result") is not False
 
 
 def on_this_machine(config: Any, work: Path) -> Any:

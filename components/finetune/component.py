@@ -10,8 +10,6 @@ from components.core.encoder.config import EncoderConfig
 from components.core.settings import setting
 from components.core.stage import Node, Secret, Stage, s3_secrets
 
-# What obstore reads; AWS_ALLOW_HTTP=true is for a store inside the cluster without TLS.
-
 _WANDB = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_PROJECT")
 _MLFLOW = (
     "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
@@ -43,6 +41,7 @@ class FinetuneConfig(EncoderConfig):
     optimizer_backend: Literal["auto", "fused_adam"] = setting(
         "auto",
         "Both are AdamW, fused on a GPU, float32 weights and moments, which is what the recipe's fused_adam computes",
+        affects_result=False,
     )
     max_grad_norm: float = setting(1.0, "Gradients longer than this are scaled down to it", gt=0)
     train_n_passages: int = setting(5, "Passages per query: one positive, the rest hard negatives", form=True, ge=2)
@@ -69,28 +68,45 @@ class FinetuneConfig(EncoderConfig):
         None, "Attention of transformers over padded texts; null is its default. Packed texts have their own"
     )
     num_processes: int | None = setting(
-        None, "Processes that train together, one per GPU; null starts one for each visible GPU, one on a CPU", gt=0
+        None,
+        "Processes that train together, one per GPU; null starts one for each visible GPU, one on a CPU",
+        gt=0,
+        affects_result=False,
     )
     parallelism: Literal["auto", "ddp", "fsdp"] = setting(
         "auto",
         "How several GPUs hold the model: ddp whole on each, fsdp spread over all; auto spreads what does not fit",
+        affects_result=False,
     )
     gradient_reduction: Literal["fp32", "bf16"] = setting(
-        "fp32", "Numbers in which the gradients of several GPUs are summed, once per step; bf16 sends half as much"
+        "fp32",
+        "Numbers in which the gradients of several GPUs are summed, once per step; bf16 sends half as much",
+        affects_result=False,
     )
     trainer: Literal["here", "trainjob"] = setting(
-        "here", "Where training runs: in this pod, or in a TrainJob of Kubeflow Trainer 2 on several nodes"
+        "here",
+        "Where training runs: in this pod, or in a TrainJob of Kubeflow Trainer 2 on several nodes",
+        affects_result=False,
     )
-    num_nodes: int = setting(2, "Nodes of the TrainJob", gt=0)
-    gpus_per_node: int = setting(8, "GPUs of each node of the TrainJob, one process each", gt=0)
+    num_nodes: int = setting(2, "Nodes of the TrainJob", gt=0, affects_result=False)
+    gpus_per_node: int = setting(8, "GPUs of each node of the TrainJob, one process each", gt=0, affects_result=False)
     trainjob_runtime: str = setting(
-        "torch-distributed", "ClusterTrainingRuntime of the TrainJob, one with a container `node`", min_length=1
+        "torch-distributed",
+        "ClusterTrainingRuntime of the TrainJob, one with a container `node`",
+        min_length=1,
+        affects_result=False,
     )
     trainjob_image: str | None = setting(
-        None, "Image of the TrainJob's pods; null takes that of the pod that finetune runs in", min_length=1
+        None,
+        "Image of the TrainJob's pods; null takes that of the pod that finetune runs in",
+        min_length=1,
+        affects_result=False,
     )
     trainjob_namespace: str | None = setting(
-        None, "Namespace of the TrainJob; null is that of the pod, or of the kubeconfig's context", min_length=1
+        None,
+        "Namespace of the TrainJob; null is that of the pod, or of the kubeconfig's context",
+        min_length=1,
+        affects_result=False,
     )
     seed: int = setting(42, "Seed of the order of examples")
     val_every_steps: int | None = setting(
@@ -107,25 +123,36 @@ class FinetuneConfig(EncoderConfig):
         "`s3://bucket/prefix` or `gs://bucket/prefix`; null keeps none",
         form=True,
         min_length=1,
+        affects_result=False,
     )
     checkpoint_every_seconds: float | None = setting(
-        60.0, "Seconds between training states: what a kill can cost; null saves by steps only", gt=0
+        60.0,
+        "Seconds between training states: what a kill can cost; null saves by steps only",
+        gt=0,
+        affects_result=False,
     )
     checkpoint_every_steps: int | None = setting(
-        1000, "Optimizer steps between training states, beside those by time; null saves by time only", gt=0
+        1000,
+        "Optimizer steps between training states, beside those by time; null saves by time only",
+        gt=0,
+        affects_result=False,
     )
     auto_scale_checkpoint_intervals: bool = setting(
         True, "Runs too short for three states or measurements by step make one after every third of their steps"
     )
-    keep_checkpoints: int = setting(2, "Training states kept; older ones are removed", ge=1)
+    keep_checkpoints: int = setting(2, "Training states kept; older ones are removed", ge=1, affects_result=False)
     tensorboard_uri: str | None = setting(
         None,
         "Where TensorBoard's event files go, a folder for each run: a directory that outlives the pod, "
         "`s3://bucket/prefix` or `gs://bucket/prefix`; null writes none",
         min_length=1,
+        affects_result=False,
     )
     hang_timeout_seconds: float | None = setting(
-        600.0, "Without progress for so long the run ends with code 75 and says where it stood; null waits", gt=0
+        600.0,
+        "Without progress for so long the run ends with code 75 and says where it stood; null waits",
+        gt=0,
+        affects_result=False,
     )
 
     @field_validator("optimizer_backend", mode="before")

@@ -127,7 +127,7 @@ def _plain(part: Any, definitions: dict[str, Any]) -> Any:
         return part
     if "$ref" in part:
         return _plain(definitions[part["$ref"].rpartition("/")[2]], definitions)
-    kept = {key: value for key, value in part.items() if key not in ("title", "default", "form")}
+    kept = {key: value for key, value in part.items() if key not in ("title", "default", "form", "affects_result")}
     if "properties" in kept:
         inner = {name: _plain(one, definitions) for name, one in kept.pop("properties").items()}
         return {key: _plain(value, definitions) for key, value in kept.items()} | {"properties": inner}

@@ -95,9 +95,13 @@ class SdgConfig(EncoderConfig):
         "...]`; a directory, `s3://`, `gs://`, `minio://` or `hf://DATASET@COMMIT/FOLDER`",
     )
     download_dir: str | None = setting(
-        None, "Directory that keeps what is fetched of `sources` for the next run; null is a temporary one"
+        None,
+        "Directory that keeps what is fetched of `sources` for the next run; null is a temporary one",
+        affects_result=False,
     )
-    max_download_mib: int = setting(10240, "A source with more than this to fetch is refused, in MiB", gt=0)
+    max_download_mib: int = setting(
+        10240, "A source with more than this to fetch is refused, in MiB", gt=0, affects_result=False
+    )
     file_extensions: str = setting(
         ".txt,.md,.text,", "Files to read, comma separated; an empty entry means files without extension", form=True
     )
@@ -164,9 +168,11 @@ class SdgConfig(EncoderConfig):
         "https://integrate.api.nvidia.com/v1", "OpenAI-compatible endpoint of the LLM", form=True
     )
     api_key_env: str = setting(
-        "NVIDIA_API_KEY", "Environment variable that holds the endpoint's key", pattern=_VARIABLE
+        "NVIDIA_API_KEY", "Environment variable that holds the endpoint's key", pattern=_VARIABLE, affects_result=False
     )
-    api_key_file: str | None = setting(None, "File that holds the key instead, a mounted Secret for instance")
+    api_key_file: str | None = setting(
+        None, "File that holds the key instead, a mounted Secret for instance", affects_result=False
+    )
     artifact_extraction_model: str = setting(
         "nvidia/nemotron-3-nano-30b-a3b", "LLM that extracts what a document is about", form=True
     )
@@ -187,6 +193,7 @@ class SdgConfig(EncoderConfig):
         None,
         "Directory, s3:// or gs:// prefix where paid answers are kept, so that no run pays for one twice",
         form=True,
+        affects_result=False,
     )
     history_uri: str | None = setting(
         None,
@@ -194,26 +201,41 @@ class SdgConfig(EncoderConfig):
         "served, its test set, and without ledger_uri the paid answers; null for a run of its own",
         form=True,
         min_length=1,
+        affects_result=False,
     )
     skip_unchanged: bool = setting(
         True,
         "With history_uri: end early, and green, when documents and settings of sdg are those of the last run; false "
         "trains again, for instance with other settings of finetune",
         form=True,
+        affects_result=False,
     )
-    max_tokens_total: int | None = setting(None, "Stop before more tokens than this, prompts included", form=True, gt=0)
-    max_cost: float | None = setting(None, "Stop before a higher cost than this, in the currency of `prices`", gt=0)
-    prices: dict[str, Price] = setting({}, "Per million tokens by model: `{MODEL: {prompt: 0.1, completion: 0.4}}`")
-    max_parallel_requests_for_gen: int = setting(4, "LLM requests in flight", form=True, gt=0)
+    max_tokens_total: int | None = setting(
+        None, "Stop before more tokens than this, prompts included", form=True, gt=0, affects_result=False
+    )
+    max_cost: float | None = setting(
+        None, "Stop before a higher cost than this, in the currency of `prices`", gt=0, affects_result=False
+    )
+    prices: dict[str, Price] = setting(
+        {}, "Per million tokens by model: `{MODEL: {prompt: 0.1, completion: 0.4}}`", affects_result=False
+    )
+    max_parallel_requests_for_gen: int = setting(4, "LLM requests in flight", form=True, gt=0, affects_result=False)
     temperature: float = setting(0.6, "Sampling temperature of the LLM", ge=0)
     top_p: float = setting(0.95, "Nucleus of the LLM's sampling", gt=0, le=1)
     max_tokens: int | None = setting(None, "Most tokens of one answer; null leaves it to the endpoint", gt=0)
-    request_timeout: float = setting(120.0, "Seconds for one LLM answer", gt=0)
+    request_timeout: float = setting(120.0, "Seconds for one LLM answer", gt=0, affects_result=False)
     max_retry_wait: float = setting(
-        600.0, "Longest wait in seconds that the endpoint may ask for; beyond it the stage stops (exit code 75)", ge=0
+        600.0,
+        "Longest wait in seconds that the endpoint may ask for; beyond it the stage stops (exit code 75)",
+        ge=0,
+        affects_result=False,
     )
-    max_attempts: int = setting(6, "Tries of one LLM request before its document is given up", gt=0)
-    min_success: float = setting(0.98, "Smallest share of documents that must yield pairs", ge=0, le=1)
+    max_attempts: int = setting(
+        6, "Tries of one LLM request before its document is given up", gt=0, affects_result=False
+    )
+    min_success: float = setting(
+        0.98, "Smallest share of documents that must yield pairs", ge=0, le=1, affects_result=False
+    )
     max_artifacts_per_type: int = setting(2, "Items of each of the eight artifact kinds per document", gt=0)
     min_hops: int = setting(1, "Fewest passages that a question connects", ge=1)
     max_hops: int = setting(3, "Most passages that a question connects", ge=1)

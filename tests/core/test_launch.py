@@ -17,7 +17,7 @@ from components.core.errors import InputError, StageError
 WAITS = """
 import sys
 from components.core.errors import StageError
-from components.core.launch import launch
+from components.core.distributed.launch import launch
 try:
     launch("tests.core.ranked:last_words", {"file": sys.argv[1]}, 2)
 except StageError as error:

@@ -92,3 +92,25 @@ def test_settings_do_not_change_after_parsing() -> None:
 
 def test_the_form_shows_what_it_was_told_to() -> None:
     assert [name for name, field in TrialConfig.model_fields.items() if in_form(field)] == ["name"]
+
+
+class Kept(Settings):
+    """A group of settings."""
+
+    amount: int = setting(1, "How much")
+    place: str = setting("here", "Where it is kept", affects_result=False)
+
+
+class Whole(Kept):
+    """Settings of a stage."""
+
+    rate: float = setting(0.5, "How fast")
+
+
+def test_a_group_is_taken_out_of_the_settings_of_a_stage() -> None:
+    assert Whole(amount=3, rate=2.0).group(Kept) == Kept(amount=3)
+
+
+def test_settings_that_do_not_affect_the_result_are_left_out_of_its_description() -> None:
+    assert Whole().dump_what_affects_result() == {"amount": 1, "rate": 0.5}
+    assert Whole(place="there").dump_what_affects_result() == Whole().dump_what_affects_result()

@@ -30,7 +30,7 @@ from components.finetune.gradients.padded_gradient import PaddedGradient
 from components.finetune.gradients.step_gradient import StepGradient
 from components.finetune.model import weights_digest
 from components.finetune.resume.checkpoints import Checkpoints
-from components.finetune.resume.identity import WITHOUT_EFFECT, identity
+from components.finetune.resume.identity import identity
 from components.finetune.resume.interruption import Watchdog
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
 from tests.storage.s3_server import s3_server
@@ -189,7 +189,7 @@ def _checkpoints(
 
 def _change_setting(config: FinetuneConfig, number: int) -> FinetuneConfig:
     """Another legal value for one of the settings that the result depends on."""
-    names = sorted(set(FinetuneConfig.model_fields) - WITHOUT_EFFECT)
+    names = sorted(config.dump_what_affects_result())
     name = names[number % len(names)]
     value = getattr(config, name)
     candidates: list[Any] = [not value] if isinstance(value, bool) else []
@@ -349,7 +349,7 @@ def test_a_query_that_does_not_fit_is_refused(
 
 HANGS = """
 import time
-from components.finetune.interruption import Watchdog
+from components.finetune.resume.interruption import Watchdog
 from components.finetune.model import weights_digest
 def stands_still():
     time.sleep(60)

@@ -14,24 +14,6 @@ from components.sdg.component import SdgConfig
 from components.sdg.read.corpus import Corpus
 
 _log = logging.getLogger(__name__)
-# Settings that change nothing of what is made.
-_WITHOUT_EFFECT = {
-    "history_uri",
-    "skip_unchanged",
-    "ledger_uri",
-    "download_dir",
-    "max_download_mib",
-    "api_key_env",
-    "api_key_file",
-    "max_tokens_total",
-    "max_cost",
-    "prices",
-    "max_parallel_requests_for_gen",
-    "request_timeout",
-    "max_retry_wait",
-    "max_attempts",
-    "min_success",
-}
 
 
 def look(read: Corpus, config: SdgConfig) -> tuple[ThisRun, dict[str, str]]:
@@ -78,8 +60,7 @@ def _same(started: Started, digests: Mapping[str, str]) -> bool:
 
 
 def _settings_digest(config: SdgConfig) -> str:
-    settings = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
-    return _digest({"release": __version__, "settings": settings})
+    return _digest({"release": __version__, "settings": config.dump_what_affects_result()})
 
 
 def _digest(content: object) -> str:
