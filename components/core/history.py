@@ -126,7 +126,7 @@ def _documents(started: Started) -> str:
 class History:
     """The runs at ``uri``: a directory, ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
 
-    Raises InputError for another address, and what ``store_failure`` says of a place that cannot be read or written.
+    Raises InputError for another address, and what ``to_stage_error`` says of a place that cannot be read or written.
     """
 
     def __init__(self, uri: str) -> None:
@@ -181,12 +181,12 @@ class History:
 
     def keep(self, run: str, kind: str, directory: Path) -> None:
         """Copy the artifact ``directory`` to ``run``, its manifest last."""
-        from components.core.store import file_chunks  # noqa: PLC0415
+        from components.core.store import read_file_chunks  # noqa: PLC0415
 
         manifest = json.loads((directory / MANIFEST).read_bytes())
         with self._asking():
             for name, file in sorted(manifest["files"].items()):
-                chunks = partial(file_chunks, directory / name)
+                chunks = partial(read_file_chunks, directory / name)
                 place = f"runs/{run}/{kind}/{name}"
                 self._store.write_chunks(place, chunks, size=file["bytes"], sha256=file["sha256"])
             self._store.write(f"runs/{run}/{kind}/{MANIFEST}", (directory / MANIFEST).read_bytes())
@@ -197,7 +197,7 @@ class History:
         where = f"{self.uri}/runs/{run}/{kind}"
         try:
             with self._asking():
-                for name in self._store.names(f"runs/{run}/{kind}/"):
+                for name in self._store.list_names(f"runs/{run}/{kind}/"):
                     self._copy(name, target / name.removeprefix(f"runs/{run}/{kind}/"))
             verify(target, kind, sealed=True)
         except (InputError, ActionNeeded) as error:
@@ -216,7 +216,7 @@ class History:
     def _copy(self, name: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as out:
-            for chunk in self._store.chunks(name):
+            for chunk in self._store.read_chunks(name):
                 out.write(chunk)
 
     def _read(self, run: str, kind: str, model: type[_Record]) -> Any:
@@ -232,16 +232,16 @@ class History:
         """Names of files by run, oldest run first."""
         found: dict[str, set[str]] = defaultdict(set)
         with self._asking():
-            names = self._store.names("runs/")
+            names = self._store.list_names("runs/")
         for path in names:
             run, _, file = path.removeprefix("runs/").partition("/")
             found[run].add(file)
         return dict(sorted(found.items()))
 
     def _asking(self) -> contextlib.AbstractContextManager[None]:
-        from components.core.store.errors import explained  # noqa: PLC0415
+        from components.core.store.errors import translate_errors  # noqa: PLC0415
 
-        return explained(f"history_uri = {self.uri}")
+        return translate_errors(f"history_uri = {self.uri}")
 
 
 def new_run_name() -> str:

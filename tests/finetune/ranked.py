@@ -18,7 +18,7 @@ from components.core.encoder.model import Encoder
 from components.core.encoder.training import contrastive
 from components.core.encoder.training.schedule import Phase, schedule
 from components.core.errors import StageError
-from components.core.store.folder import Folder
+from components.core.store.directory import DirectoryStore
 from components.finetune import model, program
 from components.finetune.component import FinetuneConfig
 from components.finetune.data.batch import Batch
@@ -91,9 +91,9 @@ def train_with_slow_storage(ranks: Ranks, settings: dict[str, Any], data: str, w
     """One training whose second state takes longer to write than anybody waits; a file ``writing`` says it began."""
     config = FinetuneConfig(**settings)
     places = {"checkpoint": Path(work) / "checkpoint", "training_report": Path(work) / "report.html"}
-    write, states = Folder.write, 0
+    write, states = DirectoryStore.write, 0
 
-    def slowly(self: Folder, name: str, body: bytes) -> None:
+    def slowly(self: DirectoryStore, name: str, body: bytes) -> None:
         nonlocal states
         write(self, name, body)
         states += name.endswith("tensors-00000.safetensors")
@@ -101,7 +101,7 @@ def train_with_slow_storage(ranks: Ranks, settings: dict[str, Any], data: str, w
             (Path(work) / "writing").touch()
             time.sleep(60)
 
-    with patch.object(Folder, "write", slowly):
+    with patch.object(DirectoryStore, "write", slowly):
         return program.train(ranks, config, training_data=Path(data), **places)
 
 

@@ -65,7 +65,7 @@ def assert_is(saved: Saved | None, step: int) -> None:
 
 
 def state_files(storage: Store) -> list[str]:
-    return [name for name in storage.names() if name.count("/") == 2]
+    return [name for name in storage.list_names() if name.count("/") == 2]
 
 
 def test_the_newest_state_comes_back_as_it_was_and_the_last_two_are_kept(uri: str) -> None:
@@ -106,9 +106,9 @@ def test_large_objects_are_read_in_parts(bucket: S3Server, monkeypatch: pytest.M
     body = random.Random(1).randbytes(7321)
     storage.write("run/part", body)
     assert storage.read("run/part") == body
-    assert storage.names("run/") == ["run/part"]
+    assert storage.list_names("run/") == ["run/part"]
     storage.delete(["run/part", "run/part"])
-    assert storage.names() == []
+    assert storage.list_names() == []
 
 
 def test_files_are_as_large_as_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

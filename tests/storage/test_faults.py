@@ -27,7 +27,7 @@ from components.core.serving.model_manifest import (
 )
 from components.core.store import bucket as bucket_module
 from components.core.store import open_store
-from components.core.store.errors import store_failure
+from components.core.store.errors import to_stage_error
 from components.deploy.publishing.publish import publish
 from components.finetune.resume.checkpoints import Checkpoints
 from components.sdg.llm.ledger import open_ledger
@@ -85,7 +85,7 @@ class TrainingState:
         try:
             states.save(7, TENSORS, {"rate": 0.1})
         except Exception as error:
-            raise store_failure(error, uri) from None
+            raise to_stage_error(error, uri) from None
         if self._states(uri).newest() is None:
             raise StageError("the state cannot be read")
 
@@ -125,7 +125,7 @@ class Release:
             assert store.read(name) == (self.model / name).read_bytes()
 
     def nothing_half(self, uri: str) -> None:
-        if MODEL_MANIFEST in self._store(uri).names():
+        if MODEL_MANIFEST in self._store(uri).list_names():
             self.check(uri)
 
     def _store(self, uri: str) -> Any:
@@ -277,10 +277,10 @@ def test_an_object_changed_in_the_store_is_never_read_as_what_was_written(proxy:
         rotten = bytearray(body)
         rotten[len(body) // 3] ^= 1
         store._store.put(name, bytes(rotten), attributes=kept, use_multipart=False)
-        for read in (store.read, lambda name: b"".join(store.chunks(name))):
+        for read in (store.read, lambda name: b"".join(store.read_chunks(name))):
             with pytest.raises(OSError, match="does not have the sha256"):
                 read(name)
-        assert isinstance(store_failure(_caught(store.read, name), "x"), StageError)
+        assert isinstance(to_stage_error(_caught(store.read, name), "x"), StageError)
 
 
 def test_of_two_writers_one_creates(proxy: Proxy) -> None:
@@ -296,10 +296,10 @@ def test_of_two_writers_one_creates(proxy: Proxy) -> None:
 def test_names_come_back_as_they_were(proxy: Proxy, name: str) -> None:
     store = open_store("s3://bucket/names", setting="x")
     store.write(name, name.encode())
-    assert name in store.names()
+    assert name in store.list_names()
     assert store.read(name) == name.encode()
     store.delete([name])
-    assert name not in store.names()
+    assert name not in store.list_names()
 
 
 @pytest.mark.parametrize("name", ["../other/file", "a/../../b", "a//b"])

@@ -114,15 +114,15 @@ def test_objects_come_back_with_what_they_are_checked_by(server: S3Server) -> No
     store.create("new", b"one")
     with pytest.raises(FileExistsError):
         store.create("new", b"two")
-    assert (store.read("large"), b"".join(store.chunks("large")), store.read("new")) == (body, body, b"one")
-    assert store.names() == ["large", "new"]
+    assert (store.read("large"), b"".join(store.read_chunks("large")), store.read("new")) == (body, body, b"one")
+    assert store.list_names() == ["large", "new"]
     rotten = bytearray(body)
     rotten[1000] ^= 1
     server.objects["bucket/prefix/large"] = bytes(rotten)
     with pytest.raises(OSError, match="does not have the sha256"):
         store.read("large")
     store.delete(["large", "new", "new"])
-    assert store.names() == []
+    assert store.list_names() == []
 
 
 @pytest.mark.parametrize("number", range(len(PASSING)), ids=[make().name for make in PASSING])

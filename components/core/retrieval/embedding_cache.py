@@ -21,7 +21,7 @@ import torch
 from components.core.encoder.config import Kind
 from components.core.encoder.model import Encoder
 from components.core.store import Store, open_store
-from components.core.store.errors import short, store_failure
+from components.core.store.errors import summarize_error, to_stage_error
 
 FORMAT = 1
 _KEYS, _VECTORS = ".keys", ".vectors"
@@ -52,9 +52,9 @@ class EmbeddingCache:
         self._store: Store = open_store(uri, setting=setting)
         self._space = space
         try:
-            names = self._store.names(f"{space}/")
+            names = self._store.list_names(f"{space}/")
         except Exception as error:
-            raise store_failure(error, self._where) from None
+            raise to_stage_error(error, self._where) from None
         self._heads = [name for name in names if name.endswith(_KEYS)]
 
     def fill(self, texts: Sequence[str], vectors: np.ndarray) -> list[int]:
@@ -82,7 +82,7 @@ class EmbeddingCache:
             self._store.write(name + _VECTORS, body)
             self._store.write(name + _KEYS, head)
         except Exception as error:
-            _log.warning("%s: %d vectors could not be kept: %s", self._where, len(texts), short(error))
+            _log.warning("%s: %d vectors could not be kept: %s", self._where, len(texts), summarize_error(error))
 
     def _segments(self) -> Iterator[Segment]:
         with ThreadPoolExecutor(_READERS) as pool:
@@ -106,7 +106,7 @@ class EmbeddingCache:
             # Somebody makes room.
             return None
         except Exception as error:
-            _log.warning("%s: %s is passed over: %s", self._where, name, short(error))
+            _log.warning("%s: %s is passed over: %s", self._where, name, summarize_error(error))
             return None
         if sha256 is not None and hashlib.sha256(body).hexdigest() != sha256:
             _log.warning("%s: %s is damaged and passed over: remove it", self._where, name)

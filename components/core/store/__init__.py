@@ -14,17 +14,17 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from components.core.errors import InputError
-from components.core.store.bucket import SCHEMES, Bucket
-from components.core.store.errors import short
-from components.core.store.folder import Folder, file_chunks
+from components.core.store.bucket import SCHEMES, BucketStore
+from components.core.store.directory import DirectoryStore, read_file_chunks
+from components.core.store.errors import summarize_error
 
-__all__ = ["Store", "file_chunks", "open_store"]
+__all__ = ["Store", "open_store", "read_file_chunks"]
 
 
 class Store(Protocol):
-    """Whole files by name ("a/b/c"). All methods raise OSError or obstore's errors: see ``store_failure``."""
+    """Whole files by name ("a/b/c"). All methods raise OSError or obstore's errors: see ``to_stage_error``."""
 
-    def names(self, prefix: str = "") -> list[str]:
+    def list_names(self, prefix: str = "") -> list[str]:
         """Names of all files that start with ``prefix``, sorted."""
         ...
 
@@ -32,7 +32,7 @@ class Store(Protocol):
         """The content of a file. Raises FileNotFoundError, or CorruptObject when it is not what was written."""
         ...
 
-    def chunks(self, name: str) -> Iterator[bytes]:
+    def read_chunks(self, name: str) -> Iterator[bytes]:
         """The content of a large file, part by part; each part is fetched again by itself when it fails."""
         ...
 
@@ -48,7 +48,7 @@ class Store(Protocol):
         """As ``write``; raises FileExistsError when there is such a file with another content."""
         ...
 
-    def holds(self, name: str, *, size: int, sha256: str) -> bool:
+    def is_stored(self, name: str, *, size: int, sha256: str) -> bool:
         """Whether the file with that content is there; it is read when its writer left no hash."""
         ...
 
@@ -67,10 +67,10 @@ def open_store(uri: str, *, setting: str) -> Store:
     except ValueError as error:
         raise InputError(f"{setting} = {uri} is no address ({error})") from None
     if not parts.scheme or parts.scheme == "file":
-        return Folder(Path(unquote(parts.path) if parts.scheme else uri))
+        return DirectoryStore(Path(unquote(parts.path) if parts.scheme else uri))
     if parts.scheme not in SCHEMES:
         raise InputError(f"{setting} = {uri}: expected a directory, s3://bucket/prefix or gs://bucket/prefix")
     try:
-        return Bucket(uri)
+        return BucketStore(uri)
     except Exception as error:
-        raise InputError(f"{setting} = {uri} is no address of a bucket ({short(error)})") from None
+        raise InputError(f"{setting} = {uri} is no address of a bucket ({summarize_error(error)})") from None

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import from_url
 
-from components.core.store.errors import CorruptObject, is_passing
+from components.core.store.errors import CorruptObject, is_transient
 
 SCHEMES = {"s3": "s3", "minio": "s3", "gs": "gs"}
 # Bodies have hundreds of megabytes; parts of this size fill the network with few requests, and each can be repeated.
@@ -30,7 +30,7 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "STORAG
 Answer = TypeVar("Answer")
 
 
-class Bucket:
+class BucketStore:
     """A prefix of a bucket.
 
     obstore repeats requests that a server or the network failed, and signs every upload with the hash of its body, so
@@ -53,13 +53,13 @@ class Bucket:
             **config,
         )
 
-    def names(self, prefix: str = "") -> list[str]:
+    def list_names(self, prefix: str = "") -> list[str]:
         # A prefix of an object store ends at a slash, so the rest of the name is compared here.
         folder = prefix.rpartition("/")[0] or None
         found = _again(lambda: [entry["path"] for batch in self._store.list(folder) for entry in batch])
         return sorted(name for name in found if name.startswith(prefix))
 
-    def listed(self) -> dict[str, tuple[int, float]]:
+    def list_files(self) -> dict[str, tuple[int, float]]:
         """Size in bytes and time of the last change, in seconds, of all files."""
         found = (entry for batch in self._store.list() for entry in batch)
         return {entry["path"]: (entry["size"], entry["last_modified"].timestamp()) for entry in found}
@@ -79,7 +79,7 @@ class Bucket:
         _check(name, hashlib.sha256(body).hexdigest(), found.attributes)
         return body
 
-    def chunks(self, name: str) -> Iterator[bytes]:
+    def read_chunks(self, name: str) -> Iterator[bytes]:
         found = self._store.get(name, options={"head": True})
         if found.meta["size"] <= _PART_BYTES:
             yield self.read(name)
@@ -111,7 +111,7 @@ class Bucket:
             if self.read(name) != body:
                 raise FileExistsError(f"{name} is there already, with another content") from None
 
-    def holds(self, name: str, *, size: int, sha256: str) -> bool:
+    def is_stored(self, name: str, *, size: int, sha256: str) -> bool:
         try:
             found = self._store.get(name, options={"head": True})
         except FileNotFoundError:
@@ -119,7 +119,7 @@ class Bucket:
         if found.meta["size"] != size:
             return False
         written = found.attributes.get(_SHA256)
-        return (written or _sha256(self.chunks(name))) == sha256
+        return (written or _sha256(self.read_chunks(name))) == sha256
 
     def delete(self, names: Iterable[str]) -> None:
         for name in names:
@@ -134,7 +134,7 @@ def _again(action: Callable[[], Answer]) -> Answer:
         try:
             return action()
         except Exception as error:
-            if not is_passing(error):
+            if not is_transient(error):
                 raise
         time.sleep(wait)
     return action()

@@ -23,25 +23,25 @@ class CorruptObject(OSError):
     """An object does not have the sha256 that it was written with."""
 
 
-def short(error: BaseException) -> str:
+def summarize_error(error: BaseException) -> str:
     """The error in one line, without what obstore adds for its own developers."""
     return " ".join(str(error).partition("\n\nDebug source")[0].split())[:300] or type(error).__name__
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed at once, although obstore did not repeat it."""
     if isinstance(error, CorruptObject) or _code(error) in _DAMAGED_ON_THE_WAY:
         return True
     repeated = re.search(r"after \d+ retries", str(error))
-    return not repeated and isinstance(store_failure(error, ""), Transient)
+    return not repeated and isinstance(to_stage_error(error, ""), Transient)
 
 
-def no_such_bucket(error: BaseException) -> bool:
+def is_missing_bucket(error: BaseException) -> bool:
     """Whether not the object is missing but all of its bucket."""
     return _code(error) == "NoSuchBucket"
 
 
-def store_failure(error: BaseException, where: str) -> StageError:
+def to_stage_error(error: BaseException, where: str) -> StageError:
     """``error`` of a store as what the user can do about it; ``where`` is the setting and its URI.
 
     InputError for a place that does not exist or another region, ActionNeeded for credentials, rights and clocks,
@@ -62,29 +62,33 @@ def store_failure(error: BaseException, where: str) -> StageError:
             f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (s3://), GOOGLE_APPLICATION_CREDENTIALS (gs://)"
         )
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or code in _CREDENTIALS:
-        return ActionNeeded(f"{where}: access is refused ({short(error)}): check credentials and rights")
+        return ActionNeeded(f"{where}: access is refused ({summarize_error(error)}): check credentials and rights")
     if isinstance(error, CorruptObject):
         return ActionNeeded(f"{where}: {error}: remove it, or copy it again from its source")
-    if no_such_bucket(error):
+    if is_missing_bucket(error):
         return InputError(f"{where}: there is no such bucket: create it, or correct the address")
     if isinstance(error, FileNotFoundError):
         return InputError(
-            f"{where}: it is not there, or no longer ({short(error)}): check the address and expiry rules"
+            f"{where}: it is not there, or no longer ({summarize_error(error)}): check the address and expiry rules"
         )
     if isinstance(error, OSError):
-        return ActionNeeded(f"{where}: {short(error)}: check that the directory can be read and written, and has space")
+        return ActionNeeded(
+            f"{where}: {summarize_error(error)}: check that the directory can be read and written, and has space"
+        )
     if re.search(r"status code: 4(?!08|29)\d\d", text) or isinstance(error, ValueError):
-        return InputError(f"{where}: the storage takes no such request ({short(error)}): check the address")
-    return Transient(f"{where}: the storage does not answer ({short(error)}): run again, it goes on where it stood")
+        return InputError(f"{where}: the storage takes no such request ({summarize_error(error)}): check the address")
+    return Transient(
+        f"{where}: the storage does not answer ({summarize_error(error)}): run again, it goes on where it stood"
+    )
 
 
 @contextlib.contextmanager
-def explained(where: str) -> Iterator[None]:
-    """What goes wrong inside as ``store_failure`` says it."""
+def translate_errors(where: str) -> Iterator[None]:
+    """What goes wrong inside as ``to_stage_error`` says it."""
     try:
         yield
     except Exception as error:
-        raise store_failure(error, where) from None
+        raise to_stage_error(error, where) from None
 
 
 def _code(error: BaseException) -> str:

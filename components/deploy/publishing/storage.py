@@ -14,7 +14,7 @@ from components.core.errors import InputError
 from components.core.serving.bundle import BUNDLE_FILES, Bundle, read_bundle
 from components.core.serving.model_manifest import ServedFile
 from components.core.store import Store, open_store
-from components.core.store.errors import no_such_bucket, short, store_failure
+from components.core.store.errors import is_missing_bucket, summarize_error, to_stage_error
 
 SERVED_SCHEMES = ("s3", "gs", "pvc", "oci", "hf")
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def local_directory(uri: str) -> Path | None:
 def bundle_at(where: str) -> Bundle:
     """The deploy bundle in a directory, or at the URI of one, or of a model that ``publish`` copied.
 
-    Raises InputError when there is none, and what ``store_failure`` says of a place that cannot be read.
+    Raises InputError when there is none, and what ``to_stage_error`` says of a place that cannot be read.
     """
     if "://" not in where:
         return read_bundle(Path(where))
@@ -56,9 +56,9 @@ def bundle_at(where: str) -> Bundle:
             for name in BUNDLE_FILES:
                 (Path(directory) / name).write_bytes(store.read(name))
         except FileNotFoundError as error:
-            raise InputError(f"{where} is no deploy bundle ({short(error)})") from None
+            raise InputError(f"{where} is no deploy bundle ({summarize_error(error)})") from None
         except Exception as error:
-            raise store_failure(error, where) from None
+            raise to_stage_error(error, where) from None
         return read_bundle(Path(directory))
 
 
@@ -77,7 +77,7 @@ def copy_release(
     it is not the expected one. Every file is hashed on its way; those ``beside`` are not listed, and the files
     ``added`` are written as they stand. The description is written last: what has one is whole. A copy that was cut
     short goes on with the first file that is not there. Raises InputError when ``source`` is not what it says, and
-    what ``store_failure`` says when a place cannot be read or written.
+    what ``to_stage_error`` says when a place cannot be read or written.
     """
     if local_directory(source) is None:
         served_uri(source)
@@ -96,7 +96,7 @@ def copy_release(
             release.write(name, content)
         release.write(described_in, description)
     except Exception as error:
-        raise store_failure(error, where) from None
+        raise to_stage_error(error, where) from None
     _log.info("copied the model to %s", target)
 
 
@@ -105,7 +105,7 @@ def _is_whole(release: Store, described_in: str, files_of: Callable[[bytes], Map
         wanted = files_of(release.read(described_in))
     except (FileNotFoundError, InputError):
         return False
-    return all(release.holds(name, size=file.bytes, sha256=file.sha256) for name, file in wanted.items())
+    return all(release.is_stored(name, size=file.bytes, sha256=file.sha256) for name, file in wanted.items())
 
 
 def _description(origin: Store, source: str, name: str) -> bytes:
@@ -113,14 +113,16 @@ def _description(origin: Store, source: str, name: str) -> bytes:
     try:
         return origin.read(name)
     except FileNotFoundError as error:
-        if no_such_bucket(error):
+        if is_missing_bucket(error):
             raise
-        raise InputError(f"{source} is not whole ({short(error)}): give what export or finetune made") from None
+        raise InputError(
+            f"{source} is not whole ({summarize_error(error)}): give what export or finetune made"
+        ) from None
 
 
 def _copy(origin: Store, release: Store, name: str, expected: ServedFile, problem: str) -> None:
     """Copy one file in parts unless it is there; one that is not as ``expected`` is given up before its last part."""
-    if release.holds(name, size=expected.bytes, sha256=expected.sha256):
+    if release.is_stored(name, size=expected.bytes, sha256=expected.sha256):
         return
     chunks = partial(_checked, origin, name, expected, problem)
     release.write_chunks(name, chunks, size=expected.bytes, sha256=expected.sha256)
@@ -129,7 +131,7 @@ def _copy(origin: Store, release: Store, name: str, expected: ServedFile, proble
 def _checked(origin: Store, name: str, expected: ServedFile, problem: str) -> Iterator[bytes]:
     """The chunks as they are; raises InputError after the last one when they are not what was expected."""
     found = hashlib.sha256()
-    for chunk in origin.chunks(name):
+    for chunk in origin.read_chunks(name):
         found.update(chunk)
         yield chunk
     if found.hexdigest() != expected.sha256:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from components.core.errors import StageError, Transient, told
-from components.core.store import Store, file_chunks
+from components.core.store import Store, read_file_chunks
 
 REQUEST, RESULT, ERROR = "input/request.json", "output/result.json", "output/error.json"
 
@@ -30,8 +30,8 @@ def send(store: Store, kind: str, last: str, directories: Mapping[str, Path], ab
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             target, size = f"{kind}/{inside}", path.stat().st_size
-            if not store.holds(target, size=size, sha256=digest):
-                store.write_chunks(target, partial(file_chunks, path), size=size, sha256=digest)
+            if not store.is_stored(target, size=size, sha256=digest):
+                store.write_chunks(target, partial(read_file_chunks, path), size=size, sha256=digest)
             files[inside] = digest
     store.write(last, json.dumps({**about, "files": files}, sort_keys=True).encode())
 
@@ -50,7 +50,7 @@ def receive(store: Store, kind: str, last: str, directory: Path) -> dict[str, An
         path.parent.mkdir(parents=True, exist_ok=True)
         found = hashlib.sha256()
         with path.open("wb") as file:
-            for chunk in store.chunks(f"{kind}/{name}"):
+            for chunk in store.read_chunks(f"{kind}/{name}"):
                 found.update(chunk)
                 file.write(chunk)
         if found.hexdigest() != expected:

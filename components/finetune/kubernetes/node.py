@@ -14,7 +14,7 @@ from components.core.distributed.launch import cause
 from components.core.distributed.process_group import Ranks, join, leave
 from components.core.errors import StageError, Transient
 from components.core.store import open_store
-from components.core.store.errors import explained, store_failure
+from components.core.store.errors import to_stage_error, translate_errors
 from components.finetune.component import FinetuneConfig
 from components.finetune.kubernetes.handover import ERROR, REQUEST, RESULT, receive, send, send_error
 
@@ -40,19 +40,19 @@ def _leave_word(uri: str, error: StageError) -> None:
     try:
         send_error(open_store(uri, setting="checkpoint_uri"), error)
     except Exception as failed:  # the error itself matters more, and its exit code
-        print(f"error: {store_failure(failed, f'checkpoint_uri = {uri}')}", file=sys.stderr)
+        print(f"error: {to_stage_error(failed, f'checkpoint_uri = {uri}')}", file=sys.stderr)
 
 
 def _train(ranks: Ranks, uri: str, work: Path) -> None:
     store, where = open_store(uri, setting="checkpoint_uri"), f"checkpoint_uri = {uri}"
     if ranks.first:
-        with explained(where):
+        with translate_errors(where):
             store.delete([ERROR])
     # One copy for each pod: its processes read the same directory.
     shared = Path(tempfile.gettempdir()) / "trainjob-input"
     if os.environ.get("LOCAL_RANK", "0") == "0":
         shutil.rmtree(shared, ignore_errors=True)
-        with explained(where):
+        with translate_errors(where):
             about = receive(store, "input", REQUEST, shared)
         if about is None:
             raise Transient(
@@ -68,7 +68,7 @@ def _train(ranks: Ranks, uri: str, work: Path) -> None:
         ranks, config, training_data=shared / "training_data", checkpoint=checkpoint, training_report=report
     )
     if ranks.first:
-        with explained(where):
+        with translate_errors(where):
             send(store, "output", RESULT, {"checkpoint": checkpoint, "training_report": report}, {"figures": figures})
 
 

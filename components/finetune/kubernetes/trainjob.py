@@ -14,7 +14,7 @@ from typing import Any
 from components import __version__
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
 from components.core.store import Store, open_store
-from components.core.store.errors import explained
+from components.core.store.errors import translate_errors
 from components.finetune.component import FinetuneConfig
 from components.finetune.kubernetes.handover import REQUEST, RESULT, receive, received_error, send
 from components.finetune.kubernetes.jobs import GROUP, VERSION, Jobs, Object, Place
@@ -102,17 +102,17 @@ def run(settings: FinetuneConfig, *, training_data: Path, checkpoint: Path, trai
     uri = f"{settings.checkpoint_uri.rstrip('/')}/jobs/{name}"
     store, where = open_store(uri, setting="checkpoint_uri"), f"checkpoint_uri = {settings.checkpoint_uri}"
     jobs = Jobs(settings.trainjob_namespace)
-    with explained(where):
+    with translate_errors(where):
         done = _has_result(store)
     if not done:
         # In the job every process is started by torchrun.
         inside = settings.model_copy(update={"trainer": "here"}).model_dump(mode="json")
-        with explained(where):
+        with translate_errors(where):
             send(store, "input", REQUEST, {"training_data": training_data}, {"settings": inside})
         jobs.ensure(render(name, settings, uri, jobs.place(settings)))
         _watch(jobs, name, store)
     with tempfile.TemporaryDirectory(dir=checkpoint.parent) as received:
-        with explained(where):
+        with translate_errors(where):
             about = receive(store, "output", RESULT, Path(received))
         if about is None:
             raise StageError(f"TrainJob {name} is complete and left no result at {uri}: look at its pods' logs")
@@ -138,7 +138,7 @@ def _watch(jobs: Jobs, name: str, store: Store) -> None:
         if state == "Complete":
             return
         if state == "Failed":
-            with explained(f"TrainJob {name} failed ({why}), and what stopped it cannot be read"):
+            with translate_errors(f"TrainJob {name} failed ({why}), and what stopped it cannot be read"):
                 error = received_error(store)
             error = error or Transient(f"TrainJob {name} failed ({why}; {jobs.diagnosis(name)}): run again")
             jobs.delete(name)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from components.core.store import open_store
-from components.core.store.errors import short
-from components.core.store.folder import Folder
+from components.core.store.directory import DirectoryStore
+from components.core.store.errors import summarize_error
 
 _log = logging.getLogger(__name__)
 _WAITING = 100_000  # figures kept for a tracker that is slow
@@ -111,7 +111,7 @@ class _Lane:
 
 
 def _without_secrets(error: Exception) -> str:
-    text = f"{type(error).__name__}: {short(error)}"
+    text = f"{type(error).__name__}: {summarize_error(error)}"
     for name in _SECRETS:
         if os.environ.get(name):
             text = text.replace(os.environ[name], "***")
@@ -132,7 +132,7 @@ class TensorBoard:
         model = re.sub(r"[^\w.-]+", "-", str(settings["base_model"]))[-60:].strip("-")
         self._run = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{model}"
         # A directory is written to as it is: TensorBoard follows a file that grows, not one that is replaced.
-        self._in_place = isinstance(self._store, Folder)
+        self._in_place = isinstance(self._store, DirectoryStore)
         place = Path(self._uri.removeprefix("file://")) / self._run
         self._folder = place if self._in_place else Path(tempfile.mkdtemp(prefix="tensorboard-"))
         self._writer = package.SummaryWriter(str(self._folder))

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from components.core.store.errors import short
+from components.core.store.errors import summarize_error
 from components.finetune.resume.checkpoints import Checkpoints, Saved
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Autosave:
             return True
         error = self._running.exception()
         if error is not None:
-            _log.warning("a training state could not be saved (%s); earlier ones still stand", short(error))
+            _log.warning("a training state could not be saved (%s); earlier ones still stand", summarize_error(error))
             self._running = None
             self._last_step = 0
         return error is None

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from components.core.errors import StageError
 from components.core.store import Store
-from components.core.store.errors import short, store_failure
+from components.core.store.errors import summarize_error, to_stage_error
 
 _log = logging.getLogger(__name__)
 FORMAT = "nemotron-embed-kubeflow.training-state/1"
@@ -52,7 +52,7 @@ class Damaged(Exception):
 class Checkpoints:
     """The states of one run. ``identity`` is everything that its result depends on, as JSON values.
 
-    Raises StageError when ``storage`` cannot be read and written: see ``store_failure``.
+    Raises StageError when ``storage`` cannot be read and written: see ``to_stage_error``.
     """
 
     def __init__(self, storage: Store, identity: Mapping[str, Any], *, keep: int, where: str) -> None:
@@ -68,7 +68,7 @@ class Checkpoints:
     def newest(self) -> Saved | None:
         """The state after the latest step that is whole; None, with the reason in the log, when there is none."""
         try:
-            names = self._storage.names()
+            names = self._storage.list_names()
         except Exception as error:
             raise self._unusable(error) from None
         for folder in sorted(_folders(names, self.run), reverse=True):
@@ -100,11 +100,11 @@ class Checkpoints:
         try:
             self._prune(step)
         except Exception as error:
-            _log.warning("%s: old states could not be removed (%s)", self._where, short(error))
+            _log.warning("%s: old states could not be removed (%s)", self._where, summarize_error(error))
 
     def _prune(self, step: int) -> None:
         """Remove what is older than the states kept, unfinished ones among them."""
-        names = self._storage.names(f"{self.run}/")
+        names = self._storage.list_names(f"{self.run}/")
         for folder in _folders(names, self.run):
             if folder in self._kept or _step_of(folder) > step:
                 continue
@@ -152,7 +152,7 @@ class Checkpoints:
             try:
                 others.append(_differences(json.loads(self._storage.read(name)), self._identity))
             except Exception as error:
-                _log.warning("%s/%s cannot be read (%s)", self._where, name, short(error))
+                _log.warning("%s/%s cannot be read (%s)", self._where, name, summarize_error(error))
         if others:
             closest = min(others, key=len)
             _log.info(
@@ -163,7 +163,7 @@ class Checkpoints:
             _log.info("%s holds no state to continue from: training starts from the base model", self._where)
 
     def _unusable(self, error: Exception) -> StageError:
-        return store_failure(error, f"checkpoint_uri = {self._where}")
+        return to_stage_error(error, f"checkpoint_uri = {self._where}")
 
 
 def _folders(names: list[str], run: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from components.core.errors import StageError, Transient
 from components.core.store import Store, open_store
-from components.core.store.errors import short, store_failure
+from components.core.store.errors import summarize_error, to_stage_error
 
 _log = logging.getLogger(__name__)
 _HEADER = b'{"format": "nemotron-embed-kubeflow.ledger/1"}\n'
@@ -84,7 +84,9 @@ class Ledger:
             try:
                 await asyncio.to_thread(storage.append, lines)
             except Exception as error:
-                failure = Transient(f"{self._where}: answers cannot be kept ({short(error)}): run again when they can")
+                failure = Transient(
+                    f"{self._where}: answers cannot be kept ({summarize_error(error)}): run again when they can"
+                )
             for key, answer, done in batch:
                 if failure is None:
                     self._answers[key] = answer
@@ -107,7 +109,7 @@ class Ledger:
                         torn += 1
             storage.append(_HEADER)
         except Exception as error:
-            raise store_failure(error, self._where) from None
+            raise to_stage_error(error, self._where) from None
         if torn:
             _log.warning("%s: %d lines that a killed run left unfinished are ignored", self._where, torn)
         _log.info("%s holds %d answers", self._where, len(self._answers))
@@ -116,7 +118,7 @@ class Ledger:
 def open_ledger(uri: str | None) -> Ledger:
     """The ledger at ``uri``: a directory, ``s3://bucket/prefix`` or ``gs://bucket/prefix``; None keeps nothing.
 
-    Raises InputError for another scheme, and what ``store_failure`` says of one that cannot be read and written.
+    Raises InputError for another scheme, and what ``to_stage_error`` says of one that cannot be read and written.
     """
     if not uri:
         return Ledger()
@@ -168,7 +170,7 @@ class Segments:
         self._name, self._written = _segment_name(), 0
 
     def read(self) -> Iterator[bytes]:
-        names = [name for name in self._store.names() if _is_segment(name)]
+        names = [name for name in self._store.list_names() if _is_segment(name)]
         with ThreadPoolExecutor(_READERS) as pool:
             segments = list(pool.map(self._store.read, names))
         if len(names) >= _SEGMENTS_TO_MERGE:

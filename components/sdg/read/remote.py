@@ -18,8 +18,8 @@ from typing import Any
 from obstore.exceptions import InvalidPathError
 
 from components.core.errors import ActionNeeded, InputError, Transient
-from components.core.store.bucket import Bucket
-from components.core.store.errors import store_failure
+from components.core.store.bucket import BucketStore
+from components.core.store.errors import to_stage_error
 from components.sdg.component import HUB_URI
 
 _AT_ONCE = 8
@@ -46,14 +46,14 @@ def open_remote(uri: str, where: str, directory: Path) -> Remote:
 
 def _bucket(uri: str, where: str, directory: Path) -> Remote:
     with _bucket_errors(where):
-        bucket = Bucket(uri)
-        listed = bucket.listed()
+        bucket = BucketStore(uri)
+        listed = bucket.list_files()
 
     def fetch(name: str) -> None:
         size, modified = listed[name]
         if not _is_there(directory / name, size, modified):
             with _bucket_errors(where):
-                _write(directory / name, bucket.chunks(name), size, modified)
+                _write(directory / name, bucket.read_chunks(name), size, modified)
 
     return Remote(directory, {name: size for name, (size, _) in listed.items()}, _in_parallel(fetch, listed))
 
@@ -126,7 +126,7 @@ def _bucket_errors(where: str) -> Iterator[None]:
     except InvalidPathError as error:
         raise InputError(f"{where} holds an object whose name is no path ({_line(error)}): rename it") from None
     except Exception as error:
-        raise store_failure(error, where) from None
+        raise to_stage_error(error, where) from None
 
 
 @contextmanager

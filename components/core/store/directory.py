@@ -15,13 +15,13 @@ _UNFINISHED = ".partial"
 _PART_BYTES = 32 * 1024**2
 
 
-class Folder:
+class DirectoryStore:
     """A directory."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def names(self, prefix: str = "") -> list[str]:
+    def list_names(self, prefix: str = "") -> list[str]:
         # Other than Path.rglob, os.walk does not mind what another process removes meanwhile.
         found = (Path(root, file) for root, _, files in os.walk(self._directory) for file in files)
         names = (path.relative_to(self._directory).as_posix() for path in found)
@@ -30,8 +30,8 @@ class Folder:
     def read(self, name: str) -> bytes:
         return (self._directory / name).read_bytes()
 
-    def chunks(self, name: str) -> Iterator[bytes]:
-        return file_chunks(self._directory / name)
+    def read_chunks(self, name: str) -> Iterator[bytes]:
+        return read_file_chunks(self._directory / name)
 
     def write(self, name: str, body: bytes) -> None:
         self._place(name, [body], lambda unfinished, path: unfinished.replace(path))
@@ -46,7 +46,7 @@ class Folder:
             if self.read(name) != body:
                 raise
 
-    def holds(self, name: str, *, size: int, sha256: str) -> bool:
+    def is_stored(self, name: str, *, size: int, sha256: str) -> bool:
         path = self._directory / name
         if not path.is_file() or path.stat().st_size != size:
             return False
@@ -89,7 +89,7 @@ class Folder:
             folder.rmdir()
 
 
-def file_chunks(path: Path) -> Iterator[bytes]:
+def read_file_chunks(path: Path) -> Iterator[bytes]:
     """The content of a file, part by part."""
     with path.open("rb") as file:
         while chunk := file.read(_PART_BYTES):
