@@ -19,7 +19,7 @@ from benchmarks import report
 from benchmarks.workload import LLAMA_1B, TINY, passages, write_base
 from components.core.encoder.checkpoint import default_device, load_checkpoint
 from components.core.encoder.model import Encoder
-from components.core.serving.vector_limits import closeness
+from components.core.serving.vector_limits import compare_vectors
 from components.export.islands import to_half
 from components.export.onnx_graph import megabytes, write_onnx
 from components.export.sessions import OnnxSession, Session, TorchSession
@@ -66,7 +66,7 @@ def _rows(base: Path, work: Path, ids: list[list[int]], expected: np.ndarray, lo
 
 def _row(form: str, session: Session, ids: list[list[int]], expected: np.ndarray, longest: int) -> dict[str, Any]:
     """``ids`` may be empty: a compiled model is compiled anew for every new shape."""
-    found = closeness(_vectors(session, ids), expected) if ids else None
+    found = compare_vectors(_vectors(session, ids), expected) if ids else None
     speeds = {(speed.batch, speed.length): speed.milliseconds for speed in measure_speed(session, longest, _TOKEN)}
     row = {
         "form": form,

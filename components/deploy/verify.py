@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from components.core.errors import ActionNeeded, StageError
-from components.core.serving.client import Endpoint
+from components.core.serving.client import EmbeddingClient
 from components.deploy.publishing.storage import bundle_at
 from components.deploy.settings.rollout_settings import Verification
 from components.deploy.verification.report import as_table
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             test_set = read_test_set(args.eval_data, args.eval_results, max_passages=args.eval_max_passages)
         wanted = Requirements(args.latency_budget_ms, None, test_set)
         key = os.environ.get(args.api_key_env)
-        with Endpoint(args.url, args.model, api_key=key, api=args.api) as endpoint:
+        with EmbeddingClient(args.url, args.model, api_key=key, api=args.api) as endpoint:
             _wait(endpoint, args.wait_seconds)
             checks = verify(endpoint, bundle, wanted)
     except StageError as error:
@@ -41,10 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     return NOT_VERIFIED if failures(checks) else 0
 
 
-def _wait(endpoint: Endpoint, seconds: float) -> None:
+def _wait(endpoint: EmbeddingClient, seconds: float) -> None:
     """After a sync the pods may still start."""
     deadline = time.monotonic() + seconds
-    while not endpoint.ready():
+    while not endpoint.is_ready():
         if time.monotonic() > deadline:
             if seconds:
                 raise ActionNeeded(f"{endpoint.url} was not ready within {seconds:g} s: look at its pods")

@@ -14,7 +14,7 @@ from components.core.progress import Progress
 from components.core.retrieval.beir_data import BeirData
 from components.core.retrieval.encode_texts import Embedded, How, Model, Texts, embed
 from components.core.retrieval.search import top_k
-from components.core.serving.client import Endpoint
+from components.core.serving.client import EmbeddingClient
 from components.eval.bm25 import bm25_top_k
 from components.eval.component import EvalConfig
 from components.eval.metrics import Run, search_depth, to_run
@@ -80,11 +80,11 @@ def search_with_encoder(
 def check_endpoint(config: EvalConfig) -> None:
     """Raise ActionNeeded unless the endpoint is ready, InputError when it does not serve ``nim_model``."""
     with _endpoint(config) as endpoint:
-        if not endpoint.ready():
+        if not endpoint.is_ready():
             raise ActionNeeded(
                 f"{config.nim_url} is not ready: start the service, correct nim_url, or set eval_nim to false"
             )
-        served = endpoint.models()
+        served = endpoint.list_models()
         if config.nim_model not in served:
             raise InputError(f"{config.nim_url} serves {', '.join(served)}, not {config.nim_model}: change nim_model")
 
@@ -96,7 +96,7 @@ def search_with_endpoint(config: EvalConfig, sets: BeirSets, k: int) -> Search:
         return replace(found, repeated={"requests": endpoint.retries, "invalid_vectors": endpoint.invalid})
 
 
-def _served(config: EvalConfig, endpoint: Endpoint, group: Texts) -> Embedded:
+def _served(config: EvalConfig, endpoint: EmbeddingClient, group: Texts) -> Embedded:
     size, vectors = config.nim_batch_size, []
     started = time.perf_counter()
     with Progress(group.what, total=len(group.texts), unit="texts") as progress:
@@ -108,9 +108,9 @@ def _served(config: EvalConfig, endpoint: Endpoint, group: Texts) -> Embedded:
     return Embedded(np.concatenate(vectors), len(group.texts), time.perf_counter() - started)
 
 
-def _endpoint(config: EvalConfig) -> Endpoint:
+def _endpoint(config: EvalConfig) -> EmbeddingClient:
     key = os.environ.get("NIM_API_KEY")
-    return Endpoint(
+    return EmbeddingClient(
         config.nim_url,
         config.nim_model,
         timeout=config.nim_timeout,

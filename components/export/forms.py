@@ -11,8 +11,8 @@ import onnxruntime
 
 from components.core.encoder.model import Encoder
 from components.core.serving.bundle import Probe
-from components.core.serving.model_manifest import ONNX_FOLDER, TENSORRT_FOLDER, Measured
-from components.core.serving.vector_limits import Closeness, Precision, limits_for
+from components.core.serving.model_manifest import ONNX_FOLDER, TENSORRT_FOLDER, LatencyMeasurement
+from components.core.serving.vector_limits import CosineSummary, Precision, choose_limits
 from components.export.component import ExportConfig
 from components.export.islands import to_half
 from components.export.onnx_graph import megabytes, write_onnx
@@ -34,7 +34,7 @@ class Proof:
 
     probes: list[Probe]
     tuned: np.ndarray
-    noise: Closeness
+    noise: CosineSummary
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Proven:
     speeds: list[Speed]
 
     @property
-    def measured(self) -> list[Measured]:
+    def measured(self) -> list[LatencyMeasurement]:
         return _measured(self.form, self.runs_on, self.speeds)
 
 
@@ -130,7 +130,7 @@ class _Examiner:
     def __init__(self, config: ExportConfig, encoder: Encoder, proof: Proof, sample: SearchSample | None) -> None:
         self.config, self.encoder, self.proof, self.sample = config, encoder, proof, sample
         self.precision: Precision = config.quant_cfg or config.export_dtype
-        self.limits = limits_for(self.precision, proof.noise)
+        self.limits = choose_limits(self.precision, proof.noise)
         self.longest = max(encoder.config.query_max_length, encoder.config.passage_max_length)
         self._token = encoder.tokenize(["word"], "passage")[0][-1]
         checkpoint = TorchSession(encoder)
@@ -168,9 +168,9 @@ class _Examiner:
         return queries, passages
 
 
-def _measured(form: str, runs_on: str, speeds: list[Speed]) -> list[Measured]:
+def _measured(form: str, runs_on: str, speeds: list[Speed]) -> list[LatencyMeasurement]:
     return [
-        Measured(
+        LatencyMeasurement(
             form=form,
             runs_on=runs_on,
             batch=speed.batch,
@@ -182,6 +182,6 @@ def _measured(form: str, runs_on: str, speeds: list[Speed]) -> list[Measured]:
     ]
 
 
-def _latencies(rows: list[Measured]) -> dict[str, float]:
+def _latencies(rows: list[LatencyMeasurement]) -> dict[str, float]:
     """Of each form, as figures: ``onnx_latency_16x128_ms``."""
     return {f"{row.form.split()[0]}_latency_{row.batch}x{row.length}_ms": row.milliseconds for row in rows}

@@ -15,11 +15,11 @@ from components.core.progress import Progress
 from components.core.serving.bundle import Probe
 from components.core.serving.vector_limits import (
     NORM_TOLERANCE,
-    Closeness,
-    Limits,
+    CosineSummary,
+    ParityLimits,
     Precision,
-    closeness,
-    largest_norm_error,
+    compare_vectors,
+    compute_norm_error,
 )
 from components.export.component import ExportConfig
 from components.export.sessions import Session
@@ -39,7 +39,7 @@ class Parity:
     """
 
     precision: Precision
-    closeness: Closeness
+    closeness: CosineSummary
     repeat: float
     norm_error: float | None
     dimension_error: float | None
@@ -49,12 +49,12 @@ class Parity:
         found = {name: round(value, 8) for name, value in optional.items() if value is not None}
         return {**self.closeness.figures(), "repeat": round(self.repeat, 7), **found}
 
-    def require(self, limits: Limits) -> None:
+    def require(self, limits: ParityLimits) -> None:
         """Raise InputError naming the figures unless all of them are within the limits."""
         found = ", ".join(f"{name} {value:.6f}" for name, value in self.figures().items())
         _log.info("%s against PyTorch: %s (%s)", self.precision, found, limits)
         advice = "export in a higher precision, with another opset, or check the checkpoint"
-        if not self.closeness.within(limits):
+        if not self.closeness.is_within(limits):
             raise InputError(
                 f"the exported model does not give the checkpoint's vectors: {found}; {self.precision} needs {limits}: "
                 f"{advice}"
@@ -98,14 +98,14 @@ def measure(
         first = _embed(session, encoder, ids, by_length, progress)
         second = _embed(session, encoder, ids, mixed, progress)
         third = _embed(session, encoder, ids, [[row] for row in alone], progress)
-    repeat = min(closeness(first, second).minimum, closeness(first[alone], third[alone]).minimum)
+    repeat = min(compare_vectors(first, second).minimum, compare_vectors(first[alone], third[alone]).minimum)
     every = np.concatenate((first, second, third[alone]))
     normalized = encoder.config.l2_normalize
     return Parity(
         precision,
-        closeness(every, np.concatenate((expected, expected, expected[alone]))),
+        compare_vectors(every, np.concatenate((expected, expected, expected[alone]))),
         repeat,
-        largest_norm_error(every) if normalized else None,
+        compute_norm_error(every) if normalized else None,
         _dimension_error(session, encoder, ids, mixed[0], second) if config.use_dimension_arg else None,
     )
 

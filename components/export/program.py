@@ -15,8 +15,8 @@ from components.core.encoder.checkpoint import default_device, load_base, load_c
 from components.core.encoder.config import ENCODER_FILE
 from components.core.encoder.model import Encoder
 from components.core.serving.bundle import BUNDLE_FILES, Probe, write_probes
-from components.core.serving.model_manifest import CHECKPOINT_FOLDER, ModelManifest, digest_of, hash_files
-from components.core.serving.vector_limits import closeness
+from components.core.serving.model_manifest import CHECKPOINT_FOLDER, ModelManifest, compute_digest, hash_files
+from components.core.serving.vector_limits import compare_vectors
 from components.export.component import ExportConfig
 from components.export.forms import Proof, require_packages, write_forms
 from components.export.probes import choose_probes
@@ -38,7 +38,7 @@ def run(
     probes = choose_probes(encoder, config, eval_data)
     tuned = _vectors(encoder, probes, config)
     base = _vectors(load_base(encoder.config, device=default_device(), dtype=torch.float32), probes, config)
-    noise = closeness(_vectors(load_checkpoint(checkpoint, dtype=torch.bfloat16), probes, config), tuned)
+    noise = compare_vectors(_vectors(load_checkpoint(checkpoint, dtype=torch.bfloat16), probes, config), tuned)
     exported_model.mkdir(parents=True)
     if config.enabled:
         facts, figures = write_forms(config, encoder, Proof(probes, tuned, noise), eval_data, exported_model)
@@ -84,9 +84,9 @@ def _manifest(encoder: Encoder, checkpoint: Path, exported_model: Path, facts: d
     agreed = {name: value for name, value in encoder.config if name in ModelManifest.model_fields}
     return ModelManifest(
         files=files,
-        digest=digest_of(files),
+        digest=compute_digest(files),
         dimension=encoder.dimension,
-        checkpoint_digest=digest_of(trained),
+        checkpoint_digest=compute_digest(trained),
         torch=torch.__version__,
         **facts,
         **agreed,

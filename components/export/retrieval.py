@@ -12,7 +12,7 @@ import numpy as np
 from components.core.errors import InputError
 from components.core.retrieval.beir_data import read_beir
 from components.core.retrieval.ranking import ndcg_at
-from components.core.serving.vector_limits import Limits
+from components.core.serving.vector_limits import ParityLimits
 from components.export.component import ExportConfig
 
 _K = 10
@@ -46,11 +46,11 @@ class Retrieval:
             "checkpoint_ndcg_at_10": round(self.ndcg_checkpoint, 5),
         }
 
-    def require(self, limits: Limits) -> None:
+    def require(self, limits: ParityLimits) -> None:
         """Raise InputError with the figures unless they are within ``limits``."""
         figures = ", ".join(f"{name} {value:g}" for name, value in self.figures().items())
         _log.info("search with the exported model: %s", figures)
-        loss = limits.loss_of(self.queries)
+        loss = limits.compute_allowed_loss(self.queries)
         if not (self.overlap >= limits.overlap and self.ndcg >= self.ndcg_checkpoint - loss):
             raise InputError(
                 f"the exported model does not find the checkpoint's passages: {figures}; needed are overlap_at_10 >= "

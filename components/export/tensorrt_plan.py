@@ -17,7 +17,7 @@ import torch
 
 from components.core.errors import ActionNeeded, InputError
 from components.core.progress import LINE_EVERY_SECONDS
-from components.core.serving.model_manifest import PlanFacts
+from components.core.serving.model_manifest import TensorRTPlanInfo
 from components.export.component import ExportConfig
 from components.export.sessions import DIMENSIONS, INPUTS, OUTPUT
 
@@ -41,7 +41,7 @@ def load_tensorrt() -> Any:
     return trt
 
 
-def build_plan(trt: Any, model: Path, directory: Path, config: ExportConfig, longest: int) -> PlanFacts:
+def build_plan(trt: Any, model: Path, directory: Path, config: ExportConfig, longest: int) -> TensorRTPlanInfo:
     """Build ``directory/model.plan`` from the graph ``model``; ``longest`` is the most tokens of a text.
 
     Every precision is the graph's own: the network is strongly typed, so fp16 weights, fp32 islands and Q/DQ nodes mean
@@ -76,7 +76,7 @@ def build_plan(trt: Any, model: Path, directory: Path, config: ExportConfig, lon
     (directory / PLAN_FILE).write_bytes(plan)
     major, minor = torch.cuda.get_device_capability()
     _log.info("TensorRT plan built in %.0f s: %.0f MB", time.monotonic() - started, plan.nbytes / 1e6)
-    return PlanFacts(
+    return TensorRTPlanInfo(
         tensorrt=trt.__version__,
         compute_capability=f"{major}.{minor}",
         gpu=torch.cuda.get_device_name(),
@@ -138,7 +138,7 @@ def _monitor(trt: Any) -> Any:
 class PlanSession:
     """A plan on the GPU that it was built on. Raises InputError when TensorRT does not load it."""
 
-    def __init__(self, trt: Any, plan: Path, facts: PlanFacts, dimension: int) -> None:
+    def __init__(self, trt: Any, plan: Path, facts: TensorRTPlanInfo, dimension: int) -> None:
         self.name = f"TensorRT {trt.__version__}"
         self._trt, self._facts, self._dimension = trt, facts, dimension
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))

@@ -41,7 +41,7 @@ class TooLong(ValueError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """Longest query and passage in tokens, and length of a vector."""
 
     query: int
@@ -58,7 +58,9 @@ class OnnxModel:
             raise InputError(f"{directory} holds a checkpoint and no ONNX model: export with enabled=true")
         check_files(directory, self.manifest)
         self.encoder = read_encoder(directory)
-        self.limits = Limits(self.encoder.query_max_length, self.encoder.passage_max_length, self.manifest.dimension)
+        self.limits = RequestLimits(
+            self.encoder.query_max_length, self.encoder.passage_max_length, self.manifest.dimension
+        )
         self._tokenizer = Tokenizer.from_file(str(directory / "onnx" / "tokenizer" / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()

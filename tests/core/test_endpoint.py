@@ -15,7 +15,7 @@ import pytest
 
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.core.serving import client as endpoint_module
-from components.core.serving.client import Endpoint
+from components.core.serving.client import EmbeddingClient
 
 Reply = tuple[int, dict[str, str], bytes]
 Script = Callable[[int, dict[str, Any]], Reply]
@@ -72,7 +72,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def embed(url: str, texts: list[str], **options: Any) -> np.ndarray:
-    with Endpoint(url, "m", timeout=5) as endpoint:
+    with EmbeddingClient(url, "m", timeout=5) as endpoint:
         return endpoint.embed(texts, "query", **options)
 
 
@@ -112,7 +112,7 @@ def test_a_service_that_never_finishes_is_transient() -> None:
 
     with (
         serving(slow) as url,
-        Endpoint(url, "m", timeout=0.05, attempts=2) as endpoint,
+        EmbeddingClient(url, "m", timeout=0.05, attempts=2) as endpoint,
         pytest.raises(Transient, match="did not answer 2 times"),
     ):
         endpoint.embed(["a"], "query")
@@ -168,7 +168,7 @@ def test_a_broken_vector_is_asked_for_again_by_itself(broken: int, retries: int,
                 row["embedding"] = [1.0, float("nan"), 1.0]
         return answer(rows)
 
-    with serving(script) as url, Endpoint(url, "m", invalid_retries=retries) as endpoint:
+    with serving(script) as url, EmbeddingClient(url, "m", invalid_retries=retries) as endpoint:
         if works:
             found = endpoint.embed(["a", "bc", "def"], "query", dimension=3)
             np.testing.assert_array_equal(found, [vector_of(text) for text in ("a", "bc", "def")])
@@ -195,17 +195,17 @@ def test_vectors_whose_length_changes_from_request_to_request() -> None:
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://[::1", "http://host:port"])
 def test_what_is_no_url_is_wrong_input(url: str) -> None:
-    with Endpoint(url, "m") as endpoint:
+    with EmbeddingClient(url, "m") as endpoint:
         with pytest.raises(InputError, match="is no URL"):
             endpoint.embed(["a"], "query")
         with pytest.raises(InputError, match="is no URL"):
-            endpoint.ready()
+            endpoint.is_ready()
 
 
 def test_the_key_goes_with_the_request_and_into_no_message(caplog: pytest.LogCaptureFixture) -> None:
     with (
         serving(lambda *_: (401, {}, b"who?")) as url,
-        Endpoint(url, "m", api_key="canary") as endpoint,
+        EmbeddingClient(url, "m", api_key="canary") as endpoint,
         pytest.raises(ActionNeeded) as caught,
     ):
         endpoint.embed(["a"], "query")
@@ -225,11 +225,11 @@ def test_vllm_is_asked_in_its_own_words(encoding: Any) -> None:
         embeddings = {"float": rows} if encoding == "float" else {"base64": sent}
         return 200, {}, json.dumps({"id": "embd-1", "embeddings": embeddings, "texts": None}).encode()
 
-    with serving(script) as url, Endpoint(url, "m", api="vllm") as endpoint:
+    with serving(script) as url, EmbeddingClient(url, "m", api="vllm") as endpoint:
         found = endpoint.embed(["a", "bc"], "passage", truncate="NONE", encoding_format=encoding)
         assert endpoint.embed(["a"], "query", encoding_format=encoding, shortened_to=2).shape == (1, 2)
         with pytest.raises(ActionNeeded, match="no vectors"), serving(lambda *_: answer([])) as other:
-            Endpoint(other, "m", api="vllm").embed(["a"], "query")
+            EmbeddingClient(other, "m", api="vllm").embed(["a"], "query")
     np.testing.assert_array_equal(found, [[1.0, 1.0, -0.5], [2.0, 1.0, -0.5]])
     first, second = seen
     assert first == {

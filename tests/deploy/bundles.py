@@ -9,13 +9,13 @@ import numpy as np
 
 from components.core.encoder.config import EncoderConfig
 from components.core.serving.bundle import Probe, write_probes
-from components.core.serving.model_manifest import ModelManifest, PlanFacts, ServedFile, digest_of
+from components.core.serving.model_manifest import ModelManifest, ServedFile, TensorRTPlanInfo, compute_digest
 
 DIMENSION = 16
 PROBES = [Probe(kind, f"{kind} {number} about valves") for number in range(8) for kind in ("query", "passage")]
 
 
-def plan_facts(**changes: Any) -> PlanFacts:
+def plan_facts(**changes: Any) -> TensorRTPlanInfo:
     """Of a plan that an A100 built as export does by default, for texts of 512 tokens."""
     facts: dict[str, Any] = {
         "tensorrt": "10.13.3.9",
@@ -26,7 +26,7 @@ def plan_facts(**changes: Any) -> PlanFacts:
         "batch": (1, 16, 64),
         "length": (3, 128, 512),
     }
-    return PlanFacts(**facts | changes)
+    return TensorRTPlanInfo(**facts | changes)
 
 
 def write_bundle(
@@ -37,7 +37,7 @@ def write_bundle(
     encoder: EncoderConfig | None = None,
     files: tuple[str, ...] = ("onnx/model.onnx",),
     model_format: str = "onnx",
-    plan: PlanFacts | None = None,
+    plan: TensorRTPlanInfo | None = None,
 ) -> Path:
     """The bundle of model number ``seed``; the same ``weights`` under another seed is the same model exported again."""
     weights = seed if weights is None else weights
@@ -49,7 +49,7 @@ def write_bundle(
     agreed = {name: value for name, value in encoder if name in ModelManifest.model_fields}
     manifest = ModelManifest(
         files=served,
-        digest=digest_of(served),
+        digest=compute_digest(served),
         model_format=model_format,
         precision="fp32",
         opset=20,

@@ -13,7 +13,7 @@ import yaml
 from components.core.artifacts import seal
 from components.core.errors import ActionNeeded, InputError
 from components.core.kfp_io import run_from_executor_input
-from components.core.serving.client import Endpoint
+from components.core.serving.client import EmbeddingClient
 from components.core.settings import load
 from components.deploy.component import STAGE, DeployConfig
 from components.deploy.kubernetes import permissions
@@ -180,7 +180,7 @@ def test_without_a_spare_gpu(team: Team) -> None:
     with pytest.raises(ActionNeeded, match="is not what was exported"):
         team.deploy("c", strategy="recreate")
     assert team.live() == "b"
-    with Endpoint(URL, "team/embed") as endpoint:
+    with EmbeddingClient(URL, "team/embed") as endpoint:
         served = endpoint.embed(["query 0 about valves"], "query")[0]
     np.testing.assert_allclose(served, team.bundle("b").tuned[0], atol=1e-6)
     team.deploy("a", strategy="recreate")
@@ -195,8 +195,8 @@ def test_a_service_that_was_left_stopped_is_started_again(team: Team) -> None:
     team.faults["b"] = lambda _, __, vectors: -vectors
     with pytest.raises(ActionNeeded):
         team.deploy("b")
-    with Endpoint(URL, "team/embed") as endpoint:
-        assert endpoint.ready()
+    with EmbeddingClient(URL, "team/embed") as endpoint:
+        assert endpoint.is_ready()
 
 
 def test_the_role_is_exactly_what_is_asked_for_and_used(team: Team) -> None:

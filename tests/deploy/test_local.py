@@ -25,7 +25,7 @@ from sentence_transformers import SentenceTransformer
 
 from components.core.artifacts import seal
 from components.core.errors import ActionNeeded, InputError, Transient
-from components.core.serving.model_manifest import digest_of, hash_files
+from components.core.serving.model_manifest import compute_digest, hash_files
 from components.deploy.component import DeployConfig
 from components.deploy.local.process import Service, free_port, is_free
 from components.deploy.local.releases_on_disk import State, StateDirectory, stop_service
@@ -309,7 +309,7 @@ def _another_release(exported: Exported, directory: Path, changed: str, content:
 def _manifest_again(model: Path) -> dict[str, Any]:
     manifest = json.loads((model / "model-manifest.json").read_text())
     files = hash_files(model, list(manifest["files"]))
-    return manifest | {"files": {n: f.model_dump() for n, f in files.items()}, "digest": digest_of(files)}
+    return manifest | {"files": {n: f.model_dump() for n, f in files.items()}, "digest": compute_digest(files)}
 
 
 def _seal(exported: Exported, work: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
 from components.core.serving.bundle import Bundle, read_bundle
-from components.core.serving.model_manifest import PlanFacts
+from components.core.serving.model_manifest import TensorRTPlanInfo
 from components.deploy.backends.gpus import compute_capability
 from components.deploy.backends.images import contract
 from components.deploy.component import DeployConfig
@@ -24,7 +24,7 @@ from tests.deploy.bundles import plan_facts, write_bundle
 A100, H100 = NODE_LABELS["gfd"]["A100"], NODE_LABELS["gfd"]["H100"]
 
 
-def bundle_of(plan: PlanFacts | None, where: Path) -> Bundle:
+def bundle_of(plan: TensorRTPlanInfo | None, where: Path) -> Bundle:
     encoder = EncoderConfig(base_model="test/base", query_max_length=512, passage_max_length=512)
     return read_bundle(write_bundle(where / "b", 1, encoder=encoder, files=("tensorrt/model.plan",), plan=plan))
 
@@ -60,7 +60,7 @@ def test_a_nim_is_told_the_batch_of_the_plan(tmp_path: Path) -> None:
     ],
 )
 def test_a_plan_that_would_not_serve_is_refused(
-    plan: PlanFacts | None, nodes: dict[str, str], message: str, tmp_path: Path
+    plan: TensorRTPlanInfo | None, nodes: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     bundle = bundle_of(plan, tmp_path)
     with pytest.raises(InputError, match=message) as refused:
@@ -91,7 +91,7 @@ def test_nothing_is_copied_for_a_plan_that_would_not_serve(tmp_path: Path) -> No
     ],
 )
 def test_a_plan_is_served_where_it_loads_and_doubts_are_said(
-    plan: PlanFacts, nodes: dict[str, str], warned: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    plan: TensorRTPlanInfo, nodes: dict[str, str], warned: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
         assert environment(bundle_of(plan, tmp_path), serving_node_selector=nodes)

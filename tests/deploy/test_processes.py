@@ -16,7 +16,7 @@ import pytest
 
 from components.core.artifacts import seal
 from components.core.serving.bundle import read_bundle
-from components.core.serving.client import Endpoint
+from components.core.serving.client import EmbeddingClient
 from components.deploy.backends.contracts import MODEL_PATH, PORT
 from components.deploy.local.process import free_port
 from components.deploy.publishing.publish import Models
@@ -87,7 +87,7 @@ def test_the_projects_own_server_as_it_is_rendered(
     assert {check.name for check in deployed.checks if check.passed is None} == {"long texts", "latency"}
     assert [check.passed for check in deployed.checks if check.passed is not None] == [True] * 17
     assert failures(deployed.live) == []
-    with Endpoint(deployed.endpoint, "team/embed") as endpoint:
+    with EmbeddingClient(deployed.endpoint, "team/embed") as endpoint:
         assert endpoint.embed(["how do I fit a valve"], "query").shape == (1, 64)
     assert len(containers) == 1
 

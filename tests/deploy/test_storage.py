@@ -13,7 +13,7 @@ import pytest
 from components.core.artifacts import seal
 from components.core.errors import ActionNeeded, InputError
 from components.core.serving.bundle import BUNDLE_FILES, read_bundle
-from components.core.serving.model_manifest import ModelManifest, digest_of, hash_files, read_model_manifest
+from components.core.serving.model_manifest import ModelManifest, compute_digest, hash_files, read_model_manifest
 from components.deploy.backends.images import contract
 from components.deploy.component import DeployConfig
 from components.deploy.publishing.publish import Models, model_uri, publish, publish_checkpoint
@@ -45,7 +45,7 @@ def model(tmp_path: Path) -> Path:
     files = hash_files(directory, ["onnx/model.onnx", "onnx/model.onnx.data", "encoder.json"])
     manifest = json.loads((directory / "model-manifest.json").read_text())
     described = {name: file.model_dump() for name, file in files.items()}
-    ModelManifest(**manifest | {"files": described, "digest": digest_of(files)}).write(directory)
+    ModelManifest(**manifest | {"files": described, "digest": compute_digest(files)}).write(directory)
     return directory
 
 
@@ -142,7 +142,7 @@ def checkpoint(tmp_path: Path, model: Path) -> Path:
     shutil.copy(model / "encoder.json", directory)
     files = hash_files(directory, ["model.safetensors", "config.json", "1_Pooling/config.json", "encoder.json"])
     seal(directory, "checkpoint")
-    described = json.loads((model / "model-manifest.json").read_text()) | {"checkpoint_digest": digest_of(files)}
+    described = json.loads((model / "model-manifest.json").read_text()) | {"checkpoint_digest": compute_digest(files)}
     ModelManifest(**described).write(model)
     return directory
 

@@ -14,7 +14,7 @@ import pytest
 
 from components.core.encoder.config import EncoderConfig
 from components.core.serving.bundle import Bundle, read_bundle
-from components.core.serving.client import Endpoint
+from components.core.serving.client import EmbeddingClient
 from components.deploy.verification.checks import Check
 from components.deploy.verification.verify import Requirements, verify
 from components.deploy.verify import main
@@ -31,7 +31,7 @@ def bundle(llama: Exported) -> Bundle:
 
 
 def checks_of(service: Service, *, model: str = "embed") -> dict[str, Check]:
-    with serving(service) as url, Endpoint(url, model) as endpoint:
+    with serving(service) as url, EmbeddingClient(url, model) as endpoint:
         return {check.name: check for check in verify(endpoint, service.bundle)}
 
 
@@ -236,7 +236,7 @@ def test_dimensions_that_are_ignored_or_refused_are_said_and_no_failure(bundle: 
 def test_the_latency_budget_is_kept(bundle: Bundle, budget: float, passed: bool) -> None:
     service = Service(bundle)
     wanted = Requirements(latency_budget_ms=budget, previous_latency={"p95_ms": 7.0})
-    with serving(service) as url, Endpoint(url, "embed") as endpoint:
+    with serving(service) as url, EmbeddingClient(url, "embed") as endpoint:
         checks = {check.name: check for check in verify(endpoint, bundle, wanted)}
     assert checks["latency"].passed is passed
     assert checks["latency"].figures["previous_p95_ms"] == 7.0
@@ -245,7 +245,7 @@ def test_the_latency_budget_is_kept(bundle: Bundle, budget: float, passed: bool)
 
 def test_vllm_is_proven_as_a_nim_is(bundle: Bundle) -> None:
     for fault, expected in ((None, set()), (base_model, {"cosine to fine-tuned", "fine-tuned, not base"})):
-        with serving(Service(bundle, fault)) as url, Endpoint(url, "embed", api="vllm") as endpoint:
+        with serving(Service(bundle, fault)) as url, EmbeddingClient(url, "embed", api="vllm") as endpoint:
             checks = {check.name: check for check in verify(endpoint, bundle)}
         assert expected <= failed(checks)
         assert fault or not failed(checks)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from components.core.errors import InputError
-from components.core.serving.vector_limits import LIMITS, Closeness, limits_for
+from components.core.serving.vector_limits import PARITY_LIMITS, CosineSummary, choose_limits
 from components.export.component import ExportConfig
 from components.export.retrieval import SearchSample, choose_search, compare
 from tests.conftest import Exported
@@ -29,13 +29,13 @@ SAMPLE = SearchSample(
 def test_equal_vectors_find_the_same() -> None:
     found = compare(SAMPLE, (QUERIES, PASSAGES), (QUERIES, PASSAGES))
     assert (found.overlap, found.ndcg, found.ndcg_checkpoint) == (1.0, 1.0, 1.0)
-    found.require(LIMITS["fp32"])
+    found.require(PARITY_LIMITS["fp32"])
 
 
 def test_one_answer_that_changes_places_is_no_loss() -> None:
     swapped = QUERIES.copy()
     swapped[0] = PASSAGES[50] + 0.9 * PASSAGES[0]
-    compare(SAMPLE, (QUERIES, PASSAGES), (swapped, PASSAGES)).require(LIMITS["fp16"])
+    compare(SAMPLE, (QUERIES, PASSAGES), (swapped, PASSAGES)).require(PARITY_LIMITS["fp16"])
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_one_answer_that_changes_places_is_no_loss() -> None:
 )  # fmt: skip
 def test_another_search_is_refused(broken: tuple[np.ndarray, np.ndarray]) -> None:
     with pytest.raises(InputError, match="does not find the checkpoint's passages: queries 40, overlap_at_10 0"):
-        compare(SAMPLE, (QUERIES, PASSAGES), broken).require(LIMITS["int8"])
+        compare(SAMPLE, (QUERIES, PASSAGES), broken).require(PARITY_LIMITS["int8"])
 
 
 def test_the_sample_holds_the_answers(minilm: Exported) -> None:
@@ -58,12 +58,12 @@ def test_the_sample_holds_the_answers(minilm: Exported) -> None:
 
 
 def test_noise_of_half_precision_lowers_limits_but_not_for_fp32() -> None:
-    noisy = Closeness(mean=0.998, p1=0.995, minimum=0.98, deviation=0.001)
-    lowered = limits_for("fp16", noisy)
+    noisy = CosineSummary(mean=0.998, p1=0.995, minimum=0.98, deviation=0.001)
+    lowered = choose_limits("fp16", noisy)
     assert (lowered.mean, lowered.p1, lowered.minimum) == pytest.approx((0.995, 0.992, 0.977))
-    assert limits_for("fp32", noisy) == LIMITS["fp32"]
-    quiet = Closeness(mean=0.99999, p1=0.9999, minimum=0.9999, deviation=1e-6)
-    assert limits_for("fp16", quiet) == LIMITS["fp16"]
-    broken = Closeness(mean=0.2, p1=0.0, minimum=-1.0, deviation=0.5)
-    assert limits_for("fp16", broken).mean == LIMITS["int8"].mean
-    assert limits_for("fp16", Closeness(np.nan, np.nan, np.nan, np.nan)) == LIMITS["fp16"]
+    assert choose_limits("fp32", noisy) == PARITY_LIMITS["fp32"]
+    quiet = CosineSummary(mean=0.99999, p1=0.9999, minimum=0.9999, deviation=1e-6)
+    assert choose_limits("fp16", quiet) == PARITY_LIMITS["fp16"]
+    broken = CosineSummary(mean=0.2, p1=0.0, minimum=-1.0, deviation=0.5)
+    assert choose_limits("fp16", broken).mean == PARITY_LIMITS["int8"].mean
+    assert choose_limits("fp16", CosineSummary(np.nan, np.nan, np.nan, np.nan)) == PARITY_LIMITS["fp16"]

@@ -21,7 +21,7 @@ from components.core.errors import StageError
 from components.core.serving.model_manifest import (
     MODEL_MANIFEST,
     ModelManifest,
-    digest_of,
+    compute_digest,
     hash_files,
     read_model_manifest,
 )
@@ -142,7 +142,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = hash_files(directory, ["onnx/model.onnx", "onnx/model.onnx.data", "encoder.json"])
     manifest = json.loads((directory / MODEL_MANIFEST).read_text())
     described = {name: file.model_dump() for name, file in files.items()}
-    ModelManifest(**manifest | {"files": described, "digest": digest_of(files)}).write(directory)
+    ModelManifest(**manifest | {"files": described, "digest": compute_digest(files)}).write(directory)
     return directory
 
 

@@ -36,7 +36,7 @@ class NimApi:
     ready_path = "/v1/health/ready"
     embed_path = "/v1/embeddings"
 
-    def body(self, request: EmbedRequest) -> dict[str, Any]:
+    def build_body(self, request: EmbedRequest) -> dict[str, Any]:
         """The request as JSON."""
         body: dict[str, Any] = {
             "model": request.model,
@@ -47,7 +47,7 @@ class NimApi:
         }
         return body if request.dimensions is None else body | {"dimensions": request.dimensions}
 
-    def rows(self, answer: Any, _: EmbedRequest) -> list[tuple[int, Any]]:
+    def read_rows(self, answer: Any, _: EmbedRequest) -> list[tuple[int, Any]]:
         """Position and vector of each row. Raises KeyError or TypeError for another form."""
         return [(row["index"], row["embedding"]) for row in answer["data"]]
 
@@ -58,7 +58,7 @@ class VllmApi:
     ready_path = "/health"
     embed_path = "/v2/embed"
 
-    def body(self, request: EmbedRequest) -> dict[str, Any]:
+    def build_body(self, request: EmbedRequest) -> dict[str, Any]:
         """The request as JSON."""
         body: dict[str, Any] = {
             "model": request.model,
@@ -69,7 +69,7 @@ class VllmApi:
         }
         return body if request.dimensions is None else body | {"output_dimension": request.dimensions}
 
-    def rows(self, answer: Any, request: EmbedRequest) -> list[tuple[int, Any]]:
+    def read_rows(self, answer: Any, request: EmbedRequest) -> list[tuple[int, Any]]:
         """Position and vector of each row. Raises KeyError or TypeError for another form."""
         return list(enumerate(answer["embeddings"][request.encoding]))
 

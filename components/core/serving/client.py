@@ -21,7 +21,7 @@ _TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _LONGEST_WAIT_SECONDS = 30.0
 
 
-class Endpoint:
+class EmbeddingClient:
     """An embedding service at ``url`` that answers to the name ``model``. Use it as a context manager.
 
     ``api`` is what it speaks. The service puts its own prefixes before texts: this client sends them as they are. A
@@ -48,13 +48,13 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=False)
 
-    def __enter__(self) -> Endpoint:
+    def __enter__(self) -> EmbeddingClient:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the service says that it can answer now."""
         try:
             return self._client.get(f"{self.url}{self._api.ready_path}").status_code == httpx.codes.OK
@@ -66,7 +66,7 @@ class Endpoint:
     def _no_url(self, error: Exception) -> InputError:
         return InputError(f"{self.url} is no URL ({error}): correct it")
 
-    def models(self) -> list[str]:
+    def list_models(self) -> list[str]:
         """Names that the service answers to."""
         body = self._json(self._send("GET", "/v1/models"))
         try:
@@ -124,7 +124,9 @@ class Endpoint:
         return vectors
 
     def _ask(self, request: EmbedRequest) -> np.ndarray:
-        return self._vectors(self._json(self._send("POST", self._api.embed_path, self._api.body(request))), request)
+        return self._vectors(
+            self._json(self._send("POST", self._api.embed_path, self._api.build_body(request))), request
+        )
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         """The answer to one request, repeated while the service is busy or away."""
@@ -168,7 +170,7 @@ class Endpoint:
         if isinstance(said, str) and said != request.model:
             raise ActionNeeded(f"{self.url} answers as {said} when asked for {request.model}: another model is served")
         try:
-            rows = self._api.rows(answer, request)
+            rows = self._api.read_rows(answer, request)
             order = [int(position) for position, _ in rows]
             values = [_decode(embedding) for _, embedding in rows]
         except (KeyError, TypeError, ValueError):

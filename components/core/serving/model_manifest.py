@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.core.errors import InputError
-from components.core.serving.vector_limits import Closeness, Limits, Precision, limits_for
+from components.core.serving.vector_limits import CosineSummary, ParityLimits, Precision, choose_limits
 
 MODEL_MANIFEST = "model-manifest.json"
 # Folders of exported_model, one for each form of the model.
@@ -23,7 +23,7 @@ class ServedFile(BaseModel):
     bytes: int
 
 
-class PlanFacts(BaseModel):
+class TensorRTPlanInfo(BaseModel):
     """What a TensorRT plan runs on and takes. ``batch`` and ``length``: least, best and greatest of its profile.
 
     ``compute_capability`` and ``gpu`` are those it was built on: all it runs on without ``hardware_compatibility``.
@@ -38,7 +38,7 @@ class PlanFacts(BaseModel):
     length: tuple[int, int, int]
 
 
-class Measured(BaseModel):
+class LatencyMeasurement(BaseModel):
     """Median time of one call of one form of the model with ``batch`` texts of ``length`` tokens."""
 
     form: str
@@ -80,16 +80,16 @@ class ModelManifest(BaseModel):
     noise_floor: dict[str, float] = {}
     retrieval: dict[str, float] = {}
     dimensions_input: bool = False
-    plan: PlanFacts | None = None
+    plan: TensorRTPlanInfo | None = None
     plan_parity: dict[str, float] = {}
-    performance: list[Measured] = []
+    performance: list[LatencyMeasurement] = []
     onnxruntime: str | None
     torch: str
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> ParityLimits:
         """What its vectors are held to wherever they are served: those of ``precision``, above ``noise_floor``."""
-        return limits_for(self.precision, Closeness.of_figures(self.noise_floor) if self.noise_floor else None)
+        return choose_limits(self.precision, CosineSummary.from_figures(self.noise_floor) if self.noise_floor else None)
 
     def write(self, directory: Path) -> None:
         """Write ``model-manifest.json`` into ``directory``."""
@@ -106,7 +106,7 @@ def hash_files(directory: Path, names: list[str]) -> dict[str, ServedFile]:
     return found
 
 
-def digest_of(files: dict[str, ServedFile]) -> str:
+def compute_digest(files: dict[str, ServedFile]) -> str:
     """The digest of a set of files, by their paths and contents."""
     lines = "".join(f"{path} {file.sha256}\n" for path, file in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -123,7 +123,7 @@ def read_model_manifest(directory: Path) -> ModelManifest:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "JSON"
         raise InputError(f"{path} cannot be read ({where}: {first['msg']}): export again") from None
-    if digest_of(manifest.files) != manifest.digest:
+    if compute_digest(manifest.files) != manifest.digest:
         raise InputError(f"{path}: its digest is not that of the files it lists: export again")
     for name in manifest.files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:

@@ -11,7 +11,7 @@ Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8_sq", "int8"]
 
 
 @dataclass(frozen=True)
-class Limits:
+class ParityLimits:
     """Lowest cosines that pass, over all probes: their mean, first percentile and minimum.
 
     ``repeat`` holds between two answers for the same text, for instance in batches of different sizes. ``overlap`` is
@@ -26,7 +26,7 @@ class Limits:
     overlap: float
     ndcg_loss: float
 
-    def loss_of(self, queries: int) -> float:
+    def compute_allowed_loss(self, queries: int) -> float:
         """How much of nDCG@10 over so many queries may be lost.
 
         Between two nearly equal passages any rounding decides: one query whose answer changes places is no finding,
@@ -38,22 +38,24 @@ class Limits:
         return f"mean >= {self.mean:.6g}, p1 >= {self.p1:.6g}, min >= {self.minimum:.6g}"
 
 
-_HALF = Limits(mean=0.999, p1=0.997, minimum=0.99, repeat=0.999, overlap=0.97, ndcg_loss=0.005)
-_INT8 = Limits(mean=0.985, p1=0.97, minimum=0.93, repeat=0.98, overlap=0.90, ndcg_loss=0.015)
-LIMITS: dict[Precision, Limits] = {
-    "fp32": Limits(mean=0.9999, p1=0.9995, minimum=0.999, repeat=0.99999, overlap=0.99, ndcg_loss=0.002),
+_HALF = ParityLimits(mean=0.999, p1=0.997, minimum=0.99, repeat=0.999, overlap=0.97, ndcg_loss=0.005)
+_INT8 = ParityLimits(mean=0.985, p1=0.97, minimum=0.93, repeat=0.98, overlap=0.90, ndcg_loss=0.015)
+PARITY_LIMITS: dict[Precision, ParityLimits] = {
+    "fp32": ParityLimits(mean=0.9999, p1=0.9995, minimum=0.999, repeat=0.99999, overlap=0.99, ndcg_loss=0.002),
     "fp16": _HALF,
     "bf16": _HALF,
-    "fp8": Limits(mean=0.99, p1=0.98, minimum=0.95, repeat=0.995, overlap=0.93, ndcg_loss=0.01),
+    "fp8": ParityLimits(mean=0.99, p1=0.98, minimum=0.95, repeat=0.995, overlap=0.93, ndcg_loss=0.01),
     # Activations are scaled once for all texts (int8_sq), or by the largest value of each token (int8).
     "int8_sq": _INT8,
     "int8": _INT8,
 }
-NORM_TOLERANCE: dict[Precision, float] = {precision: 1e-4 if precision == "fp32" else 1e-2 for precision in LIMITS}
+NORM_TOLERANCE: dict[Precision, float] = {
+    precision: 1e-4 if precision == "fp32" else 1e-2 for precision in PARITY_LIMITS
+}
 
 
 @dataclass(frozen=True)
-class Closeness:
+class CosineSummary:
     """Cosines of rows that should be equal, summed up. ``deviation`` is their standard deviation."""
 
     mean: float
@@ -61,7 +63,7 @@ class Closeness:
     minimum: float
     deviation: float = 0.0
 
-    def within(self, limits: Limits) -> bool:
+    def is_within(self, limits: ParityLimits) -> bool:
         """Whether all three figures reach ``limits``; NaN never does."""
         return self.mean >= limits.mean and self.p1 >= limits.p1 and self.minimum >= limits.minimum
 
@@ -69,19 +71,19 @@ class Closeness:
         return {"mean": round(self.mean, 7), "p1": round(self.p1, 7), "min": round(self.minimum, 7)}
 
     @classmethod
-    def of_figures(cls, figures: dict[str, float]) -> Closeness:
+    def from_figures(cls, figures: dict[str, float]) -> CosineSummary:
         """From ``figures()``, with ``deviation`` beside them."""
         return cls(figures["mean"], figures["p1"], figures["min"], figures.get("deviation", 0.0))
 
 
-def limits_for(precision: Precision, noise: Closeness | None = None) -> Limits:
+def choose_limits(precision: Precision, noise: CosineSummary | None = None) -> ParityLimits:
     """The limits of ``precision``, lowered to what the model itself can keep in half precision.
 
     ``noise`` is how close the checkpoint's own vectors in half precision (PyTorch) are to those in float32: nothing
     that computes in less can be closer, so each limit is at most three standard deviations below it. fp32 has no such
     excuse, and no noise lowers a limit below those of INT8.
     """
-    limits = LIMITS[precision]
+    limits = PARITY_LIMITS[precision]
     if noise is None or precision == "fp32":
         return limits
 
@@ -97,21 +99,21 @@ def limits_for(precision: Precision, noise: Closeness | None = None) -> Limits:
     )
 
 
-def closeness(found: np.ndarray, expected: np.ndarray) -> Closeness:
+def compare_vectors(found: np.ndarray, expected: np.ndarray) -> CosineSummary:
     """Of two float arrays [rows, dimension], row by row."""
-    cosines = row_cosines(found, expected)
-    return Closeness(
+    cosines = compute_row_cosines(found, expected)
+    return CosineSummary(
         float(cosines.mean()), float(np.percentile(cosines, 1)), float(cosines.min()), float(cosines.std())
     )
 
 
-def row_cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def compute_row_cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Cosine of each row of ``left`` with the same row of ``right``: float64 [rows]; NaN for zero vectors."""
     left, right = left.astype(np.float64), right.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (left * right).sum(axis=1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
 
 
-def largest_norm_error(vectors: np.ndarray) -> float:
+def compute_norm_error(vectors: np.ndarray) -> float:
     """How far the length of any row of [rows, dimension] is from 1."""
     return float(np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1).max())

@@ -6,7 +6,7 @@ import logging
 
 from components.core.errors import InputError
 from components.core.serving.bundle import Bundle
-from components.core.serving.model_manifest import TENSORRT_FOLDER, PlanFacts
+from components.core.serving.model_manifest import TENSORRT_FOLDER, TensorRTPlanInfo
 from components.deploy.backends.contracts import Contract, longest
 from components.deploy.backends.gpus import Capability, compute_capability, other_model
 from components.deploy.component import DeployConfig
@@ -55,13 +55,13 @@ def _require_texts(bundle: Bundle, contract: Contract) -> None:
         )
 
 
-def _plan(bundle: Bundle) -> PlanFacts:
+def _plan(bundle: Bundle) -> TensorRTPlanInfo:
     if bundle.manifest.plan is None:
         raise InputError("deploy_bundle does not say what its TensorRT plan runs on: export again")
     return bundle.manifest.plan
 
 
-def _require_profile(plan: PlanFacts, bundle: Bundle) -> None:
+def _require_profile(plan: TensorRTPlanInfo, bundle: Bundle) -> None:
     if plan.length[2] < longest(bundle):
         raise InputError(
             f"the TensorRT plan takes texts of {plan.length[2]} tokens, the model was trained with {longest(bundle)}: "
@@ -74,7 +74,7 @@ def _require_profile(plan: PlanFacts, bundle: Bundle) -> None:
         )
 
 
-def _require_gpus(plan: PlanFacts, labels: dict[str, str]) -> None:
+def _require_gpus(plan: TensorRTPlanInfo, labels: dict[str, str]) -> None:
     """What a plan runs on: TensorRT's documentation of hardware compatibility, which is an export setting."""
     built = f"the TensorRT plan was built on {plan.gpu} (compute capability {plan.compute_capability})"
     found = compute_capability(labels)
@@ -89,7 +89,7 @@ def _require_gpus(plan: PlanFacts, labels: dict[str, str]) -> None:
         _log.warning("%s and is to serve on %s: TensorRT vouches for neither its speed nor its results", built, product)
 
 
-def _runs_on(nodes: Capability, plan: PlanFacts) -> bool:
+def _runs_on(nodes: Capability, plan: TensorRTPlanInfo) -> bool:
     if plan.hardware_compatibility == "ampere_plus":
         return nodes >= _AMPERE
     major, minor = plan.compute_capability.split(".")

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 import components
 from components.core.errors import ActionNeeded, InputError
-from components.core.serving.client import Endpoint
+from components.core.serving.client import EmbeddingClient
 
 _SERVER = "components.server"
 _POLL_SECONDS = 0.1
@@ -74,8 +74,8 @@ def start(release: Path, *, name: str, digest: str, host: str, port: int, log: P
 def wait_until_ready(service: Service, timeout: float) -> None:
     """Raises ActionNeeded when the server ends, or is not ready within ``timeout`` seconds."""
     began = time.monotonic()
-    with Endpoint(service.url, service.name, timeout=5.0) as endpoint:
-        while not endpoint.ready():
+    with EmbeddingClient(service.url, service.name, timeout=5.0) as endpoint:
+        while not endpoint.is_ready():
             if not service.runs():
                 raise ActionNeeded(f"the server ended before it was ready: {_last_lines(service)}")
             if time.monotonic() - began > timeout:

@@ -17,7 +17,7 @@ from components.core.serving.model_manifest import (
     MODEL_MANIFEST,
     ModelManifest,
     ServedFile,
-    digest_of,
+    compute_digest,
 )
 from components.deploy.backends.contracts import Contract
 from components.deploy.component import DeployConfig
@@ -90,7 +90,7 @@ def publish_checkpoint(source: str, bundle: Bundle, prefix: str) -> str:
             files = {name: ServedFile.model_validate(file) for name, file in listed.items()}
         except (ValueError, KeyError, AttributeError, TypeError):
             raise InputError(f"{source}: {MANIFEST} cannot be read: give the checkpoint that finetune made") from None
-        if digest_of(files) != digest:
+        if compute_digest(files) != digest:
             raise InputError(f"{source} is not the checkpoint of deploy_bundle: give the one that was exported")
         return files
 

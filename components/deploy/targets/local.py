@@ -11,7 +11,7 @@ from typing import Any
 from components import __version__
 from components.core.errors import ActionNeeded, InputError
 from components.core.serving.bundle import Bundle
-from components.core.serving.client import Endpoint
+from components.core.serving.client import EmbeddingClient
 from components.deploy.backends.compatibility import require_servable
 from components.deploy.backends.contracts import ONNX_SERVER
 from components.deploy.component import DeployConfig
@@ -158,7 +158,7 @@ class _Deployment:
         return checks
 
     def _examine(self, service: Service, *, brief: bool = False) -> list[Check]:
-        with Endpoint(service.url, service.name) as endpoint:
+        with EmbeddingClient(service.url, service.name) as endpoint:
             checks = verify(endpoint, self.bundle, self.wanted, brief=brief)
         _log.info("%s:", service.url)
         for line in as_table(checks).splitlines():

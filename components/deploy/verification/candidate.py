@@ -9,7 +9,7 @@ from collections.abc import Callable
 from components.core.errors import ActionNeeded
 from components.core.serving.api import ApiName
 from components.core.serving.bundle import Bundle
-from components.core.serving.client import Endpoint
+from components.core.serving.client import EmbeddingClient
 from components.deploy.component import DeployConfig
 from components.deploy.verification.checks import Check
 from components.deploy.verification.report import as_table
@@ -67,8 +67,8 @@ class Probation:
 
     def wait_until_it_answers(self, url: str) -> None:
         deadline = time.monotonic() + _SETTLING_SECONDS
-        with Endpoint(url, self._config.served_model_name, timeout=5.0, api=self._api) as endpoint:
-            while not endpoint.ready():
+        with EmbeddingClient(url, self._config.served_model_name, timeout=5.0, api=self._api) as endpoint:
+            while not endpoint.is_ready():
                 self._check()
                 if time.monotonic() > deadline:
                     raise ActionNeeded(
@@ -78,7 +78,7 @@ class Probation:
                 time.sleep(self._config.health_check_interval)
 
     def require(self, url: str, *, brief: bool = False, quiet: bool = False) -> list[Check]:
-        with Endpoint(url, self._config.served_model_name, api=self._api) as endpoint:
+        with EmbeddingClient(url, self._config.served_model_name, api=self._api) as endpoint:
             checks = verify(endpoint, self._bundle, self._wanted, brief=brief)
         _log.log(logging.DEBUG if quiet else logging.INFO, "%s:\n%s", url, as_table(checks))
         if failed := failures(checks):

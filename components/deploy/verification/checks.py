@@ -10,8 +10,14 @@ import numpy as np
 
 from components.core.errors import InputError, StageError
 from components.core.serving.bundle import Bundle, Probe
-from components.core.serving.client import Endpoint
-from components.core.serving.vector_limits import NORM_TOLERANCE, Limits, closeness, largest_norm_error, row_cosines
+from components.core.serving.client import EmbeddingClient
+from components.core.serving.vector_limits import (
+    NORM_TOLERANCE,
+    ParityLimits,
+    compare_vectors,
+    compute_norm_error,
+    compute_row_cosines,
+)
 
 BATCH = 8
 _NEARER_SHARE = 0.95
@@ -43,12 +49,12 @@ class Check:
 class Served:
     """The endpoint with its vectors of all probes, float32 [probes, dimension], asked for in batches of eight."""
 
-    endpoint: Endpoint
+    endpoint: EmbeddingClient
     bundle: Bundle
     vectors: np.ndarray
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> ParityLimits:
         return self.bundle.manifest.limits
 
 
@@ -60,15 +66,15 @@ def guarded(name: str, limit: str, ask: Callable[[], tuple[bool, dict[str, Any]]
         return Check(name, False, {"error": str(error)}, limit)
 
 
-def is_ready(endpoint: Endpoint) -> tuple[bool, dict[str, Any]]:
+def is_ready(endpoint: EmbeddingClient) -> tuple[bool, dict[str, Any]]:
     """Whether the service calls itself ready."""
-    ready = endpoint.ready()
+    ready = endpoint.is_ready()
     return ready, {"ready": ready}
 
 
-def lists_its_name(endpoint: Endpoint) -> tuple[bool, dict[str, Any]]:
+def lists_its_name(endpoint: EmbeddingClient) -> tuple[bool, dict[str, Any]]:
     """Whether /v1/models has the name that clients give."""
-    names = endpoint.models()
+    names = endpoint.list_models()
     return endpoint.model in names, {"found": names[:5]}
 
 
@@ -77,24 +83,24 @@ def norm(served: Served) -> Check:
     if not served.bundle.manifest.l2_normalize:
         return Check("length 1", None, {"reason": "the model does not normalise"}, "")
     limit = NORM_TOLERANCE[served.bundle.manifest.precision]
-    error = largest_norm_error(served.vectors)
+    error = compute_norm_error(served.vectors)
     return Check("length 1", error <= limit, {"largest error": round(error, 7)}, f"<= {limit}")
 
 
 def nearness(served: Served) -> Check:
     """Whether each vector is the checkpoint's, as far as the precision allows."""
-    found = closeness(served.vectors, served.bundle.tuned)
-    return Check("cosine to fine-tuned", found.within(served.limits), found.figures(), str(served.limits))
+    found = compare_vectors(served.vectors, served.bundle.tuned)
+    return Check("cosine to fine-tuned", found.is_within(served.limits), found.figures(), str(served.limits))
 
 
 def identity(served: Served) -> Check:
     """The base model as negative control, on the probes where it differs by more than the precision explains."""
     tuned, base = served.bundle.tuned, served.bundle.base
-    differ = row_cosines(tuned, base) < served.limits.minimum
+    differ = compute_row_cosines(tuned, base) < served.limits.minimum
     limit = f"nearer on >= {_NEARER_SHARE:.0%} of the probes where they differ"
     if not differ.any():
         return Check("fine-tuned, not base", None, {"reason": "both give the same vectors for every probe"}, limit)
-    nearer = row_cosines(served.vectors, tuned)[differ] > row_cosines(served.vectors, base)[differ]
+    nearer = compute_row_cosines(served.vectors, tuned)[differ] > compute_row_cosines(served.vectors, base)[differ]
     figures = {"differ": int(differ.sum()), "nearer": int(nearer.sum())}
     return Check("fine-tuned, not base", bool(nearer.mean() >= _NEARER_SHARE), figures, limit)
 
@@ -105,7 +111,7 @@ def long_texts(served: Served) -> Check:
     rows = [row for row, probe in enumerate(served.bundle.probes) if len(probe.text.split()) > _LONG_WORDS]
     if not rows:
         return Check("long texts", None, {"reason": f"no probe has more than {_LONG_WORDS} words"}, limit)
-    found = closeness(served.vectors[rows], served.bundle.tuned[rows])
+    found = compare_vectors(served.vectors[rows], served.bundle.tuned[rows])
     return Check("long texts", found.mean >= served.limits.mean, {"probes": len(rows), **found.figures()}, limit)
 
 
@@ -130,7 +136,7 @@ def neighbours(served: Served) -> Check:
     return Check("neighbours", overlap >= least, {"overlap": round(overlap, 4), "queries": len(queries)}, limit)
 
 
-def embed(endpoint: Endpoint, probes: list[Probe], batch_size: int) -> np.ndarray:
+def embed(endpoint: EmbeddingClient, probes: list[Probe], batch_size: int) -> np.ndarray:
     """Vectors of ``probes`` in their order; longer texts are cut at the end, as the references were."""
     rows: dict[int, np.ndarray] = {}
     for kind in ("query", "passage"):

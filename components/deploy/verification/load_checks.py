@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from components.core.errors import InputError, StageError
-from components.core.serving.vector_limits import NORM_TOLERANCE, closeness, largest_norm_error
+from components.core.serving.vector_limits import NORM_TOLERANCE, compare_vectors, compute_norm_error
 from components.deploy.verification.checks import BATCH, Check, Served, embed, guarded
 
 _ALONE_EVERY = 4
@@ -34,14 +34,14 @@ def behaviour(served: Served) -> list[Check]:
 
 
 def _same(served: Served, vectors: np.ndarray) -> tuple[bool, dict[str, Any]]:
-    lowest = closeness(vectors, served.vectors).minimum
+    lowest = compare_vectors(vectors, served.vectors).minimum
     return lowest >= served.limits.repeat, {"min": round(lowest, 7)}
 
 
 def _alone(served: Served) -> tuple[bool, dict[str, Any]]:
     rows = slice(None, None, _ALONE_EVERY)
     alone = embed(served.endpoint, served.bundle.probes[rows], 1)
-    lowest = closeness(alone, served.vectors[rows]).minimum
+    lowest = compare_vectors(alone, served.vectors[rows]).minimum
     return lowest >= served.limits.repeat, {"min": round(lowest, 7), "texts": len(alone)}
 
 
@@ -74,8 +74,8 @@ def _dimensions(served: Served) -> Check:
         return Check("dimensions", None, {"reason": "the service ignores them"}, limit)
     if shorter.shape[1] != half:
         return Check("dimensions", False, {"asked": half, "found": shorter.shape[1]}, limit)
-    lowest = closeness(shorter, served.vectors[rows, :half]).minimum
-    length = largest_norm_error(shorter) if served.bundle.manifest.l2_normalize else 0.0
+    lowest = compare_vectors(shorter, served.vectors[rows, :half]).minimum
+    length = compute_norm_error(shorter) if served.bundle.manifest.l2_normalize else 0.0
     passed = lowest >= served.limits.repeat and length <= NORM_TOLERANCE[served.bundle.manifest.precision]
     return Check("dimensions", passed, {"min": round(lowest, 7), "largest length error": round(length, 7)}, limit)
 
@@ -84,7 +84,7 @@ def _prefixes(served: Served) -> tuple[bool, dict[str, Any]]:
     """Clients send bare texts; only the service can tell a query from a passage."""
     how = served.bundle.encoder
     as_query, as_passage = (served.endpoint.embed(["a short text"], kind) for kind in ("query", "passage"))
-    cosine = closeness(as_query, as_passage).minimum
+    cosine = compare_vectors(as_query, as_passage).minimum
     same = cosine >= served.limits.repeat
     return same == (how.query_prefix == how.passage_prefix), {"cosine": round(cosine, 7)}
 
@@ -104,7 +104,7 @@ def _cut(served: Served) -> tuple[bool, dict[str, Any]]:
     """With END only what stands beyond the limit is lost: another end gives the same vector."""
     text = _too_long(served)
     vectors = served.endpoint.embed([f"{text} one", f"{text} another end"], "passage", truncate="END")
-    cosine = closeness(vectors[:1], vectors[1:]).minimum
+    cosine = compare_vectors(vectors[:1], vectors[1:]).minimum
     return cosine >= served.limits.repeat, {"cosine": round(cosine, 7)}
 
 

@@ -52,7 +52,7 @@ def retrieval(served: Served, test: TestSet) -> Check:
         for query, vector in zip(data.queries, queries, strict=True)
     ]
     found = float(np.mean(scores))
-    loss = served.limits.loss_of(len(scores))
+    loss = served.limits.compute_allowed_loss(len(scores))
     figures = {"nDCG@10": round(found, 5), "checkpoint": round(test.ndcg, 5), "queries": len(scores)}
     return Check("test set", found >= test.ndcg - loss, figures, f">= checkpoint's - {loss:g}")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from components.core.errors import StageError
 from components.core.serving.bundle import Bundle
-from components.core.serving.client import Endpoint
+from components.core.serving.client import EmbeddingClient
 from components.deploy.verification.checks import (
     BATCH,
     Check,
@@ -39,7 +39,7 @@ class Requirements:
 
 
 def verify(
-    endpoint: Endpoint, bundle: Bundle, requirements: Requirements | None = None, *, brief: bool = False
+    endpoint: EmbeddingClient, bundle: Bundle, requirements: Requirements | None = None, *, brief: bool = False
 ) -> list[Check]:
     """Every check of ``endpoint`` against the reference vectors of ``bundle``; a check that cannot run has failed.
 
