@@ -11,9 +11,9 @@ from components.core.errors import InputError
 from components.core.history import Served, ThisRun, this_run
 from components.core.serving.bundle import read_bundle
 from components.deploy.component import DeployConfig
-from components.deploy.publishing.publish import Models
+from components.deploy.publishing.publish import ModelUris
 from components.deploy.targets import local
-from components.deploy.verification.retrieval import TestSet, read_test_set
+from components.deploy.verification.retrieval_check import TestSet, read_test_set
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def run(
     when running again may help; what served before serves on.
     """
     bundle = read_bundle(deploy_bundle)
-    models = Models(exported_model_uri, checkpoint_uri)
+    models = ModelUris(exported_model_uri, checkpoint_uri)
     deployed = _target(config.target).deploy(config, bundle, models, _test_set(config, eval_data, eval_results))
     deployed.write(config, deployment)
     if deployed.checks:

@@ -9,7 +9,7 @@ from typing import Any
 
 from components.deploy.component import DeployConfig
 from components.deploy.labels import Object
-from components.deploy.local.process import Service
+from components.deploy.local.process import ServerProcess
 from components.deploy.objects.render import write_manifests
 from components.deploy.verification.checks import Check
 
@@ -30,7 +30,7 @@ class Deployed:
     previous_endpoint: str = ""
     checks: list[Check] = field(default_factory=list)
     live: list[Check] = field(default_factory=list)
-    service: Service | None = None
+    service: ServerProcess | None = None
     objects: list[Object] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
 

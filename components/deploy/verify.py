@@ -11,11 +11,11 @@ from pathlib import Path
 
 from components.core.errors import ActionNeeded, StageError
 from components.core.serving.client import EmbeddingClient
-from components.deploy.publishing.storage import bundle_at
+from components.deploy.publishing.storage import load_bundle
 from components.deploy.settings.rollout_settings import Verification
-from components.deploy.verification.report import as_table
-from components.deploy.verification.retrieval import read_test_set
-from components.deploy.verification.verify import Requirements, failures, verify
+from components.deploy.verification.check_table import format_table
+from components.deploy.verification.retrieval_check import read_test_set
+from components.deploy.verification.verify_endpoint import Requirements, list_failures, verify_endpoint
 
 NOT_VERIFIED = 3
 
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        bundle = bundle_at(args.bundle)
+        bundle = load_bundle(args.bundle)
         test_set = None
         if args.eval_data and args.eval_results:
             test_set = read_test_set(args.eval_data, args.eval_results, max_passages=args.eval_max_passages)
@@ -33,12 +33,12 @@ def main(argv: list[str] | None = None) -> int:
         key = os.environ.get(args.api_key_env)
         with EmbeddingClient(args.url, args.model, api_key=key, api=args.api) as endpoint:
             _wait(endpoint, args.wait_seconds)
-            checks = verify(endpoint, bundle, wanted)
+            checks = verify_endpoint(endpoint, bundle, wanted)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(as_table(checks))
-    return NOT_VERIFIED if failures(checks) else 0
+    print(format_table(checks))
+    return NOT_VERIFIED if list_failures(checks) else 0
 
 
 def _wait(endpoint: EmbeddingClient, seconds: float) -> None:

@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from components import __version__
 from components.core.serving.bundle import read_bundle
 from components.deploy.backends.contracts import PORT
-from components.deploy.backends.images import contract
+from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
 from components.deploy.objects.render import live_name, render
 from components.deploy.verify import main
@@ -318,7 +318,7 @@ def test_secrets_hold_what_was_given_and_nothing_else_does() -> None:
 def test_policy_and_monitor_select_the_pods_that_deploy_starts(tmp_path: Path) -> None:
     config = DeployConfig()
     bundle = read_bundle(write_bundle(tmp_path / "b", 1))
-    release = render(config, bundle, contract(config), model_uri="s3://models/x", namespace=NAMESPACE)
+    release = render(config, bundle, select_contract(config), model_uri="s3://models/x", namespace=NAMESPACE)
     served = {item["kind"]: item for item in release.objects}
     found = objects(EVERYTHING)
     policy, monitor = one(found, "NetworkPolicy", "nemotron-embed-serving")["spec"], one(found, "PodMonitor")["spec"]

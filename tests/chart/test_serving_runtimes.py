@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from components.core.serving.bundle import read_bundle
-from components.deploy.backends.images import USUAL_IMAGES, contract
+from components.deploy.backends.images import DEFAULT_IMAGES, select_contract
 from components.deploy.component import DeployConfig
 from components.deploy.objects.kserve_objects import SERVING
 from components.deploy.objects.render import render
@@ -40,7 +40,7 @@ def test_they_are_asked_for() -> None:
     assert set(found) == {"nemotron-embed-onnx", "nemotron-embed-nim", "nemotron-embed-vllm"}
     assert {item["metadata"]["namespace"] for item in found.values()} == {NAMESPACE}
     assert container(found["nemotron-embed-onnx"])["image"] == SERVER
-    assert container(found["nemotron-embed-nim"])["image"] == USUAL_IMAGES["nim"]
+    assert container(found["nemotron-embed-nim"])["image"] == DEFAULT_IMAGES["nim"]
 
 
 def test_the_file_is_what_deploys_code_writes() -> None:
@@ -59,7 +59,7 @@ def test_one_is_what_deploy_renders_less_the_model(backend: str, tmp_path: Path)
     image = SERVER if backend == "onnx" else ""
     config = DeployConfig(backend=backend, serving_image=image)
     bundle = read_bundle(write_bundle(tmp_path / "b", 1))
-    release = render(config, bundle, contract(config), model_uri="s3://models/x", namespace=NAMESPACE)
+    release = render(config, bundle, select_contract(config), model_uri="s3://models/x", namespace=NAMESPACE)
     (own,) = [item for item in release.objects if item["kind"] == "ServingRuntime"]
     shared = runtimes(ON)[f"nemotron-embed-{backend}"]
     mine, theirs = container(own), container(shared)
@@ -86,7 +86,7 @@ def test_no_release_of_deploy_and_no_other_model_meets_them(tmp_path: Path) -> N
     for name, item in runtimes(ON).items():
         config = DeployConfig(service_name=name)
         bundle = read_bundle(write_bundle(tmp_path / name, 1))
-        release = render(config, bundle, contract(config), model_uri="s3://models/x", namespace=NAMESPACE)
+        release = render(config, bundle, select_contract(config), model_uri="s3://models/x", namespace=NAMESPACE)
         names = {other["metadata"]["name"] for other in release.objects}
         assert re.fullmatch(rf"{name}-r-[0-9a-f]{{8}}", release.name)
         assert name not in names

@@ -15,7 +15,7 @@ from components.core.serving.bundle import Bundle, read_bundle
 from components.deploy.component import DeployConfig
 from components.deploy.kubernetes import cluster as cluster_module
 from components.deploy.labels import MODEL_DIGEST
-from components.deploy.publishing.publish import Models
+from components.deploy.publishing.publish import ModelUris
 from components.deploy.result import Deployed
 from components.deploy.targets import kserve
 from components.deploy.verification import candidate as probation
@@ -47,7 +47,7 @@ class Team:
         return DeployConfig(**(quick | changes))
 
     def deploy(self, model: str, **changes: Any) -> Deployed:
-        models = Models(f"s3://models/{model}", f"s3://checkpoints/{model}")
+        models = ModelUris(f"s3://models/{model}", f"s3://checkpoints/{model}")
         return kserve.deploy(self.config(**changes), self.bundle(model), models)
 
     def live(self) -> str | None:

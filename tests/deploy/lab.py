@@ -28,12 +28,12 @@ from kubernetes import client, config
 from components.core.encoder.checkpoint import load_base, save_checkpoint
 from components.core.encoder.config import EncoderConfig
 from components.core.serving.bundle import Bundle, read_bundle
-from components.deploy.backends.images import contract
+from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
 from components.deploy.kubernetes.cluster import Cluster, connect
 from components.deploy.kubernetes.releases import Releases
 from components.deploy.objects.render import Release, render
-from components.deploy.publishing.publish import Models, publish
+from components.deploy.publishing.publish import ModelUris, publish_export
 from components.deploy.targets import kserve
 from tests.conftest import Exported, export_for_tests, nudge
 from tests.deploy.cluster.causes import consequence
@@ -63,12 +63,12 @@ class Lab:
         return DeployConfig(**self.settings | {"model_uri": self.uris[model]} | changes)
 
     def deploy(self, model: str, **changes: Any) -> Any:
-        return kserve.deploy(self.config(model, **changes), self.bundles[model], Models(""))
+        return kserve.deploy(self.config(model, **changes), self.bundles[model], ModelUris(""))
 
     def release(self, model: str, **changes: Any) -> Release:
         """As deploy would render it."""
         settings = self.config(model, **changes)
-        how = contract(settings)
+        how = select_contract(settings)
         uri = settings.model_uri
         return render(settings, self.bundles[model], how, model_uri=uri, namespace=self.cluster.namespace)
 
@@ -131,7 +131,7 @@ def real(minilm: Exported, small: EncoderConfig, directory: Path) -> Iterator[La
         "base-of-b": _trained(small, directory / "base", 0.0),
     }
     bundles = {name: read_bundle(path) for name, path in exported.items()}
-    uris = {name: publish(str(path), bundles[name].manifest, prefix) for name, path in exported.items()}
+    uris = {name: publish_export(str(path), bundles[name].manifest, prefix) for name, path in exported.items()}
     uris |= {"nothing-here": f"{prefix}/nothing-here", "empty": f"{uris['a']}/onnx/tokenizer"}
     settings = {
         "backend": "onnx", "serving_image": os.environ["DEPLOY_TEST_IMAGE"], "service_name": "embed",

@@ -17,12 +17,12 @@ import yaml
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
 from components.core.serving.bundle import Bundle, read_bundle
-from components.deploy.backends.images import contract
+from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
 from components.deploy.labels import Object
 from components.deploy.objects.render import as_files, live_service, render
 from components.deploy.objects.verify_job import verify_job
-from components.deploy.publishing.publish import Models, model_uri
+from components.deploy.publishing.publish import ModelUris, publish_model
 from components.deploy.targets.canary import route
 from components.recipe.plan import resolve
 from components.recipe.profiles import PROFILES
@@ -92,8 +92,8 @@ def rendered(bundle: Bundle, target: str, **settings: Any) -> list[Object]:
     if settings["backend"] == "nim-operator":
         settings["model_uri"] = "pvc://models/embed/sha256-0"
     config = DeployConfig(target=target, serving_namespace="team-a", **settings)
-    how = contract(config)
-    uri = model_uri(config, bundle, how, Models("s3://models/exported", "minio://mlpipeline/v2/checkpoint"))
+    how = select_contract(config)
+    uri = publish_model(config, bundle, how, ModelUris("s3://models/exported", "minio://mlpipeline/v2/checkpoint"))
     release = render(config, bundle, how, model_uri=uri, namespace="team-a")
     objects = [*release.objects, live_service(release)]
     if target == "gitops":

@@ -15,7 +15,7 @@ from components.core.errors import ActionNeeded, InputError, StageError, Transie
 from components.core.serving.bundle import read_bundle
 from components.deploy.component import DeployConfig
 from components.deploy.git import host as git_host
-from components.deploy.publishing.publish import Models
+from components.deploy.publishing.publish import ModelUris
 from components.deploy.result import Deployed
 from components.deploy.targets import gitops
 from tests.deploy.bundles import write_bundle
@@ -41,7 +41,7 @@ class Team:
             "target": "gitops", "serving_namespace": "team-a", "service_name": "embed", "git_path": "clusters/a/embed",
             "git_repository": self.server.address, "git_host": self.kind,
         }  # fmt: skip
-        return gitops.deploy(DeployConfig(**settings | changes), bundle, Models(f"s3://models/{seed}"))
+        return gitops.deploy(DeployConfig(**settings | changes), bundle, ModelUris(f"s3://models/{seed}"))
 
     def live(self) -> str:
         service = yaml.safe_load(self.repository.files()[LIVE])

@@ -12,10 +12,10 @@ import yaml
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.deploy.git import host as git_host
 from components.deploy.kubernetes.cluster import KINDS
-from components.deploy.publishing.publish import Models
+from components.deploy.publishing.publish import ModelUris
 from components.deploy.result import Deployed
 from components.deploy.targets import gitops
-from components.deploy.verification.verify import failures
+from components.deploy.verification.verify_endpoint import list_failures
 from tests.deploy.cluster.kserve import Fate, waiting
 from tests.deploy.conftest import LIVE, Team
 from tests.deploy.git.github import GitHubApi
@@ -83,7 +83,7 @@ class Syncer:
             "gitops_application": "gitops/embed",
         }  # fmt: skip
         config = self.team.config(**settings | changes)
-        return gitops.deploy(config, self.team.bundle(model), Models(f"s3://models/{model}"))
+        return gitops.deploy(config, self.team.bundle(model), ModelUris(f"s3://models/{model}"))
 
 
 def _objects(files: dict[str, str], directory: str) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
@@ -113,7 +113,7 @@ def test_verified_before_it_is_live(syncer: Syncer) -> None:
     team = syncer.team
     first = syncer.deploy("a")
     assert team.live() == "a"
-    assert failures(first.checks) == failures(first.live) == []
+    assert list_failures(first.checks) == list_failures(first.live) == []
     # Two changes: the release, and with the figures of its verification the switch.
     added, switched = syncer.server.repository.pull_requests
     assert "not live yet" in added.title
@@ -126,7 +126,7 @@ def test_verified_before_it_is_live(syncer: Syncer) -> None:
     assert second.previous_endpoint == f"http://{first.about['release']}-direct.team-a.svc.cluster.local"
     again = syncer.deploy("b")
     assert len(syncer.server.repository.pull_requests) == 4
-    assert failures(again.live) == []
+    assert list_failures(again.live) == []
 
 
 def test_a_release_that_does_not_verify_is_never_made_live(syncer: Syncer) -> None:

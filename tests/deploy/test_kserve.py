@@ -19,7 +19,7 @@ from components.deploy.component import STAGE, DeployConfig
 from components.deploy.kubernetes import permissions
 from components.deploy.kubernetes.cluster import connect
 from components.deploy.kubernetes.releases import Releases
-from components.deploy.verification.verify import failures
+from components.deploy.verification.verify_endpoint import list_failures
 from tests.deploy.cluster.server import RBAC
 from tests.deploy.conftest import LIVE, Team
 from tests.deploy.schemas import problems
@@ -33,7 +33,7 @@ def test_the_first_release(team: Team) -> None:
     assert deployed.endpoint == URL
     assert (deployed.previous_endpoint, deployed.reindex_required) == ("", True)
     assert len(deployed.checks) == CHECKS
-    assert failures(deployed.checks) == failures(deployed.live) == []
+    assert list_failures(deployed.checks) == list_failures(deployed.live) == []
     (release,) = team.releases()
     assert team.cluster.store.objects["services", LIVE]["spec"]["selector"] == {"app": f"isvc.{release}-predictor"}
     # Proven behind an address of its own before clients could reach it.
@@ -232,7 +232,7 @@ def test_the_role_is_exactly_what_is_asked_for_and_used(team: Team) -> None:
 def test_a_checkpoint_behind_vllm(team: Team) -> None:
     """Asked in vLLM's own words, whose API has neither NIM's paths nor its input types."""
     deployed = team.deploy("a", backend="vllm")
-    assert failures(deployed.checks) == failures(deployed.live) == []
+    assert list_failures(deployed.checks) == list_failures(deployed.live) == []
     (release,) = team.releases()
     predictor = team.cluster.store.objects["inferenceservices", release]["spec"]["predictor"]
     assert predictor["model"]["storageUri"] == "s3://checkpoints/a"

@@ -27,8 +27,8 @@ from components.core.artifacts import seal
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.core.serving.model_manifest import compute_digest, hash_files
 from components.deploy.component import DeployConfig
-from components.deploy.local.process import Service, free_port, is_free
-from components.deploy.local.releases_on_disk import State, StateDirectory, stop_service
+from components.deploy.local.process import ServerProcess, find_free_port, is_port_free
+from components.deploy.local.releases_on_disk import ServiceState, StateDirectory, stop_service
 from components.deploy.program import run
 from components.deploy.targets import local
 from components.deploy.verification.checks import Check
@@ -43,9 +43,12 @@ NAME = "test/model"
 def config(tmp_path: Path) -> Iterator[DeployConfig]:
     """A service of its own; whatever runs under it at the end is stopped."""
     made = DeployConfig(
-        target="local", served_model_name=NAME, host_port=free_port("127.0.0.1"), state_dir=str(tmp_path / "state"),
+        target="local",
+        served_model_name=NAME,
+        host_port=find_free_port("127.0.0.1"),
+        state_dir=str(tmp_path / "state"),
         health_check_timeout=60,
-    )  # fmt: skip
+    )
     yield made
     stop_service(made.state_dir, NAME)
 
@@ -130,7 +133,7 @@ def test_what_fails_leaves_the_service_as_it_was(config: DeployConfig, llama: Ex
     data = bytearray((flipped / "onnx/model.onnx.data").read_bytes())
     data[1000] ^= 1
     (flipped / "onnx/model.onnx.data").write_bytes(data)
-    shutil.rmtree(StateDirectory(config.state_dir, NAME).release(running["digest"]))
+    shutil.rmtree(StateDirectory(config.state_dir, NAME).get_release_directory(running["digest"]))
     with pytest.raises(InputError, match=r"onnx/model.onnx.data does not have the sha256"):
         deploy(config, llama, tmp_path / "out", exported_model_uri=str(flipped))
 
@@ -173,9 +176,9 @@ def test_a_killed_service_and_a_deployment_cut_short_are_made_good(
     assert state.live is not None
     os.kill(state.live.pid, signal.SIGKILL)
     # Its threads go one after the other, and the port with the last.
-    wait_for(lambda: is_free("127.0.0.1", config.host_port))
+    wait_for(lambda: is_port_free("127.0.0.1", config.host_port))
     # As left by a deployment killed after it stopped the old server and before the new one was there.
-    home.write(State(live=state.live, previous=state.live, good=state.good))
+    home.write(ServiceState(live=state.live, previous=state.live, good=state.good))
     broken = _broken_release(llama, tmp_path / "broken")
     with pytest.raises(ActionNeeded):
         deploy(config, broken, tmp_path / "out")
@@ -194,18 +197,18 @@ def test_a_process_that_is_not_our_server_is_never_ended(config: DeployConfig) -
     """Its id is that of a server which ended; ids are used again."""
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
         home = StateDirectory(config.state_dir, NAME)
-        with home.locked():
-            service = Service(
+        with home.lock():
+            service = ServerProcess(
                 pid=other.pid, started="then", name=NAME, digest="0" * 64, host="127.0.0.1", port=1, log="none"
             )
-            home.write(State(live=service, candidate=service))
+            home.write(ServiceState(live=service, candidate=service))
         assert stop_service(config.state_dir, NAME) is False
         assert other.poll() is None
         other.kill()
 
 
 def test_two_deployments_of_one_service_do_not_mix(config: DeployConfig, llama: Exported, tmp_path: Path) -> None:
-    held = StateDirectory(config.state_dir, NAME).locked()
+    held = StateDirectory(config.state_dir, NAME).lock()
     with held, pytest.raises(Transient, match="another deployment is under way"):
         deploy(config, llama, tmp_path / "out")
 

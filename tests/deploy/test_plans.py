@@ -12,11 +12,11 @@ from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
 from components.core.serving.bundle import Bundle, read_bundle
 from components.core.serving.model_manifest import TensorRTPlanInfo
-from components.deploy.backends.gpus import compute_capability
-from components.deploy.backends.images import contract
+from components.deploy.backends.compatibility import get_compute_capability
+from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
 from components.deploy.objects.render import render
-from components.deploy.publishing.publish import Models
+from components.deploy.publishing.publish import ModelUris
 from components.deploy.targets import gitops
 from components.kubeflow.run_form import NODE_LABELS
 from tests.deploy.bundles import plan_facts, write_bundle
@@ -31,7 +31,7 @@ def bundle_of(plan: TensorRTPlanInfo | None, where: Path) -> Bundle:
 
 def environment(bundle: Bundle, **settings: Any) -> dict[str, Any]:
     config = DeployConfig(**{"model_format": "tensorrt"} | settings)
-    release = render(config, bundle, contract(config), model_uri="s3://models/x", namespace="team-a")
+    release = render(config, bundle, select_contract(config), model_uri="s3://models/x", namespace="team-a")
     (runtime,) = [item for item in release.objects if item["kind"] == "ServingRuntime"]
     return {entry["name"]: entry.get("value") for entry in runtime["spec"]["containers"][0]["env"]}
 
@@ -74,7 +74,7 @@ def test_nothing_is_copied_for_a_plan_that_would_not_serve(tmp_path: Path) -> No
         release_prefix="s3://no-such-place/models",
     )  # fmt: skip
     with pytest.raises(InputError, match="does not load"):
-        gitops.deploy(config, bundle_of(plan_facts(), tmp_path), Models("s3://no-such-place/exported"))
+        gitops.deploy(config, bundle_of(plan_facts(), tmp_path), ModelUris("s3://no-such-place/exported"))
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_a_plan_is_served_where_it_loads_and_doubts_are_said(
 @pytest.mark.parametrize("labels", NODE_LABELS.values(), ids=NODE_LABELS)
 def test_the_labels_that_pipelines_ask_for_are_known(labels: dict[str, dict[str, str]]) -> None:
     """Against NVIDIA's list of compute capabilities."""
-    assert compute_capability(labels["A100"]) == (8, 0)
-    assert compute_capability(labels["H100"]) == (9, 0)
+    assert get_compute_capability(labels["A100"]) == (8, 0)
+    assert get_compute_capability(labels["H100"]) == (9, 0)
 
 
 @pytest.mark.parametrize(
@@ -118,4 +118,4 @@ def test_the_labels_that_pipelines_ask_for_are_known(labels: dict[str, dict[str,
     ],
 )
 def test_gpus_by_their_labels(labels: dict[str, str], expected: tuple[int, int] | None) -> None:
-    assert compute_capability(labels) == expected
+    assert get_compute_capability(labels) == expected

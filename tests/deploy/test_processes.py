@@ -18,10 +18,10 @@ from components.core.artifacts import seal
 from components.core.serving.bundle import read_bundle
 from components.core.serving.client import EmbeddingClient
 from components.deploy.backends.contracts import MODEL_PATH, PORT
-from components.deploy.local.process import free_port
-from components.deploy.publishing.publish import Models
+from components.deploy.local.process import find_free_port
+from components.deploy.publishing.publish import ModelUris
 from components.deploy.targets import kserve
-from components.deploy.verification.verify import failures
+from components.deploy.verification.verify_endpoint import list_failures
 from tests.conftest import Exported
 from tests.deploy.cluster.kserve import NEVER, Fate
 from tests.deploy.conftest import Team, wait_for
@@ -36,7 +36,7 @@ class Container:
 
     def __init__(self, runtime: dict[str, Any], model: Path) -> None:
         (container,) = runtime["spec"]["containers"]
-        port = free_port("127.0.0.1")
+        port = find_free_port("127.0.0.1")
         swapped = {MODEL_PATH: str(model), str(PORT): str(port), "0.0.0.0": "127.0.0.1"}
         arguments = [swapped.get(argument, argument) for argument in container["args"]]
         # The entry point of images/server.
@@ -82,11 +82,11 @@ def test_the_projects_own_server_as_it_is_rendered(
 ) -> None:
     """An exported model, the server's arguments and probes, and the checkpoint's own vectors, all of them real."""
     config = team.config(backend="onnx", serving_image="registry.example.com/server:1", soak_seconds=0)
-    deployed = kserve.deploy(config, read_bundle(llama.bundle), Models("s3://models/llama"))
+    deployed = kserve.deploy(config, read_bundle(llama.bundle), ModelUris("s3://models/llama"))
     # No probe is long, and nothing says how fast the service should be.
     assert {check.name for check in deployed.checks if check.passed is None} == {"long texts", "latency"}
     assert [check.passed for check in deployed.checks if check.passed is not None] == [True] * 17
-    assert failures(deployed.live) == []
+    assert list_failures(deployed.live) == []
     with EmbeddingClient(deployed.endpoint, "team/embed") as endpoint:
         assert endpoint.embed(["how do I fit a valve"], "query").shape == (1, 64)
     assert len(containers) == 1

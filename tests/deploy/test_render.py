@@ -14,7 +14,7 @@ from kubernetes import client
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
 from components.core.serving.bundle import Bundle, read_bundle
-from components.deploy.backends.images import contract
+from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
 from components.deploy.objects.render import Release, live_service, render
 from components.deploy.program import run
@@ -54,7 +54,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def rendered(bundle: Bundle, uri: str = URI, **changes: Any) -> Release:
     config = DeployConfig(**changes)
-    return render(config, bundle, contract(config), model_uri=uri, namespace="team-a")
+    return render(config, bundle, select_contract(config), model_uri=uri, namespace="team-a")
 
 
 def part(release: Release, kind: str) -> dict[str, Any]:
@@ -195,17 +195,21 @@ def test_usual_images_are_the_pinned_ones(bundle: Bundle) -> None:
 
 def test_a_nim_service_serves_from_a_claim(bundle: Bundle) -> None:
     config = DeployConfig(target="gitops", backend="nim-operator")
-    release = render(config, bundle, contract(config), model_uri="pvc://models/embed/sha256-0", namespace="team-a")
+    release = render(
+        config, bundle, select_contract(config), model_uri="pvc://models/embed/sha256-0", namespace="team-a"
+    )
     spec = part(release, "NIMService")["spec"]
     assert spec["storage"]["pvc"] == {"name": "models", "volumeAccessMode": "ReadWriteMany"}
     assert {"name": "NIM_CUSTOM_MODEL", "value": "/model-store/embed/sha256-0/onnx"} in spec["env"]
     newer = config.model_copy(update={"serving_image": NIM_2})
-    spec = part(render(newer, bundle, contract(newer), model_uri="pvc://models/c", namespace="t"), "NIMService")["spec"]
+    spec = part(render(newer, bundle, select_contract(newer), model_uri="pvc://models/c", namespace="t"), "NIMService")[
+        "spec"
+    ]
     assert spec["storage"]["pvc"]["subPath"] == "c"
     # The operator sets these itself.
     assert not {"NIM_MODEL_PATH", "NIM_ENGINE_MODEL_PATH"} & {entry["name"] for entry in spec["env"]}
     with pytest.raises(InputError, match="serves from a claim, not s3://b/m: set model_uri"):
-        render(config, bundle, contract(config), model_uri="s3://b/m", namespace="t")
+        render(config, bundle, select_contract(config), model_uri="s3://b/m", namespace="t")
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from components.core.artifacts import seal
 from components.core.errors import ActionNeeded, InputError
 from components.core.serving.bundle import BUNDLE_FILES, read_bundle
 from components.core.serving.model_manifest import ModelManifest, compute_digest, hash_files, read_model_manifest
-from components.deploy.backends.images import contract
+from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
-from components.deploy.publishing.publish import Models, model_uri, publish, publish_checkpoint
-from components.deploy.publishing.storage import bundle_at, served_uri
+from components.deploy.publishing.publish import ModelUris, publish_checkpoint, publish_export, publish_model
+from components.deploy.publishing.storage import load_bundle, to_served_uri
 from components.deploy.targets import kserve
 from tests.deploy.bundles import write_bundle
 from tests.deploy.conftest import Team
@@ -55,7 +55,7 @@ def uploaded(bucket: S3Server) -> dict[str, bytes]:
 
 def test_a_directory_is_copied_under_its_digest(model: Path, bucket: S3Server) -> None:
     manifest = read_model_manifest(model)
-    uri = publish(str(model), manifest, PREFIX)
+    uri = publish_export(str(model), manifest, PREFIX)
     assert uri == f"s3://models/embed/sha256-{manifest.digest}"
     names = {*manifest.files, *BUNDLE_FILES}
     expected = {f"embed/sha256-{manifest.digest}/{name}": (model / name).read_bytes() for name in names}
@@ -69,11 +69,11 @@ def test_a_release_is_copied_from_the_runs_own_storage_and_once(model: Path, buc
     for path in model.rglob("*"):
         if path.is_file():
             bucket.objects[f"mlpipeline/v2/m/{path.relative_to(model).as_posix()}"] = path.read_bytes()
-    uri = publish("minio://mlpipeline/v2/m", manifest, "s3://models/embed/")
+    uri = publish_export("minio://mlpipeline/v2/m", manifest, "s3://models/embed/")
     copied = {key: body for key, body in bucket.objects.items() if key.startswith("models/")}
     assert len(copied) == len({*manifest.files, *BUNDLE_FILES})
     bucket.put_status = 500
-    assert publish("minio://mlpipeline/v2/m", manifest, PREFIX) == uri
+    assert publish_export("minio://mlpipeline/v2/m", manifest, PREFIX) == uri
 
 
 def test_a_changed_byte_publishes_nothing(model: Path, bucket: S3Server) -> None:
@@ -82,7 +82,7 @@ def test_a_changed_byte_publishes_nothing(model: Path, bucket: S3Server) -> None
     body[5000] ^= 1
     (model / "onnx/model.onnx.data").write_bytes(body)
     with pytest.raises(InputError, match=r"onnx/model.onnx.data does not have the sha256"):
-        publish(str(model), manifest, PREFIX)
+        publish_export(str(model), manifest, PREFIX)
     assert not any(key.endswith(("model-manifest.json", "model.onnx.data")) for key in bucket.objects)
     assert bucket.parts == {}
 
@@ -90,16 +90,16 @@ def test_a_changed_byte_publishes_nothing(model: Path, bucket: S3Server) -> None
 def test_another_model_is_refused(model: Path, bucket: S3Server, tmp_path: Path) -> None:
     other = read_model_manifest(write_bundle(tmp_path / "other", 2))
     with pytest.raises(InputError, match="is not the model of deploy_bundle"):
-        publish(str(model), other, PREFIX)
+        publish_export(str(model), other, PREFIX)
     with pytest.raises(InputError, match="is not whole"):
-        publish("s3://models/nothing/here", other, PREFIX)
+        publish_export("s3://models/nothing/here", other, PREFIX)
     assert bucket.objects == {}
 
 
 def test_a_bucket_that_refuses_is_named(model: Path, bucket: S3Server) -> None:
     bucket.put_status = 403
     with pytest.raises(ActionNeeded, match=r"copy of .* to s3://models/embed/sha256-.*models-s3.*access is refused"):
-        publish(str(model), read_model_manifest(model), PREFIX)
+        publish_export(str(model), read_model_manifest(model), PREFIX)
 
 
 @pytest.mark.parametrize(
@@ -114,19 +114,19 @@ def test_a_bucket_that_refuses_is_named(model: Path, bucket: S3Server) -> None:
     ],
 )
 def test_uris_as_kserve_knows_them(uri: str, served: str) -> None:
-    assert served_uri(uri) == served
+    assert to_served_uri(uri) == served
 
 
 @pytest.mark.parametrize("uri", ["/work/exported_model", "file:///m", "ftp://host/m", "exported_model"])
 def test_places_that_a_cluster_cannot_read(uri: str) -> None:
     with pytest.raises(InputError, match="set release_prefix"):
-        served_uri(uri)
+        to_served_uri(uri)
 
 
 def test_the_copy_is_what_is_served(team: Team, model: Path, bucket: S3Server) -> None:
     bundle = read_bundle(model)
     team.cluster.serves = lambda _: Service(bundle, name="team/embed")
-    kserve.deploy(team.config(release_prefix=PREFIX), bundle, Models(str(model)))
+    kserve.deploy(team.config(release_prefix=PREFIX), bundle, ModelUris(str(model)))
     (release,) = team.releases()
     predictor = team.cluster.store.objects["inferenceservices", release]["spec"]["predictor"]
     assert predictor["model"]["storageUri"] == f"s3://models/embed/sha256-{bundle.manifest.digest}"
@@ -156,7 +156,7 @@ def test_a_checkpoint_is_copied_with_what_proves_it(model: Path, checkpoint: Pat
     assert set(found) == names | set(BUNDLE_FILES)
     assert all(found[name] == (checkpoint / name).read_bytes() for name in names)
     assert list(bucket.objects)[-1].endswith("/manifest.json")
-    again = bundle_at(uri)
+    again = load_bundle(uri)
     assert (again.manifest, again.probes) == (bundle.manifest, bundle.probes)
     np.testing.assert_array_equal(again.tuned, bundle.tuned)
     bucket.put_status = 500
@@ -177,9 +177,11 @@ def test_a_checkpoint_that_is_another_or_changed_is_refused(
 
 def test_servers_of_checkpoints_are_given_the_checkpoint(model: Path) -> None:
     config = DeployConfig(backend="vllm")
-    how, bundle = contract(config), read_bundle(model)
-    assert model_uri(config, bundle, how, Models("s3://b/exported", "minio://b/checkpoint")) == "s3://b/checkpoint"
+    how, bundle = select_contract(config), read_bundle(model)
+    assert (
+        publish_model(config, bundle, how, ModelUris("s3://b/exported", "minio://b/checkpoint")) == "s3://b/checkpoint"
+    )
     with pytest.raises(InputError, match="vLLM serves the artifact checkpoint: give its URI"):
-        model_uri(config, bundle, how, Models("s3://b/exported"))
+        publish_model(config, bundle, how, ModelUris("s3://b/exported"))
     elsewhere = config.model_copy(update={"model_uri": "pvc://claim/path"})
-    assert model_uri(elsewhere, bundle, how, Models("")) == "pvc://claim/path"
+    assert publish_model(elsewhere, bundle, how, ModelUris("")) == "pvc://claim/path"

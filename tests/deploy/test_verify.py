@@ -16,7 +16,7 @@ from components.core.encoder.config import EncoderConfig
 from components.core.serving.bundle import Bundle, read_bundle
 from components.core.serving.client import EmbeddingClient
 from components.deploy.verification.checks import Check
-from components.deploy.verification.verify import Requirements, verify
+from components.deploy.verification.verify_endpoint import Requirements, verify_endpoint
 from components.deploy.verify import main
 from tests.conftest import Exported
 from tests.deploy.bundles import write_bundle
@@ -32,7 +32,7 @@ def bundle(llama: Exported) -> Bundle:
 
 def checks_of(service: Service, *, model: str = "embed") -> dict[str, Check]:
     with serving(service) as url, EmbeddingClient(url, model) as endpoint:
-        return {check.name: check for check in verify(endpoint, service.bundle)}
+        return {check.name: check for check in verify_endpoint(endpoint, service.bundle)}
 
 
 def failed(checks: dict[str, Check]) -> set[str]:
@@ -237,7 +237,7 @@ def test_the_latency_budget_is_kept(bundle: Bundle, budget: float, passed: bool)
     service = Service(bundle)
     wanted = Requirements(latency_budget_ms=budget, previous_latency={"p95_ms": 7.0})
     with serving(service) as url, EmbeddingClient(url, "embed") as endpoint:
-        checks = {check.name: check for check in verify(endpoint, bundle, wanted)}
+        checks = {check.name: check for check in verify_endpoint(endpoint, bundle, wanted)}
     assert checks["latency"].passed is passed
     assert checks["latency"].figures["previous_p95_ms"] == 7.0
     assert checks["latency"].figures["texts_per_second"] > 0
@@ -246,7 +246,7 @@ def test_the_latency_budget_is_kept(bundle: Bundle, budget: float, passed: bool)
 def test_vllm_is_proven_as_a_nim_is(bundle: Bundle) -> None:
     for fault, expected in ((None, set()), (base_model, {"cosine to fine-tuned", "fine-tuned, not base"})):
         with serving(Service(bundle, fault)) as url, EmbeddingClient(url, "embed", api="vllm") as endpoint:
-            checks = {check.name: check for check in verify(endpoint, bundle)}
+            checks = {check.name: check for check in verify_endpoint(endpoint, bundle)}
         assert expected <= failed(checks)
         assert fault or not failed(checks)
 

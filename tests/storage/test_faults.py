@@ -28,7 +28,7 @@ from components.core.serving.model_manifest import (
 from components.core.store import bucket as bucket_module
 from components.core.store import open_store
 from components.core.store.errors import to_stage_error
-from components.deploy.publishing.publish import publish
+from components.deploy.publishing.publish import publish_export
 from components.finetune.resume.checkpoints import Checkpoints
 from components.sdg.llm.ledger import open_ledger
 from tests.deploy.bundles import write_bundle
@@ -117,7 +117,7 @@ class Release:
                 store.write(path.relative_to(self.model).as_posix(), path.read_bytes())
 
     def run(self, uri: str) -> None:
-        publish(f"{uri}/run", self.manifest, f"{uri}/releases")
+        publish_export(f"{uri}/run", self.manifest, f"{uri}/releases")
 
     def check(self, uri: str) -> None:
         store = self._store(uri)

@@ -58,7 +58,9 @@ class Contract:
     needs_writable_root: bool = True
     reads_ngc_key: bool = False
 
-    def environment(self, bundle: Bundle | None, *, served_name: str, model_path: str = MODEL_PATH) -> dict[str, str]:
+    def build_environment(
+        self, bundle: Bundle | None, *, served_name: str, model_path: str = MODEL_PATH
+    ) -> dict[str, str]:
         """Environment variables that make the image serve the model under ``served_name``.
 
         Without ``bundle``, for any model, those of its length and batch are left out.
@@ -66,22 +68,24 @@ class Contract:
         values = dict.fromkeys(self.model_env, f"{model_path}/{self.model_folder}".rstrip("/"))
         values |= dict.fromkeys(self.cache_env, self.cache) | dict.fromkeys(self.name_env, served_name)
         if bundle:
-            values |= dict.fromkeys(self.length_env, str(longest(bundle)))
+            values |= dict.fromkeys(self.length_env, str(get_max_length(bundle)))
         if bundle and bundle.manifest.plan:
             values |= dict.fromkeys(self.batch_env, str(bundle.manifest.plan.batch[2]))
         return values | dict(self.fixed_env)
 
-    def filled_in(self, arguments: tuple[str, ...], bundle: Bundle | None, *, served_name: str, gpus: int) -> list[str]:
+    def fill_arguments(
+        self, arguments: tuple[str, ...], bundle: Bundle | None, *, served_name: str, gpus: int
+    ) -> list[str]:
         """``command`` or ``arguments`` for this model; without ``bundle`` the option of its length is left out."""
         values: dict[str, str | int] = {"model": MODEL_PATH, "name": served_name, "gpus": max(gpus, 1)}
         if bundle:
-            values["length"] = longest(bundle)
+            values["length"] = get_max_length(bundle)
         elif _LENGTH in arguments:
             place = arguments.index(_LENGTH)
             arguments = arguments[: place - 1] + arguments[place + 1 :]
         return [argument.format_map(values) for argument in arguments]
 
-    def proven_by(self, bundle: Bundle) -> Bundle:
+    def apply_precision(self, bundle: Bundle) -> Bundle:
         """``bundle`` with the limits of what the image computes in."""
         if self.precision is None:
             return bundle
@@ -93,7 +97,7 @@ class Contract:
         return f"{self.model_folder or ONNX_FOLDER}/"
 
 
-def longest(bundle: Bundle) -> int:
+def get_max_length(bundle: Bundle) -> int:
     """Tokens of the longest text that the model takes."""
     return max(bundle.encoder.query_max_length, bundle.encoder.passage_max_length)
 
@@ -175,7 +179,7 @@ Table = tuple[tuple[tuple[int, int], Contract | None], ...]
 # From the version on, up to the next entry's; None: how such an image takes a model is not known.
 
 
-def nim_contracts(model_format: str) -> Table:
+def list_nim_contracts(model_format: str) -> Table:
     """Of NIMs; ``model_format`` is what of an exported model NIM 1.x serves."""
     return (
         ((0, 0), None),

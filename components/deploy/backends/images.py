@@ -5,30 +5,30 @@ from __future__ import annotations
 import re
 
 from components.core.errors import InputError
-from components.deploy.backends.contracts import ONNX_SERVER, VLLM_CONTRACTS, Contract, Table, nim_contracts
+from components.deploy.backends.contracts import ONNX_SERVER, VLLM_CONTRACTS, Contract, Table, list_nim_contracts
 from components.deploy.component import DeployConfig
 
 # As in images/pins.env.
-USUAL_IMAGES = {
+DEFAULT_IMAGES = {
     "nim": "nvcr.io/nim/nvidia/llama-nemotron-embed-1b-v2:1.13.0",
     "vllm": "docker.io/vllm/vllm-openai:v0.24.0",
 }
-USUAL_IMAGES["nim-operator"] = USUAL_IMAGES["nim"]
+DEFAULT_IMAGES["nim-operator"] = DEFAULT_IMAGES["nim"]
 _NIM_REPOSITORY = "nvcr.io/nim/"
 
 
-def image(config: DeployConfig) -> str:
+def select_image(config: DeployConfig) -> str:
     """The image that serves. Raises InputError when the backend has no usual one."""
-    if found := config.serving_image or USUAL_IMAGES.get(config.backend):
+    if found := config.serving_image or DEFAULT_IMAGES.get(config.backend):
         return found
     raise InputError(
         f"backend={config.backend} has no image of its own: set serving_image to what images/server builds"
     )
 
 
-def contract(config: DeployConfig) -> Contract:
+def select_contract(config: DeployConfig) -> Contract:
     """What the serving image must be told. Raises InputError for one that is not pinned, not known or another's."""
-    name = image(config)
+    name = select_image(config)
     repository, tag = _parse(name)
     if config.backend not in ("nim", "nim-operator") and repository.startswith(_NIM_REPOSITORY):
         raise InputError(
@@ -38,7 +38,9 @@ def contract(config: DeployConfig) -> Contract:
         return ONNX_SERVER
     if config.backend == "vllm":
         return _by_version("vLLM", name, tag, VLLM_CONTRACTS, example="v0.24.0", known="0.23 to 0.x, or NVIDIA's 26.06")
-    return _by_version("a NIM", name, tag, nim_contracts(config.model_format), example="1.13.0", known="1.10 to 2.x")
+    return _by_version(
+        "a NIM", name, tag, list_nim_contracts(config.model_format), example="1.13.0", known="1.10 to 2.x"
+    )
 
 
 def _by_version(what: str, name: str, tag: str, table: Table, *, example: str, known: str) -> Contract:

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if service is None or not service.runs():
+    if service is None or not service.is_running():
         print(f"{args.name} is not running")
         return NOT_RUNNING
     print(f"{args.name} serves {service.digest[:12]} at {service.url}, process {service.pid}, log {service.log}")

@@ -26,7 +26,7 @@ _SHOWN_LINES = 10
 _log = logging.getLogger(__name__)
 
 
-class Service(BaseModel):
+class ServerProcess(BaseModel):
     """A server that was started. ``started`` is the system's own record of when: process ids are used again."""
 
     model_config = ConfigDict(frozen=True)
@@ -46,13 +46,13 @@ class Service(BaseModel):
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         """Whether that very process is there, and is our server."""
         found = _identity(self.pid)
         return found is not None and found[0] == self.started and _SERVER in found[1] and self.name in found[1]
 
 
-def start(release: Path, *, name: str, digest: str, host: str, port: int, log: Path) -> Service:
+def start_server(release: Path, *, name: str, digest: str, host: str, port: int, log: Path) -> ServerProcess:
     """A server of ``release`` in a session of its own, which outlives this process; its output goes to ``log``."""
     command = [sys.executable, "-m", _SERVER, "--model", str(release), "--name", name]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -68,15 +68,15 @@ def start(release: Path, *, name: str, digest: str, host: str, port: int, log: P
         )
     found = _identity(process.pid)
     started = found[0] if found else ""
-    return Service(pid=process.pid, started=started, name=name, digest=digest, host=host, port=port, log=str(log))
+    return ServerProcess(pid=process.pid, started=started, name=name, digest=digest, host=host, port=port, log=str(log))
 
 
-def wait_until_ready(service: Service, timeout: float) -> None:
+def wait_until_ready(service: ServerProcess, timeout: float) -> None:
     """Raises ActionNeeded when the server ends, or is not ready within ``timeout`` seconds."""
     began = time.monotonic()
     with EmbeddingClient(service.url, service.name, timeout=5.0) as endpoint:
         while not endpoint.is_ready():
-            if not service.runs():
+            if not service.is_running():
                 raise ActionNeeded(f"the server ended before it was ready: {_last_lines(service)}")
             if time.monotonic() - began > timeout:
                 raise ActionNeeded(
@@ -87,29 +87,29 @@ def wait_until_ready(service: Service, timeout: float) -> None:
     _log.info("server %d ready at %s in %.1f s", service.pid, service.url, time.monotonic() - began)
 
 
-def stop(service: Service) -> bool:
+def stop_server(service: ServerProcess) -> bool:
     """End the server, kindly at first; False when it is not there or that process is not ours."""
-    if not service.runs():
+    if not service.is_running():
         return False
     for number, patience in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _STOP_SECONDS)):
         os.kill(service.pid, number)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
-            if not service.runs():
+            if not service.is_running():
                 _log.info("server %d at %s stopped", service.pid, service.url)
                 return True
             time.sleep(_POLL_SECONDS)
     raise ActionNeeded(f"process {service.pid} does not end: end it by hand")
 
 
-def free_port(host: str) -> int:
+def find_free_port(host: str) -> int:
     """A port of ``host`` that nobody listens on now. Raises InputError when one cannot listen there."""
     port = _listen(host, 0)
     assert port is not None
     return port
 
 
-def is_free(host: str, port: int) -> bool:
+def is_port_free(host: str, port: int) -> bool:
     """Whether nobody listens on ``port``. Raises InputError when one cannot listen there for another reason."""
     return _listen(host, port) is not None
 
@@ -149,7 +149,7 @@ def _identity_by_ps(pid: int) -> tuple[str, str] | None:
     return (line[:24], line[24:].strip()) if line else None
 
 
-def _last_lines(service: Service) -> str:
+def _last_lines(service: ServerProcess) -> str:
     try:
         lines = Path(service.log).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_SHOWN_LINES:]
     except OSError:

@@ -13,22 +13,22 @@ from pydantic import BaseModel, ValidationError
 
 from components.core.errors import InputError, Transient
 from components.core.serving.model_manifest import MODEL_MANIFEST, ModelManifest, check_files, read_model_manifest
-from components.deploy.local.process import Service, stop
+from components.deploy.local.process import ServerProcess, stop_server
 
 KEPT_RELEASES = 2
 _STATE = "state.json"
 
 
-class State(BaseModel):
+class ServiceState(BaseModel):
     """Which servers there are.
 
     ``previous`` is set while the service is switched from it to another; it stays after a switch that was cut short.
     ``good`` holds digests that passed verification, the last one first.
     """
 
-    live: Service | None = None
-    candidate: Service | None = None
-    previous: Service | None = None
+    live: ServerProcess | None = None
+    candidate: ServerProcess | None = None
+    previous: ServerProcess | None = None
     good: list[str] = []
 
 
@@ -39,7 +39,7 @@ class StateDirectory:
         self.path = Path(root).expanduser().resolve() / quote(name, safe="")
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Hold the service for oneself. Raises Transient when another deployment holds it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -53,25 +53,25 @@ class StateDirectory:
                 raise Transient(f"another deployment is under way in {self.path}: try again when it is done") from None
             yield
 
-    def read(self) -> State:
+    def read(self) -> ServiceState:
         """The state; empty when there is none yet."""
         try:
-            return State.model_validate_json((self.path / _STATE).read_bytes())
+            return ServiceState.model_validate_json((self.path / _STATE).read_bytes())
         except FileNotFoundError:
-            return State()
+            return ServiceState()
         except ValidationError:
             raise InputError(f"{self.path / _STATE} cannot be read: stop the service by hand and remove it") from None
 
-    def write(self, state: State) -> None:
+    def write(self, state: ServiceState) -> None:
         partial = self.path / f"{_STATE}.partial"
         partial.write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
         partial.replace(self.path / _STATE)
 
-    def release(self, digest: str) -> Path:
+    def get_release_directory(self, digest: str) -> Path:
         """Where the release lies or would lie."""
         return self.path / "releases" / digest[:12]
 
-    def log(self, digest: str, role: str) -> Path:
+    def get_log_file(self, digest: str, role: str) -> Path:
         """Where a server of the release writes."""
         return self.path / "logs" / f"{digest[:12]}-{role}.log"
 
@@ -82,7 +82,7 @@ class StateDirectory:
         file is not what the model's manifest says.
         """
         manifest = read_model_manifest(model)
-        release = self.release(manifest.digest)
+        release = self.get_release_directory(manifest.digest)
         if self._is_whole(release, manifest):
             return manifest
         partial = release.with_name(release.name + ".partial")
@@ -101,7 +101,7 @@ class StateDirectory:
         partial.rename(release)
         return manifest
 
-    def prune(self, state: State) -> None:
+    def prune(self, state: ServiceState) -> None:
         """Remove releases and logs other than those last verified or running."""
         running = [service.digest for service in (state.live, state.previous) if service]
         kept = {digest[:12] for digest in (*state.good[:KEPT_RELEASES], *running)}
@@ -126,8 +126,8 @@ def stop_service(state_dir: str, name: str) -> bool:
     home = StateDirectory(state_dir, name)
     if not home.path.is_dir():
         return False
-    with home.locked():
+    with home.lock():
         state = home.read()
-        stopped = [stop(service) for service in (state.live, state.candidate) if service]
-        home.write(State(good=state.good))
+        stopped = [stop_server(service) for service in (state.live, state.candidate) if service]
+        home.write(ServiceState(good=state.good))
     return any(stopped)

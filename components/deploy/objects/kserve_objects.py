@@ -6,7 +6,7 @@ from typing import Any
 
 from components.core.serving.bundle import Bundle
 from components.deploy.backends.contracts import PORT, Contract
-from components.deploy.backends.images import image
+from components.deploy.backends.images import select_image
 from components.deploy.component import DeployConfig
 from components.deploy.labels import MODEL_DIGEST, Object, as_object
 
@@ -125,7 +125,7 @@ def _container(config: DeployConfig, bundle: Bundle | None, contract: Contract) 
     given = {"served_name": config.served_model_name, "gpus": gpu_count(config, contract)}
     container: Object = {
         "name": "kserve-container",
-        "image": image(config),
+        "image": select_image(config),
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "env": _environment(config, bundle, contract),
         # Half an hour: the image starts, downloads what it needs and builds its sessions.
@@ -144,16 +144,16 @@ def _container(config: DeployConfig, bundle: Bundle | None, contract: Contract) 
     }
     if contract.needs_shared_memory:
         container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})
-    if command := contract.filled_in(contract.command, bundle, **given):
+    if command := contract.fill_arguments(contract.command, bundle, **given):
         container["command"] = command
-    arguments = contract.filled_in(contract.arguments, bundle, **given)
+    arguments = contract.fill_arguments(contract.arguments, bundle, **given)
     if arguments := arguments + (config.vllm_arguments if config.backend == "vllm" else []):
         container["args"] = arguments
     return container
 
 
 def _environment(config: DeployConfig, bundle: Bundle | None, contract: Contract) -> list[Object]:
-    values = contract.environment(bundle, served_name=config.served_model_name)
+    values = contract.build_environment(bundle, served_name=config.served_model_name)
     environment: list[Object] = [{"name": key, "value": value} for key, value in values.items()]
     if contract.reads_ngc_key and config.ngc_secret_name:
         reference = {"name": config.ngc_secret_name, "key": "NGC_API_KEY", "optional": True}

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from components.core.errors import InputError
 from components.core.serving.bundle import Bundle
 from components.deploy.backends.contracts import PORT, Contract
-from components.deploy.backends.images import image
+from components.deploy.backends.images import select_image
 from components.deploy.component import DeployConfig
 from components.deploy.labels import MODEL_DIGEST, Object, as_object
 from components.deploy.objects.kserve_objects import gpu_count, probe, resources
@@ -33,9 +33,11 @@ def nim_service(
     claim = urlsplit(model_uri)
     if claim.scheme != "pvc":
         raise InputError(f"the NIM operator serves from a claim, not {model_uri}: set model_uri to pvc://CLAIM/PATH")
-    repository, _, tag = image(config).rpartition(":")
-    if "@" in image(config):
-        raise InputError(f"serving_image {image(config)}: a NIMService names its image by tag: leave the digest out")
+    repository, _, tag = select_image(config).rpartition(":")
+    if "@" in select_image(config):
+        raise InputError(
+            f"serving_image {select_image(config)}: a NIMService names its image by tag: leave the digest out"
+        )
     path = claim.path.strip("/")
     user = config.serving_run_as_user or contract.user
     spec: Object = {
@@ -76,7 +78,7 @@ def _image(config: DeployConfig, repository: str, tag: str) -> Object:
 
 
 def _environment(config: DeployConfig, bundle: Bundle, contract: Contract, path: str) -> list[Object]:
-    values = contract.environment(
+    values = contract.build_environment(
         bundle, served_name=config.served_model_name, model_path=f"{_MODEL_STORE}/{path}".rstrip("/")
     )
     owned = contract.model_env if contract.serves == "checkpoint" else ()

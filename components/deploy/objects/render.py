@@ -11,7 +11,7 @@ import yaml
 
 from components.core.errors import InputError
 from components.core.serving.bundle import Bundle
-from components.deploy.backends.compatibility import require_servable
+from components.deploy.backends.compatibility import check_compatibility
 from components.deploy.backends.contracts import PORT, Contract
 from components.deploy.component import DeployConfig
 from components.deploy.labels import (
@@ -67,7 +67,7 @@ def render(config: DeployConfig, bundle: Bundle, contract: Contract, *, model_ur
     Nothing in them is ever changed: other settings or another model make a release of another name. Raises
     InputError for a model that the image would serve otherwise than it was trained, and for names that are too long.
     """
-    require_servable(config, bundle, contract)
+    check_compatibility(config, bundle, contract)
     objects = _objects("", config, bundle, contract, model_uri, namespace)
     fingerprint = hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{config.service_name}-r-{fingerprint}"

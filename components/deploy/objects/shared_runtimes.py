@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from components.deploy.backends.images import contract
+from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
 from components.deploy.labels import Object
 from components.deploy.objects.kserve_objects import runtime
@@ -37,7 +37,7 @@ def shared_runtimes(server_image: str) -> list[Object]:
 
 
 def _shared(config: DeployConfig) -> Object:
-    how = contract(config)
+    how = select_contract(config)
     # Past the validation of settings, which refuse what KServe would fill in.
     config = config.model_copy(update={"served_model_name": _SERVICE})
     labels = {"app.kubernetes.io/name": "nemotron-embed"}

@@ -21,25 +21,25 @@ from components.core.serving.model_manifest import (
 )
 from components.deploy.backends.contracts import Contract
 from components.deploy.component import DeployConfig
-from components.deploy.publishing.storage import copy_release, served_uri
+from components.deploy.publishing.storage import copy_release, to_served_uri
 
 
 @dataclass(frozen=True)
-class Models:
+class ModelUris:
     """URIs of what earlier stages made; empty for what is not there."""
 
     exported_model: str
     checkpoint: str = ""
 
 
-def model_uri(config: DeployConfig, bundle: Bundle, contract: Contract, models: Models) -> str:
+def publish_model(config: DeployConfig, bundle: Bundle, contract: Contract, models: ModelUris) -> str:
     """Where the cluster reads what ``contract`` serves, copied to ``release_prefix`` when there is one.
 
     Raises InputError when it is not there, is not what ``bundle`` proves, or lies where a cluster cannot read;
     ActionNeeded when the copy fails.
     """
     if config.model_uri:
-        return served_uri(config.model_uri)
+        return to_served_uri(config.model_uri)
     # An export with enabled=false holds the checkpoint; any other one only names it.
     inside = bundle.manifest.model_format == "checkpoint"
     wanted = "checkpoint" if contract.serves == "checkpoint" and not inside else "exported_model"
@@ -50,15 +50,15 @@ def model_uri(config: DeployConfig, bundle: Bundle, contract: Contract, models: 
             f"of it"
         )
     if not config.release_prefix:
-        uri = served_uri(source)
+        uri = to_served_uri(source)
     elif wanted == "checkpoint":
         uri = publish_checkpoint(source, bundle, config.release_prefix)
     else:
-        uri = publish(source, bundle.manifest, config.release_prefix)
+        uri = publish_export(source, bundle.manifest, config.release_prefix)
     return f"{uri}/{CHECKPOINT_FOLDER}" if inside else uri
 
 
-def publish(source: str, manifest: ModelManifest, prefix: str) -> str:
+def publish_export(source: str, manifest: ModelManifest, prefix: str) -> str:
     """Copy the exported model at ``source`` to ``prefix``/sha256-DIGEST and return that URI; a whole copy is left.
 
     Raises InputError when ``source`` is not the model of ``manifest``, ActionNeeded when a place cannot be read or

@@ -20,7 +20,7 @@ SERVED_SCHEMES = ("s3", "gs", "pvc", "oci", "hf")
 _log = logging.getLogger(__name__)
 
 
-def served_uri(uri: str) -> str:
+def to_served_uri(uri: str) -> str:
     """``uri`` as KServe's storage initializer knows it. Raises InputError for a place that a cluster cannot read."""
     parts = urlsplit(uri)
     scheme = {"minio": "s3"}.get(parts.scheme, parts.scheme)
@@ -32,7 +32,7 @@ def served_uri(uri: str) -> str:
     return f"{scheme}://{parts.netloc}{parts.path}".rstrip("/")
 
 
-def local_directory(uri: str) -> Path | None:
+def find_directory(uri: str) -> Path | None:
     """The directory that a path or a file:// URI names; None for any other URI. Raises InputError when it is none."""
     parts = urlsplit(uri)
     if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
@@ -43,7 +43,7 @@ def local_directory(uri: str) -> Path | None:
     return path
 
 
-def bundle_at(where: str) -> Bundle:
+def load_bundle(where: str) -> Bundle:
     """The deploy bundle in a directory, or at the URI of one, or of a model that ``publish`` copied.
 
     Raises InputError when there is none, and what ``to_stage_error`` says of a place that cannot be read.
@@ -79,8 +79,8 @@ def copy_release(
     short goes on with the first file that is not there. Raises InputError when ``source`` is not what it says, and
     what ``to_stage_error`` says when a place cannot be read or written.
     """
-    if local_directory(source) is None:
-        served_uri(source)
+    if find_directory(source) is None:
+        to_served_uri(source)
     origin, release = open_store(source, setting="the model"), open_store(target, setting="release_prefix")
     where = f"the copy of {source} to {target} (Secret models-s3, or the identity of deploy's service account)"
     try:

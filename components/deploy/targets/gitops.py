@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from components.core.errors import InputError
 from components.core.serving.api import ApiName
 from components.core.serving.bundle import Bundle
-from components.deploy.backends.compatibility import require_servable
-from components.deploy.backends.images import contract
+from components.deploy.backends.compatibility import check_compatibility
+from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
 from components.deploy.git.change import Change, Delivered, deliver, open_repository
 from components.deploy.git.layout import Layout, read_layout
@@ -22,18 +22,18 @@ from components.deploy.kubernetes.cluster import connect
 from components.deploy.labels import Object, direct_name, service_url
 from components.deploy.objects.render import Release, live_service, render
 from components.deploy.objects.verify_job import verify_job
-from components.deploy.publishing.publish import Models, model_uri
+from components.deploy.publishing.publish import ModelUris, publish_model
 from components.deploy.result import Deployed
 from components.deploy.verification.candidate import Probation
+from components.deploy.verification.check_table import format_markdown
 from components.deploy.verification.checks import Check
-from components.deploy.verification.report import as_markdown
-from components.deploy.verification.retrieval import TestSet
-from components.deploy.verification.verify import Requirements
+from components.deploy.verification.retrieval_check import TestSet
+from components.deploy.verification.verify_endpoint import Requirements
 
 _log = logging.getLogger(__name__)
 
 
-def deploy(config: DeployConfig, bundle: Bundle, models: Models, test_set: TestSet | None = None) -> Deployed:
+def deploy(config: DeployConfig, bundle: Bundle, models: ModelUris, test_set: TestSet | None = None) -> Deployed:
     """The objects of the release and the Service that makes it live, written as files, committed, or proposed.
 
     Raises InputError for settings that contradict each other or the model, ActionNeeded when a token is refused, a
@@ -41,16 +41,18 @@ def deploy(config: DeployConfig, bundle: Bundle, models: Models, test_set: TestS
     """
     if not config.serving_namespace:
         raise InputError("target=gitops writes objects for a namespace: set serving_namespace")
-    how = contract(config)
+    how = select_contract(config)
     # Before anything is copied.
-    require_servable(config, bundle, how)
-    uri = model_uri(config, bundle, how, models)
+    check_compatibility(config, bundle, how)
+    uri = publish_model(config, bundle, how, models)
     release = render(config, bundle, how, model_uri=uri, namespace=config.serving_namespace)
     written = _Written(config, release, uri, how.api)
     if not config.git_repository:
         _log.info("wrote the objects of %s: commit deployment/manifests, then verify the endpoint", release.name)
         return written.outcome(None, {}, [], [])
-    return _deliver(config, how.proven_by(bundle), written, Requirements(config.latency_budget_ms, None, test_set))
+    return _deliver(
+        config, how.apply_precision(bundle), written, Requirements(config.latency_budget_ms, None, test_set)
+    )
 
 
 def _deliver(config: DeployConfig, bundle: Bundle, written: _Written, wanted: Requirements) -> Deployed:
@@ -111,7 +113,7 @@ class _Written:
         ]
         if self._reindex(before):
             lines.append("- **another model than before: documents must be embedded again**")
-        table = [as_markdown(f"{self.release.name}, synced and verified", checks)] if checks else []
+        table = [format_markdown(f"{self.release.name}, synced and verified", checks)] if checks else []
         return "\n".join([*lines, "", *table])
 
     def outcome(self, before: Layout | None, about: dict[str, str], checks: list[Check], live: list[Check]) -> Deployed:

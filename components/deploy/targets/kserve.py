@@ -14,8 +14,8 @@ from dataclasses import replace
 from components.core.errors import ActionNeeded, StageError
 from components.core.serving.api import ApiName
 from components.core.serving.bundle import Bundle
-from components.deploy.backends.compatibility import require_servable
-from components.deploy.backends.images import contract
+from components.deploy.backends.compatibility import check_compatibility
+from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
 from components.deploy.kubernetes import permissions, rollout
 from components.deploy.kubernetes.cluster import Cluster, connect
@@ -24,18 +24,18 @@ from components.deploy.kubernetes.lease import Turn
 from components.deploy.kubernetes.releases import Live, Releases
 from components.deploy.labels import direct_name, live_name, service_url
 from components.deploy.objects.render import Release, live_service, render
-from components.deploy.publishing.publish import Models, model_uri
+from components.deploy.publishing.publish import ModelUris, publish_model
 from components.deploy.result import Deployed
 from components.deploy.targets.canary import Canary, require_same_weights
 from components.deploy.verification.candidate import Probation
 from components.deploy.verification.checks import Check
-from components.deploy.verification.retrieval import TestSet
-from components.deploy.verification.verify import Requirements, latency_figures
+from components.deploy.verification.retrieval_check import TestSet
+from components.deploy.verification.verify_endpoint import Requirements, extract_latency
 
 _log = logging.getLogger(__name__)
 
 
-def deploy(config: DeployConfig, bundle: Bundle, models: Models, test_set: TestSet | None = None) -> Deployed:
+def deploy(config: DeployConfig, bundle: Bundle, models: ModelUris, test_set: TestSet | None = None) -> Deployed:
     """Serve one of ``models`` in the cluster and prove it by ``bundle``, and by ``test_set`` when there is one; when
     anything fails, what served before serves on.
 
@@ -43,16 +43,16 @@ def deploy(config: DeployConfig, bundle: Bundle, models: Models, test_set: TestS
     missing, or the release does not start or does not pass verification; Transient when a newer deployment has come
     or the cluster stays unavailable.
     """
-    how = contract(config)
-    require_servable(config, bundle, how)
+    how = select_contract(config)
+    check_compatibility(config, bundle, how)
     cluster = connect(config.serving_namespace)
     permissions.require(cluster, config)
-    uri = model_uri(config, bundle, how, models)
+    uri = publish_model(config, bundle, how, models)
     release = render(config, bundle, how, model_uri=uri, namespace=cluster.namespace)
     wanted = Requirements(config.latency_budget_ms, None, test_set)
     turn = Turn(cluster, config.service_name, poll=min(1.0, config.health_check_interval))
     with _terminated_as_interrupted(), turn.taken(timeout=config.rollout_timeout):
-        return _Deployment(config, how.proven_by(bundle), cluster, release, turn, wanted, how.api).run(uri)
+        return _Deployment(config, how.apply_precision(bundle), cluster, release, turn, wanted, how.api).run(uri)
 
 
 class _Deployment:
@@ -193,7 +193,7 @@ class _Deployment:
             "model_digest": self.release.model_digest,
             "checkpoint_digest": self.release.checkpoint_digest,
             "previous": earlier[0] if earlier else "",
-            "latency": latency_figures(checks),
+            "latency": extract_latency(checks),
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         try:

@@ -11,9 +11,9 @@ from components.core.serving.api import ApiName
 from components.core.serving.bundle import Bundle
 from components.core.serving.client import EmbeddingClient
 from components.deploy.component import DeployConfig
+from components.deploy.verification.check_table import format_table
 from components.deploy.verification.checks import Check
-from components.deploy.verification.report import as_table
-from components.deploy.verification.verify import Requirements, failures, verify
+from components.deploy.verification.verify_endpoint import Requirements, list_failures, verify_endpoint
 
 # Names and routes of a Service reach every node some time after it was made or changed.
 _SETTLING_SECONDS = 60.0
@@ -79,8 +79,8 @@ class Probation:
 
     def require(self, url: str, *, brief: bool = False, quiet: bool = False) -> list[Check]:
         with EmbeddingClient(url, self._config.served_model_name, api=self._api) as endpoint:
-            checks = verify(endpoint, self._bundle, self._wanted, brief=brief)
-        _log.log(logging.DEBUG if quiet else logging.INFO, "%s:\n%s", url, as_table(checks))
-        if failed := failures(checks):
+            checks = verify_endpoint(endpoint, self._bundle, self._wanted, brief=brief)
+        _log.log(logging.DEBUG if quiet else logging.INFO, "%s:\n%s", url, format_table(checks))
+        if failed := list_failures(checks):
             raise ActionNeeded(f"release {self._release} is not what was exported: {'; '.join(failed)}")
         return checks

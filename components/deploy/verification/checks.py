@@ -46,7 +46,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Served:
+class ProbedEndpoint:
     """The endpoint with its vectors of all probes, float32 [probes, dimension], asked for in batches of eight."""
 
     endpoint: EmbeddingClient
@@ -78,7 +78,7 @@ def lists_its_name(endpoint: EmbeddingClient) -> tuple[bool, dict[str, Any]]:
     return endpoint.model in names, {"found": names[:5]}
 
 
-def norm(served: Served) -> Check:
+def norm(served: ProbedEndpoint) -> Check:
     """Whether dot products are cosines."""
     if not served.bundle.manifest.l2_normalize:
         return Check("length 1", None, {"reason": "the model does not normalise"}, "")
@@ -87,13 +87,13 @@ def norm(served: Served) -> Check:
     return Check("length 1", error <= limit, {"largest error": round(error, 7)}, f"<= {limit}")
 
 
-def nearness(served: Served) -> Check:
+def nearness(served: ProbedEndpoint) -> Check:
     """Whether each vector is the checkpoint's, as far as the precision allows."""
     found = compare_vectors(served.vectors, served.bundle.tuned)
     return Check("cosine to fine-tuned", found.is_within(served.limits), found.figures(), str(served.limits))
 
 
-def identity(served: Served) -> Check:
+def identity(served: ProbedEndpoint) -> Check:
     """The base model as negative control, on the probes where it differs by more than the precision explains."""
     tuned, base = served.bundle.tuned, served.bundle.base
     differ = compute_row_cosines(tuned, base) < served.limits.minimum
@@ -105,7 +105,7 @@ def identity(served: Served) -> Check:
     return Check("fine-tuned, not base", bool(nearer.mean() >= _NEARER_SHARE), figures, limit)
 
 
-def long_texts(served: Served) -> Check:
+def long_texts(served: ProbedEndpoint) -> Check:
     """Whether long texts are read to their end: the same cosines, of the probes that an engine for short ones cuts."""
     limit = f"mean >= {served.limits.mean} over probes of more than {_LONG_WORDS} words"
     rows = [row for row, probe in enumerate(served.bundle.probes) if len(probe.text.split()) > _LONG_WORDS]
@@ -115,7 +115,7 @@ def long_texts(served: Served) -> Check:
     return Check("long texts", found.mean >= served.limits.mean, {"probes": len(rows), **found.figures()}, limit)
 
 
-def neighbours(served: Served) -> Check:
+def neighbours(served: ProbedEndpoint) -> Check:
     """Whether queries find the same passages among the probes as with the checkpoint's vectors.
 
     A passage that the checkpoint scores as its own last neighbour, within what the precision explains, is no mistake.

@@ -10,7 +10,7 @@ import numpy as np
 
 from components.core.errors import InputError, StageError
 from components.core.serving.vector_limits import NORM_TOLERANCE, compare_vectors, compute_norm_error
-from components.deploy.verification.checks import BATCH, Check, Served, embed, guarded
+from components.deploy.verification.checks import BATCH, Check, ProbedEndpoint, embed, guarded
 
 _ALONE_EVERY = 4
 _SINGLE_REQUESTS = 20
@@ -18,7 +18,7 @@ _CLIENTS = 4
 _REQUESTS_EACH = 5
 
 
-def behaviour(served: Served) -> list[Check]:
+def behaviour(served: ProbedEndpoint) -> list[Check]:
     """The checks that need requests of their own: batches, encodings, prefixes, limits."""
     repeat = f"min cosine >= {served.limits.repeat}"
     return [
@@ -33,23 +33,23 @@ def behaviour(served: Served) -> list[Check]:
     ]
 
 
-def _same(served: Served, vectors: np.ndarray) -> tuple[bool, dict[str, Any]]:
+def _same(served: ProbedEndpoint, vectors: np.ndarray) -> tuple[bool, dict[str, Any]]:
     lowest = compare_vectors(vectors, served.vectors).minimum
     return lowest >= served.limits.repeat, {"min": round(lowest, 7)}
 
 
-def _alone(served: Served) -> tuple[bool, dict[str, Any]]:
+def _alone(served: ProbedEndpoint) -> tuple[bool, dict[str, Any]]:
     rows = slice(None, None, _ALONE_EVERY)
     alone = embed(served.endpoint, served.bundle.probes[rows], 1)
     lowest = compare_vectors(alone, served.vectors[rows]).minimum
     return lowest >= served.limits.repeat, {"min": round(lowest, 7), "texts": len(alone)}
 
 
-def _together(served: Served) -> np.ndarray:
+def _together(served: ProbedEndpoint) -> np.ndarray:
     return embed(served.endpoint, served.bundle.probes, len(served.bundle.probes))
 
 
-def _base64(served: Served) -> tuple[bool, dict[str, Any]]:
+def _base64(served: ProbedEndpoint) -> tuple[bool, dict[str, Any]]:
     texts = [probe.text for probe in served.bundle.probes if probe.kind == "query"][:BATCH]
     as_float, as_base64 = (
         served.endpoint.embed(texts, "query", encoding_format=encoding) for encoding in ("float", "base64")
@@ -58,7 +58,7 @@ def _base64(served: Served) -> tuple[bool, dict[str, Any]]:
     return largest <= NORM_TOLERANCE["fp32"], {"largest difference": largest}
 
 
-def _dimensions(served: Served) -> Check:
+def _dimensions(served: ProbedEndpoint) -> Check:
     """Shorter vectors must be the first numbers of the long ones, scaled to length 1; not every service gives them."""
     limit = f"first half, normalised: min cosine >= {served.limits.repeat}"
     half = served.bundle.manifest.dimension // 2
@@ -80,7 +80,7 @@ def _dimensions(served: Served) -> Check:
     return Check("dimensions", passed, {"min": round(lowest, 7), "largest length error": round(length, 7)}, limit)
 
 
-def _prefixes(served: Served) -> tuple[bool, dict[str, Any]]:
+def _prefixes(served: ProbedEndpoint) -> tuple[bool, dict[str, Any]]:
     """Clients send bare texts; only the service can tell a query from a passage."""
     how = served.bundle.encoder
     as_query, as_passage = (served.endpoint.embed(["a short text"], kind) for kind in ("query", "passage"))
@@ -89,7 +89,7 @@ def _prefixes(served: Served) -> tuple[bool, dict[str, Any]]:
     return same == (how.query_prefix == how.passage_prefix), {"cosine": round(cosine, 7)}
 
 
-def _refused(served: Served) -> tuple[bool, dict[str, Any]]:
+def _refused(served: ProbedEndpoint) -> tuple[bool, dict[str, Any]]:
     found = {}
     for kind in ("query", "passage"):
         try:
@@ -100,7 +100,7 @@ def _refused(served: Served) -> tuple[bool, dict[str, Any]]:
     return set(found.values()) == {"refused"}, found
 
 
-def _cut(served: Served) -> tuple[bool, dict[str, Any]]:
+def _cut(served: ProbedEndpoint) -> tuple[bool, dict[str, Any]]:
     """With END only what stands beyond the limit is lost: another end gives the same vector."""
     text = _too_long(served)
     vectors = served.endpoint.embed([f"{text} one", f"{text} another end"], "passage", truncate="END")
@@ -108,13 +108,13 @@ def _cut(served: Served) -> tuple[bool, dict[str, Any]]:
     return cosine >= served.limits.repeat, {"cosine": round(cosine, 7)}
 
 
-def _too_long(served: Served) -> str:
+def _too_long(served: ProbedEndpoint) -> str:
     """Every word is a token at least."""
     how = served.bundle.encoder
     return " ".join(["word"] * (max(how.query_max_length, how.passage_max_length) + 1))
 
 
-def latency(served: Served, budget_ms: float | None, previous: dict[str, float] | None) -> Check:
+def latency(served: ProbedEndpoint, budget_ms: float | None, previous: dict[str, float] | None) -> Check:
     """Milliseconds of short queries one after the other, and texts a second of four clients with batches of eight.
 
     Every vector of these requests is checked too. ``previous`` are the figures of the release before.
@@ -137,13 +137,13 @@ def latency(served: Served, budget_ms: float | None, previous: dict[str, float] 
     return Check("latency", None if budget_ms is None else p95 <= budget_ms, figures, limit)
 
 
-def _seconds(served: Served, text: str) -> float:
+def _seconds(served: ProbedEndpoint, text: str) -> float:
     began = time.monotonic()
     served.endpoint.embed([text], "query")
     return time.monotonic() - began
 
 
-def _batches(served: Served, passages: list[str], first: int) -> int:
+def _batches(served: ProbedEndpoint, passages: list[str], first: int) -> int:
     """Texts sent by one client."""
     batch = [passages[(first + n) % len(passages)] for n in range(BATCH)]
     for _ in range(_REQUESTS_EACH):

@@ -11,7 +11,7 @@ import numpy as np
 from components.core.errors import InputError
 from components.core.retrieval.beir_data import BeirData, read_beir
 from components.core.retrieval.ranking import ndcg_at
-from components.deploy.verification.checks import Check, Served
+from components.deploy.verification.checks import Check, ProbedEndpoint
 
 _K = 10
 
@@ -41,7 +41,7 @@ def read_test_set(eval_data: Path, eval_results: Path, *, max_passages: int) -> 
     return TestSet(data, ndcg)
 
 
-def retrieval(served: Served, test: TestSet) -> Check:
+def retrieval(served: ProbedEndpoint, test: TestSet) -> Check:
     """nDCG@10 through the endpoint beside the checkpoint's. Raises StageError for an endpoint that does not answer."""
     endpoint, data = served.endpoint, test.data
     passages = endpoint.embed(list(data.corpus.values()), "passage", dimension=served.bundle.manifest.dimension)

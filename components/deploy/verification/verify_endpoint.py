@@ -11,7 +11,7 @@ from components.core.serving.client import EmbeddingClient
 from components.deploy.verification.checks import (
     BATCH,
     Check,
-    Served,
+    ProbedEndpoint,
     embed,
     guarded,
     identity,
@@ -23,7 +23,7 @@ from components.deploy.verification.checks import (
     norm,
 )
 from components.deploy.verification.load_checks import behaviour, latency
-from components.deploy.verification.retrieval import TestSet, retrieval
+from components.deploy.verification.retrieval_check import TestSet, retrieval
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Requirements:
     test_set: TestSet | None = None
 
 
-def verify(
+def verify_endpoint(
     endpoint: EmbeddingClient, bundle: Bundle, requirements: Requirements | None = None, *, brief: bool = False
 ) -> list[Check]:
     """Every check of ``endpoint`` against the reference vectors of ``bundle``; a check that cannot run has failed.
@@ -58,14 +58,14 @@ def verify(
     expected = bundle.manifest.dimension
     checks.append(Check("dimension", vectors.shape[1] == expected, {"found": vectors.shape[1]}, f"{expected}"))
     if checks[-1].passed:
-        served = Served(endpoint, bundle, vectors)
+        served = ProbedEndpoint(endpoint, bundle, vectors)
         checks += [norm(served), nearness(served), long_texts(served), neighbours(served), identity(served)]
         checks += [] if brief else _thorough(served, wanted)
     checks.append(Check("retries", endpoint.retries == 0, {"retries": endpoint.retries}, "0"))
     return checks
 
 
-def _thorough(served: Served, wanted: Requirements) -> list[Check]:
+def _thorough(served: ProbedEndpoint, wanted: Requirements) -> list[Check]:
     checks = behaviour(served)
     if wanted.test_set:
         checks.append(_tried("test set", lambda: retrieval(served, wanted.test_set)))
@@ -79,12 +79,12 @@ def _tried(name: str, ask: Callable[[], Check]) -> Check:
         return Check(name, False, {"error": str(error)}, "answers")
 
 
-def failures(checks: list[Check]) -> list[str]:
+def list_failures(checks: list[Check]) -> list[str]:
     """The checks that failed, one text each."""
     return [" ".join(str(check).split()) for check in checks if check.passed is False]
 
 
-def latency_figures(checks: list[Check]) -> dict[str, float]:
+def extract_latency(checks: list[Check]) -> dict[str, float]:
     """The figures of ``latency`` among ``checks``, without those of the release before."""
     found = next((check.figures for check in checks if check.name == "latency"), {})
     return {

@@ -9,7 +9,7 @@ from components.deploy.verification.checks import Check
 _VERDICTS = {True: "passed", False: "FAILED", None: "-"}
 
 
-def as_table(checks: Sequence[Check]) -> str:
+def format_table(checks: Sequence[Check]) -> str:
     """The checks in columns, for a log or a terminal; the last line counts them."""
     rows = [(_VERDICTS[check.passed], check.name, check.shown(), check.limit) for check in checks]
     rows = [("verdict", "check", "found", "wanted"), *rows]
@@ -26,7 +26,7 @@ def count(checks: Sequence[Check]) -> str:
     return "{} passed, {} failed, {} not decided".format(*by_verdict)
 
 
-def as_markdown(title: str, checks: Sequence[Check]) -> str:
+def format_markdown(title: str, checks: Sequence[Check]) -> str:
     """The same for a pull request or a ConfigMap."""
     lines = [f"### {title}: {count(checks)}", "", "| verdict | check | found | wanted |", "|---|---|---|---|"]
     lines += [f"| {_VERDICTS[c.passed]} | {c.name} | {_cell(c.shown())} | {_cell(c.limit)} |" for c in checks]
