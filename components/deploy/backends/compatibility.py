@@ -46,7 +46,7 @@ def check_compatibility(config: DeployConfig, bundle: Bundle, contract: Contract
 
 
 def get_compute_capability(labels: dict[str, str]) -> Capability | None:
-    """Return the compute capability (major, minor) of the GPUs of nodes with ``labels``; None when no label names it."""
+    """Return the compute capability (major, minor) of the GPUs of nodes with ``labels``; None when no label tells."""
     major, minor = labels.get(_MAJOR, ""), labels.get(_MINOR, "")
     if major.isdigit() and minor.isdigit():
         return int(major), int(minor)
