@@ -15,7 +15,7 @@ from components.deploy.verification.checks import Check
 
 
 @dataclass(frozen=True)
-class Deployed:
+class DeployResult:
     """The service as it is now.
 
     ``checks`` are of the release before it went live, ``live`` of the service itself; both are empty when nothing

@@ -16,9 +16,9 @@ from components.deploy.component import DeployConfig
 from components.deploy.kubernetes import cluster as cluster_module
 from components.deploy.labels import MODEL_DIGEST
 from components.deploy.publishing.publish import ModelUris
-from components.deploy.result import Deployed
+from components.deploy.result import DeployResult
 from components.deploy.targets import kserve
-from components.deploy.verification import candidate as probation
+from components.deploy.verification import candidate
 from tests.deploy.bundles import write_bundle
 from tests.deploy.cluster.kserve import Fate
 from tests.deploy.cluster.server import StandInCluster, running, write_kubeconfig
@@ -46,7 +46,7 @@ class Team:
         }  # fmt: skip
         return DeployConfig(**(quick | changes))
 
-    def deploy(self, model: str, **changes: Any) -> Deployed:
+    def deploy(self, model: str, **changes: Any) -> DeployResult:
         models = ModelUris(f"s3://models/{model}", f"s3://checkpoints/{model}")
         return kserve.deploy(self.config(**changes), self.bundle(model), models)
 
@@ -78,7 +78,7 @@ def team(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     cluster = StandInCluster(serves)
     team = Team(cluster, bundles)
     monkeypatch.setattr(cluster_module, "_FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(probation, "_SETTLING_SECONDS", 0.5)
+    monkeypatch.setattr(candidate, "_SETTLING_SECONDS", 0.5)
     with running(cluster):
         write_kubeconfig(tmp_path / "kubeconfig", cluster)
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))

@@ -234,7 +234,7 @@ def test_the_old_release_serves_on(team: Team, case: tuple[Arrange, type[StageEr
     for answer in got[-2:] if arrange is broken_once_live else got:
         np.testing.assert_allclose(answer, expected, atol=1e-6)
     assert team.live() == "a"
-    # Nothing of the candidate is left, and the next deployment finds the turn free.
+    # Nothing of the candidate is left, and the next deployment finds the lease free.
     team.cluster.fault = lambda *_: None
     assert team.releases() == before
     assert {name for plural, name in team.cluster.store.objects if name.startswith("embed-r-")} == {

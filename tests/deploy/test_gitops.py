@@ -16,7 +16,7 @@ from components.core.serving.bundle import read_bundle
 from components.deploy.component import DeployConfig
 from components.deploy.git import host as git_host
 from components.deploy.publishing.publish import ModelUris
-from components.deploy.result import Deployed
+from components.deploy.result import DeployResult
 from components.deploy.targets import gitops
 from tests.deploy.bundles import write_bundle
 from tests.deploy.git.github import GitHubApi
@@ -34,7 +34,7 @@ class Team:
         self.server, self.kind, self.directory = server, kind, directory
         self.repository = server.repository
 
-    def deploy(self, seed: int, **changes: Any) -> Deployed:
+    def deploy(self, seed: int, **changes: Any) -> DeployResult:
         where = self.directory / f"bundle-{seed}"
         bundle = read_bundle(where if where.exists() else write_bundle(where, seed))
         settings: dict[str, Any] = {

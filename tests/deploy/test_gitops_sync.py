@@ -13,7 +13,7 @@ from components.core.errors import ActionNeeded, InputError, Transient
 from components.deploy.git import host as git_host
 from components.deploy.kubernetes.cluster import KINDS
 from components.deploy.publishing.publish import ModelUris
-from components.deploy.result import Deployed
+from components.deploy.result import DeployResult
 from components.deploy.targets import gitops
 from components.deploy.verification.verify_endpoint import list_failures
 from tests.deploy.cluster.kserve import Fate, waiting
@@ -76,7 +76,7 @@ class Syncer:
             "status": status,
         }
 
-    def deploy(self, model: str, **changes: Any) -> Deployed:
+    def deploy(self, model: str, **changes: Any) -> DeployResult:
         settings = {
             "target": "gitops", "serving_namespace": "team-a", "git_repository": self.server.address,
             "git_host": "github", "git_path": DIRECTORY, "gitops_wait": self.kind, "gitops_timeout": 3.0,

@@ -112,7 +112,7 @@ def test_what_a_killed_deployment_left_is_removed(team: Team) -> None:
     team.deploy("a")
     store = team.cluster.store
     (live,) = team.releases()
-    # As left by a deployment that was killed while its candidate started: its pods hold a GPU, the turn is not back.
+    # As left by a deployment that was killed while its candidate started: its pods hold a GPU, the lease is still held.
     for plural in ("inferenceservices", "servingruntimes", "services", "poddisruptionbudgets"):
         suffix = "-direct" if plural == "services" else ""
         left = store.get(plural, live + suffix)

@@ -30,7 +30,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Delivered:
+class ChangeReference:
     """Where a change went: a commit, a pull request, or neither when everything was there."""
 
     commit: str = ""
@@ -53,7 +53,7 @@ def open_repository(config: DeployConfig) -> GitHost:
     return (GitHub if kind == "github" else GitLab)(config.git_repository, config.git_api_url, token())
 
 
-def deliver(host: GitHost, config: DeployConfig, release: Release, change: Change) -> Delivered:
+def deliver(host: GitHost, config: DeployConfig, release: Release, change: Change) -> ChangeReference:
     """Put ``change`` into the repository, unless it is there. Raises Transient when others change it all the time."""
     for _ in range(_ATTEMPTS):
         try:
@@ -63,16 +63,16 @@ def deliver(host: GitHost, config: DeployConfig, release: Release, change: Chang
     raise Transient(f"{config.git_repository} changed {_ATTEMPTS} times while deploy wrote to it: run again")
 
 
-def _try_to_deliver(host: GitHost, config: DeployConfig, release: Release, change: Change) -> Delivered:
+def _try_to_deliver(host: GitHost, config: DeployConfig, release: Release, change: Change) -> ChangeReference:
     base = read_layout(host, config)
     wanted = changes(config, release, base, change.live)
     if not wanted:
         _log.info("%s has %s already", config.git_branch, release.name)
-        return Delivered()
+        return ChangeReference()
     if not config.git_pull_request:
         made = host.commit(config.git_branch, base.head, wanted, _message(change), new=False)
         _log.info("committed %s to %s", made[:12], config.git_branch)
-        return Delivered(commit=made)
+        return ChangeReference(commit=made)
     branch = f"{_PREFIX}/{change.name}"
     made = ""
     if host.head(branch) is None:
@@ -83,7 +83,7 @@ def _try_to_deliver(host: GitHost, config: DeployConfig, release: Release, chang
             made = host.commit(branch, there.head, missing, _message(change), new=False)
     address = host.propose(branch, config.git_branch, change.title, change.text)
     _log.info("%s waits to be merged", address)
-    return Delivered(made, address)
+    return ChangeReference(made, address)
 
 
 def _message(change: Change) -> str:

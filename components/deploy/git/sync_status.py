@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from components.core.errors import ActionNeeded, Transient
 from components.deploy.component import DeployConfig
-from components.deploy.git.change import Delivered
+from components.deploy.git.change import ChangeReference
 from components.deploy.kubernetes import rollout
 from components.deploy.kubernetes.cluster import Cluster
 from components.deploy.kubernetes.diagnosis import diagnose
@@ -25,7 +25,7 @@ class Sync:
         self._cluster, self._syncer, self._config = cluster, syncer, config
         self._name = config.gitops_application.partition("/")[2]
 
-    def wait_until_running(self, release: Release, change: Delivered) -> None:
+    def wait_until_running(self, release: Release, change: ChangeReference) -> None:
         """Return when the release is applied and all its pods serve its model."""
         self._wait(change, lambda: self._cluster.get("InferenceService", release.name) is not None)
         try:
@@ -34,7 +34,7 @@ class Sync:
             _log.error("%s", diagnose(self._cluster, release.name))
             raise
 
-    def wait_until_live(self, release: Release, change: Delivered) -> None:
+    def wait_until_live(self, release: Release, change: ChangeReference) -> None:
         """Return when the Service of clients selects the release."""
 
         def is_live() -> bool:
@@ -43,7 +43,7 @@ class Sync:
 
         self._wait(change, is_live)
 
-    def _wait(self, change: Delivered, arrived: Callable[[], bool]) -> None:
+    def _wait(self, change: ChangeReference, arrived: Callable[[], bool]) -> None:
         """Raises ActionNeeded when the sync fails for ``failure_patience`` seconds, Transient after the timeout."""
         began = time.monotonic()
         failing_since: float | None = None

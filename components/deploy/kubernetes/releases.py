@@ -13,7 +13,7 @@ from typing import Any
 from components.core.errors import ActionNeeded, InputError
 from components.deploy.kubernetes.cluster import Cluster, Conflict
 from components.deploy.kubernetes.diagnosis import redact
-from components.deploy.kubernetes.lease import TICKET, Superseded, Turn
+from components.deploy.kubernetes.lease import TICKET, DeployLease, Superseded
 from components.deploy.kubernetes.rollout import is_ending
 from components.deploy.labels import (
     CHECKPOINT_DIGEST,
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Live:
+class LiveRelease:
     """The release that clients reach."""
 
     release: str
@@ -53,28 +53,28 @@ class Releases:
         self._cluster, self._service = cluster, service
         self._alias, self._ledger = live_name(service), f"{service}-releases"
 
-    def live(self) -> Live | None:
+    def live(self) -> LiveRelease | None:
         """The live release; None before the first. Raises InputError for a Service that deploy did not make."""
         return _live(self._alias_object())
 
-    def switch(self, release: Release, turn: Turn) -> None:
+    def switch(self, release: Release, lease: DeployLease) -> None:
         """Let clients reach ``release``. Raises Superseded when a later deployment has switched, or could have."""
-        turn.check_now()
+        lease.check_now()
         wanted = live_service(release)
-        self._switch(wanted["spec"]["selector"], live_annotations(release), turn, new=wanted)
+        self._switch(wanted["spec"]["selector"], live_annotations(release), lease, new=wanted)
         _log.info("%s serves %s", self._alias, release.name)
 
-    def switch_back(self, old: Live | None, turn: Turn) -> None:
+    def switch_back(self, old: LiveRelease | None, lease: DeployLease) -> None:
         """Let clients reach what they reached before the switch."""
         if old is None:
             self._cluster.delete("Service", self._alias)
             return
         said = {RELEASE: old.release, MODEL_DIGEST: old.model_digest, CHECKPOINT_DIGEST: old.checkpoint_digest}
-        self._switch(pod_selector(old.release), said, turn)
+        self._switch(pod_selector(old.release), said, lease)
         _log.error("%s serves %s again", self._alias, old.release)
 
     def _switch(
-        self, selector: dict[str, str], annotations: dict[str, str], turn: Turn, *, new: Object | None = None
+        self, selector: dict[str, str], annotations: dict[str, str], lease: DeployLease, *, new: Object | None = None
     ) -> None:
         """The ticket on the Service and its resourceVersion keep an earlier deployment from undoing a later one."""
         while True:
@@ -83,13 +83,13 @@ class Releases:
                 if found is None:
                     if new is None:
                         return
-                    new["metadata"]["annotations"][TICKET] = str(turn.ticket)
+                    new["metadata"]["annotations"][TICKET] = str(lease.ticket)
                     self._cluster.create(new)
                     return
                 said = found["metadata"].setdefault("annotations", {})
-                if int(said.get(TICKET, "0")) > turn.ticket:
+                if int(said.get(TICKET, "0")) > lease.ticket:
                     raise Superseded(f"a newer deployment of {self._service} has switched: it replaces this one")
-                said |= annotations | {TICKET: str(turn.ticket)}
+                said |= annotations | {TICKET: str(lease.ticket)}
                 found["spec"]["selector"] = selector
                 self._cluster.replace(found)
                 return
@@ -182,11 +182,11 @@ class Releases:
         return found
 
 
-def _live(service: Object | None) -> Live | None:
+def _live(service: Object | None) -> LiveRelease | None:
     if service is None:
         return None
     said = service["metadata"].get("annotations", {})
-    return Live(said.get(RELEASE, ""), said.get(MODEL_DIGEST, ""), said.get(CHECKPOINT_DIGEST, ""))
+    return LiveRelease(said.get(RELEASE, ""), said.get(MODEL_DIGEST, ""), said.get(CHECKPOINT_DIGEST, ""))
 
 
 def _entries(data: dict[str, str]) -> list[dict[str, Any]]:

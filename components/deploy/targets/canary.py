@@ -11,15 +11,15 @@ import logging
 from components.core.errors import InputError
 from components.deploy.component import DeployConfig
 from components.deploy.kubernetes.cluster import Cluster
-from components.deploy.kubernetes.releases import Live
+from components.deploy.kubernetes.releases import LiveRelease
 from components.deploy.labels import Object, as_object, direct_name, live_name, metadata_labels
 from components.deploy.objects.render import Release
-from components.deploy.verification.candidate import Probation
+from components.deploy.verification.candidate import CandidateVerifier
 
 _log = logging.getLogger(__name__)
 
 
-def require_same_weights(old: Live | None, release: Release) -> None:
+def require_same_weights(old: LiveRelease | None, release: Release) -> None:
     """Raise InputError unless ``release`` serves the checkpoint that is live."""
     if old and old.checkpoint_digest != release.checkpoint_digest:
         raise InputError(
@@ -31,8 +31,8 @@ def require_same_weights(old: Live | None, release: Release) -> None:
 class Canary:
     """The route of ``release``'s service at ``gateway``."""
 
-    def __init__(self, cluster: Cluster, config: DeployConfig, release: Release, probation: Probation) -> None:
-        self._cluster, self._config, self._release, self._probation = cluster, config, release, probation
+    def __init__(self, cluster: Cluster, config: DeployConfig, release: Release, verifier: CandidateVerifier) -> None:
+        self._cluster, self._config, self._release, self._verifier = cluster, config, release, verifier
 
     def grow(self) -> None:
         """Give the release its shares, and watch each. Raises ActionNeeded when it fails meanwhile."""
@@ -40,7 +40,7 @@ class Canary:
         for percent in self._config.canary_steps:
             self._cluster.apply(route(self._config, self._release, percent))
             _log.info("%d %% of the requests go to %s", percent, self._release.name)
-            self._probation.watch(url, self._config.canary_step_seconds)
+            self._verifier.watch(url, self._config.canary_step_seconds)
 
     def end(self) -> None:
         """All requests go to what is live."""

@@ -15,7 +15,7 @@ from components.core.serving.bundle import Bundle
 from components.deploy.backends.compatibility import check_compatibility
 from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
-from components.deploy.git.change import Change, Delivered, deliver, open_repository
+from components.deploy.git.change import Change, ChangeReference, deliver, open_repository
 from components.deploy.git.layout import Layout, read_layout
 from components.deploy.git.sync_status import Sync
 from components.deploy.kubernetes.cluster import connect
@@ -23,8 +23,8 @@ from components.deploy.labels import Object, direct_name, service_url
 from components.deploy.objects.render import Release, live_service, render
 from components.deploy.objects.verify_job import verify_job
 from components.deploy.publishing.publish import ModelUris, publish_model
-from components.deploy.result import Deployed
-from components.deploy.verification.candidate import Probation
+from components.deploy.result import DeployResult
+from components.deploy.verification.candidate import CandidateVerifier
 from components.deploy.verification.check_table import format_markdown
 from components.deploy.verification.checks import Check
 from components.deploy.verification.retrieval_check import TestSet
@@ -33,7 +33,7 @@ from components.deploy.verification.verify_endpoint import Requirements
 _log = logging.getLogger(__name__)
 
 
-def deploy(config: DeployConfig, bundle: Bundle, models: ModelUris, test_set: TestSet | None = None) -> Deployed:
+def deploy(config: DeployConfig, bundle: Bundle, models: ModelUris, test_set: TestSet | None = None) -> DeployResult:
     """The objects of the release and the Service that makes it live, written as files, committed, or proposed.
 
     Raises InputError for settings that contradict each other or the model, ActionNeeded when a token is refused, a
@@ -55,7 +55,7 @@ def deploy(config: DeployConfig, bundle: Bundle, models: ModelUris, test_set: Te
     )
 
 
-def _deliver(config: DeployConfig, bundle: Bundle, written: _Written, wanted: Requirements) -> Deployed:
+def _deliver(config: DeployConfig, bundle: Bundle, written: _Written, wanted: Requirements) -> DeployResult:
     release = written.release
     with open_repository(config) as host:
         before = read_layout(host, config)
@@ -63,25 +63,27 @@ def _deliver(config: DeployConfig, bundle: Bundle, written: _Written, wanted: Re
             change = Change(release.name, f"Serve {release.name}", written.text(before), written.live)
             return written.outcome(before, deliver(host, config, release, change).about(), [], [])
         sync = Sync(connect(config.serving_namespace), connect(config.gitops_application.partition("/")[0]), config)
-        probation = Probation(config, bundle, release.name, lambda: None, wanted, written.api)
+        verifier = CandidateVerifier(config, bundle, release.name, lambda: None, wanted, written.api)
         checks = []
         if before.live != release.name:
             change = Change(release.name, f"Add {release.name}, not live yet", written.text(before))
             added = deliver(host, config, release, change)
-            checks = _synced(sync, release, added, probation, config)
+            checks = _synced(sync, release, added, verifier, config)
         title = f"Serve {release.name}"
         change = Change(f"{release.name}-live", title, written.text(before, checks), written.live)
         promoted = deliver(host, config, release, change)
         sync.wait_until_live(release, promoted)
-        live = probation.settled(release.live_url(config.cluster_domain))
+        live = verifier.verify_live(release.live_url(config.cluster_domain))
         return written.outcome(before, promoted.about(), checks or live, live)
 
 
-def _synced(sync: Sync, release: Release, added: Delivered, probation: Probation, config: DeployConfig) -> list[Check]:
+def _synced(
+    sync: Sync, release: Release, added: ChangeReference, verifier: CandidateVerifier, config: DeployConfig
+) -> list[Check]:
     sync.wait_until_running(release, added)
     url = release.url(config.cluster_domain)
-    probation.wait_until_it_answers(url)
-    return probation.require(url)
+    verifier.wait_until_reachable(url)
+    return verifier.verify(url)
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,12 @@ class _Written:
         table = [format_markdown(f"{self.release.name}, synced and verified", checks)] if checks else []
         return "\n".join([*lines, "", *table])
 
-    def outcome(self, before: Layout | None, about: dict[str, str], checks: list[Check], live: list[Check]) -> Deployed:
+    def outcome(
+        self, before: Layout | None, about: dict[str, str], checks: list[Check], live: list[Check]
+    ) -> DeployResult:
         domain, release = self.config.cluster_domain, self.release
         old = before.live if before and before.live != release.name and self.config.keep_releases else ""
-        return Deployed(
+        return DeployResult(
             release.live_url(domain),
             release.model_digest,
             reindex_required=self._reindex(before),

@@ -20,14 +20,14 @@ from components.deploy.component import DeployConfig
 from components.deploy.kubernetes import permissions, rollout
 from components.deploy.kubernetes.cluster import Cluster, connect
 from components.deploy.kubernetes.diagnosis import diagnose
-from components.deploy.kubernetes.lease import Turn
-from components.deploy.kubernetes.releases import Live, Releases
+from components.deploy.kubernetes.lease import DeployLease
+from components.deploy.kubernetes.releases import LiveRelease, Releases
 from components.deploy.labels import direct_name, live_name, service_url
 from components.deploy.objects.render import Release, live_service, render
 from components.deploy.publishing.publish import ModelUris, publish_model
-from components.deploy.result import Deployed
+from components.deploy.result import DeployResult
 from components.deploy.targets.canary import Canary, require_same_weights
-from components.deploy.verification.candidate import Probation
+from components.deploy.verification.candidate import CandidateVerifier
 from components.deploy.verification.checks import Check
 from components.deploy.verification.retrieval_check import TestSet
 from components.deploy.verification.verify_endpoint import Requirements, extract_latency
@@ -35,7 +35,7 @@ from components.deploy.verification.verify_endpoint import Requirements, extract
 _log = logging.getLogger(__name__)
 
 
-def deploy(config: DeployConfig, bundle: Bundle, models: ModelUris, test_set: TestSet | None = None) -> Deployed:
+def deploy(config: DeployConfig, bundle: Bundle, models: ModelUris, test_set: TestSet | None = None) -> DeployResult:
     """Serve one of ``models`` in the cluster and prove it by ``bundle``, and by ``test_set`` when there is one; when
     anything fails, what served before serves on.
 
@@ -50,29 +50,31 @@ def deploy(config: DeployConfig, bundle: Bundle, models: ModelUris, test_set: Te
     uri = publish_model(config, bundle, how, models)
     release = render(config, bundle, how, model_uri=uri, namespace=cluster.namespace)
     wanted = Requirements(config.latency_budget_ms, None, test_set)
-    turn = Turn(cluster, config.service_name, poll=min(1.0, config.health_check_interval))
-    with _terminated_as_interrupted(), turn.taken(timeout=config.rollout_timeout):
-        return _Deployment(config, how.apply_precision(bundle), cluster, release, turn, wanted, how.api).run(uri)
+    lease = DeployLease(cluster, config.service_name, poll=min(1.0, config.health_check_interval))
+    with _terminated_as_interrupted(), lease.hold(timeout=config.rollout_timeout):
+        return _ClusterDeployment(config, how.apply_precision(bundle), cluster, release, lease, wanted, how.api).run(
+            uri
+        )
 
 
-class _Deployment:
+class _ClusterDeployment:
     def __init__(
         self,
         config: DeployConfig,
         bundle: Bundle,
         cluster: Cluster,
         release: Release,
-        turn: Turn,
+        lease: DeployLease,
         wanted: Requirements,
         api: ApiName,
     ) -> None:
-        self.config, self.cluster, self.release, self.turn = config, cluster, release, turn
+        self.config, self.cluster, self.release, self.lease = config, cluster, release, lease
         self.releases = Releases(cluster, config.service_name)
         wanted = replace(wanted, previous_latency=self.releases.latency())
-        self.probation = Probation(config, bundle, release.name, turn.check, wanted, api)
-        self.canary = Canary(cluster, config, release, self.probation)
+        self.verifier = CandidateVerifier(config, bundle, release.name, lease.check, wanted, api)
+        self.canary = Canary(cluster, config, release, self.verifier)
 
-    def run(self, uri: str) -> Deployed:
+    def run(self, uri: str) -> DeployResult:
         old = self.releases.live()
         if self.config.strategy == "canary":
             require_same_weights(old, self.release)
@@ -91,7 +93,7 @@ class _Deployment:
         self._keep_books(proven, checks)
         return self._outcome(old, uri, checks, live)
 
-    def _remove_leftovers(self, old: Live | None) -> list[str]:
+    def _remove_leftovers(self, old: LiveRelease | None) -> list[str]:
         """Remove candidates of deployments that were killed, for they hold GPUs.
 
         Return the releases that run and were live once, the present one first.
@@ -101,40 +103,40 @@ class _Deployment:
         proven = [name for name in dict.fromkeys(history) if name in running]
         for name in running:
             if name not in proven and name != self.release.name:
-                self.turn.check()
+                self.lease.check()
                 self.releases.remove(name)
         return proven
 
     def _stop_others(self, proven: list[str]) -> None:
-        self.turn.check_now()
+        self.lease.check_now()
         for name in proven:
             if name != self.release.name:
                 self.releases.stop(name)
 
-    def _start_again(self, old: Live | None) -> None:
+    def _start_again(self, old: LiveRelease | None) -> None:
         """When the release that clients reach was stopped, here or by a deployment that was killed, start it again."""
         try:
             if old and self.releases.start(old.release):
                 _log.error("starting the previous release %s again", old.release)
-                rollout.wait(self.cluster, old.release, old.model_digest, self.config, self.turn.check)
+                rollout.wait(self.cluster, old.release, old.model_digest, self.config, self.lease.check)
         except StageError as problem:
             _log.error("NOBODY ANSWERS at %s: %s", live_name(self.release.service), problem)
 
     def _deliver(self, *, dry_run: bool = False) -> None:
-        self.turn.check_now()
+        self.lease.check_now()
         for item in self.release.objects:
             self.cluster.apply(item, dry_run=dry_run)
 
     def _try_candidate(self) -> list[Check]:
         """Deliver and verify: the release runs and is the model that was exported, before any client reaches it."""
-        rollout.wait_until_gone(self.cluster, self.release.name, self.config, self.turn.check)
+        rollout.wait_until_gone(self.cluster, self.release.name, self.config, self.lease.check)
         self._deliver()
-        rollout.wait(self.cluster, self.release.name, self.release.model_digest, self.config, self.turn.check)
+        rollout.wait(self.cluster, self.release.name, self.release.model_digest, self.config, self.lease.check)
         url = self.release.url(self.config.cluster_domain)
-        self.probation.wait_until_it_answers(url)
-        return self.probation.require(url)
+        self.verifier.wait_until_reachable(url)
+        return self.verifier.verify(url)
 
-    def _share(self, old: Live | None) -> None:
+    def _share(self, old: LiveRelease | None) -> None:
         """As a canary, the release answers a growing share of the requests first."""
         if self.config.strategy != "canary":
             return
@@ -145,19 +147,19 @@ class _Deployment:
             self.canary.end()
             raise
 
-    def _promote(self, old: Live | None) -> list[Check]:
+    def _promote(self, old: LiveRelease | None) -> list[Check]:
         """Switch clients to the release and watch it; when it fails, switch back."""
         url = self.release.live_url(self.config.cluster_domain)
         if old and old.release == self.release.name:
             _log.info("%s serves this release already", url)
-            return self.probation.settled(url)
-        self.releases.switch(self.release, self.turn)
+            return self.verifier.verify_live(url)
+        self.releases.switch(self.release, self.lease)
         try:
-            checks = self.probation.settled(url)
-            self.probation.watch(url, self.config.soak_seconds)
-            self.turn.check_now()
+            checks = self.verifier.verify_live(url)
+            self.verifier.watch(url, self.config.soak_seconds)
+            self.lease.check_now()
         except BaseException:
-            self.releases.switch_back(old, self.turn)
+            self.releases.switch_back(old, self.lease)
             raise
         finally:
             if self.config.strategy == "canary":
@@ -175,7 +177,7 @@ class _Deployment:
         self._try_to(self._remove, self.release.name)
 
     def _remove(self) -> None:
-        self.turn.check_now()
+        self.lease.check_now()
         self.releases.remove(self.release.name)
 
     @staticmethod
@@ -199,19 +201,19 @@ class _Deployment:
         try:
             self.releases.record(entry)
             for name in earlier[self.config.keep_releases :]:
-                self.turn.check()
+                self.lease.check()
                 self.releases.remove(name)
         except StageError as error:
             # The release serves and is proven: that stands.
             _log.warning("the ledger or earlier releases are left to the next deployment: %s", error)
 
-    def _outcome(self, old: Live | None, uri: str, checks: list[Check], live: list[Check]) -> Deployed:
+    def _outcome(self, old: LiveRelease | None, uri: str, checks: list[Check], live: list[Check]) -> DeployResult:
         domain, release = self.config.cluster_domain, self.release
         previous = ""
         beside = self.config.strategy == "bluegreen" and old and old.release != release.name
         if old and beside and old.release in self.releases.running():
             previous = service_url(direct_name(old.release), release.namespace, domain)
-        return Deployed(
+        return DeployResult(
             release.live_url(domain),
             release.model_digest,
             reindex_required=old is None or old.checkpoint_digest != release.checkpoint_digest,

@@ -26,7 +26,7 @@ from components.deploy.local.process import (
 from components.deploy.local.releases_on_disk import StateDirectory, stop_service
 from components.deploy.publishing.publish import ModelUris
 from components.deploy.publishing.storage import find_directory
-from components.deploy.result import Deployed
+from components.deploy.result import DeployResult
 from components.deploy.verification.check_table import format_table
 from components.deploy.verification.checks import Check
 from components.deploy.verification.retrieval_check import TestSet
@@ -36,7 +36,7 @@ _LOOPBACK = "127.0.0.1"
 _log = logging.getLogger(__name__)
 
 
-def deploy(config: DeployConfig, bundle: Bundle, models: ModelUris, test_set: TestSet | None = None) -> Deployed:
+def deploy(config: DeployConfig, bundle: Bundle, models: ModelUris, test_set: TestSet | None = None) -> DeployResult:
     """Serve the exported model, a directory of this machine, at ``host_port`` and prove it by ``bundle``.
 
     When anything fails, what served before serves on.
@@ -54,17 +54,17 @@ def deploy(config: DeployConfig, bundle: Bundle, models: ModelUris, test_set: Te
     check_compatibility(config, bundle, ONNX_SERVER)
     home = StateDirectory(config.state_dir, config.served_model_name)
     with home.lock():
-        return _Deployment(config, bundle, home, Requirements(config.latency_budget_ms, None, test_set)).run(model)
+        return _LocalDeployment(config, bundle, home, Requirements(config.latency_budget_ms, None, test_set)).run(model)
 
 
-class _Deployment:
+class _LocalDeployment:
     def __init__(self, config: DeployConfig, bundle: Bundle, home: StateDirectory, wanted: Requirements) -> None:
         self.config, self.bundle, self.home, self.wanted = config, bundle, home, wanted
         self.digest = bundle.manifest.digest
         self.state = home.read()
         self.served_before = self.state.good[0] if self.state.good else None
 
-    def run(self, model: Path) -> Deployed:
+    def run(self, model: Path) -> DeployResult:
         self._check_port()
         self._install(model)
         self._finish_what_was_cut_short()
@@ -80,9 +80,9 @@ class _Deployment:
         self.home.prune(self.state)
         return self._outcome(service, checks, live)
 
-    def _outcome(self, service: ServerProcess, checks: list[Check], live: list[Check]) -> Deployed:
+    def _outcome(self, service: ServerProcess, checks: list[Check], live: list[Check]) -> DeployResult:
         reindex = self.served_before != self.digest
-        return Deployed(service.url, service.digest, reindex, checks=checks, live=live, service=service)
+        return DeployResult(service.url, service.digest, reindex, checks=checks, live=live, service=service)
 
     def _check_port(self) -> None:
         port, ours = self.config.host_port, self.state.live

@@ -1,4 +1,4 @@
-"""A release on probation: asked for all vectors behind an address of its own, and again as the service that is live."""
+"""Verifies a candidate by all its vectors at an address of its own, and again as the service that is live."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SETTLING_SECONDS = 60.0
 _log = logging.getLogger(__name__)
 
 
-class Probation:
+class CandidateVerifier:
     """Of ``release``, which speaks ``api``, by the reference vectors of ``bundle`` and what else is ``wanted``.
 
     ``check`` is called while it waits and may raise.
@@ -38,12 +38,12 @@ class Probation:
         self._config, self._bundle, self._release, self._check = config, bundle, release, check
         self._wanted, self._api = wanted, api
 
-    def settled(self, url: str) -> list[Check]:
+    def verify_live(self, url: str) -> list[Check]:
         """Brief checks of the live service; for a while it may be the old release that still answers."""
         deadline = time.monotonic() + _SETTLING_SECONDS
         while True:
             try:
-                return self.require(url, brief=True)
+                return self.verify(url, brief=True)
             except ActionNeeded:
                 if time.monotonic() > deadline:
                     raise
@@ -58,14 +58,14 @@ class Probation:
             time.sleep(self._config.health_check_interval)
             self._check()
             try:
-                self.require(url, brief=True, quiet=True)
+                self.verify(url, brief=True, quiet=True)
                 failed = 0
             except ActionNeeded:
                 failed += 1
                 if failed == 2:
                     raise
 
-    def wait_until_it_answers(self, url: str) -> None:
+    def wait_until_reachable(self, url: str) -> None:
         deadline = time.monotonic() + _SETTLING_SECONDS
         with EmbeddingClient(url, self._config.served_model_name, timeout=5.0, api=self._api) as endpoint:
             while not endpoint.is_ready():
@@ -77,7 +77,7 @@ class Probation:
                     )
                 time.sleep(self._config.health_check_interval)
 
-    def require(self, url: str, *, brief: bool = False, quiet: bool = False) -> list[Check]:
+    def verify(self, url: str, *, brief: bool = False, quiet: bool = False) -> list[Check]:
         with EmbeddingClient(url, self._config.served_model_name, api=self._api) as endpoint:
             checks = verify_endpoint(endpoint, self._bundle, self._wanted, brief=brief)
         _log.log(logging.DEBUG if quiet else logging.INFO, "%s:\n%s", url, format_table(checks))

@@ -12,7 +12,7 @@ import pytest
 
 from components.core.errors import StageError, Transient
 from components.deploy.kubernetes.cluster import Cluster, connect
-from components.deploy.kubernetes.lease import Superseded, Turn
+from components.deploy.kubernetes.lease import DeployLease, Superseded
 from tests.deploy.cluster.kserve import Fate
 from tests.deploy.conftest import Team, wait_for
 
@@ -25,22 +25,22 @@ def api(team: Team) -> Cluster:
     return connect("")
 
 
-def turn(api: Cluster, duration: float = 30.0) -> Turn:
-    return Turn(api, "embed", poll=0.01, duration=duration)
+def new_lease(api: Cluster, duration: float = 30.0) -> DeployLease:
+    return DeployLease(api, "embed", poll=0.01, duration=duration)
 
 
 def test_a_second_one_waits_for_the_first(api: Cluster) -> None:
-    first, second = turn(api, duration=0.6), turn(api)
+    first, second = new_lease(api, duration=0.6), new_lease(api)
     got: list[str] = []
 
     def take() -> None:
-        with second.taken(timeout=10):
+        with second.hold(timeout=10):
             got.append("second")
 
-    with first.taken(timeout=1):
+    with first.hold(timeout=1):
         waiting = threading.Thread(target=take)
         waiting.start()
-        # The first one hears of it when it renews, ends, and only then the second one has its turn.
+        # The first one hears of it when it renews, ends, and only then does the second one get the lease.
         wait_for(lambda: _superseded(first))
         assert got == []
         got.append("first")
@@ -48,7 +48,7 @@ def test_a_second_one_waits_for_the_first(api: Cluster) -> None:
     assert got == ["first", "second"]
 
 
-def _superseded(first: Turn) -> bool:
+def _superseded(first: DeployLease) -> bool:
     try:
         first.check()
     except Superseded:
@@ -57,8 +57,8 @@ def _superseded(first: Turn) -> bool:
 
 
 def test_one_that_came_before_gives_way_even_while_it_waits(api: Cluster) -> None:
-    first, second, third = turn(api), turn(api), turn(api)
-    with first.taken(timeout=1):
+    first, second, third = new_lease(api), new_lease(api), new_lease(api)
+    with first.hold(timeout=1):
         second.ticket = second._draw()
         third.ticket = third._draw()
         with pytest.raises(Superseded):
@@ -66,18 +66,22 @@ def test_one_that_came_before_gives_way_even_while_it_waits(api: Cluster) -> Non
 
 
 def test_a_turn_that_is_not_given_back_runs_out_and_its_holder_notices(api: Cluster) -> None:
-    dead, heir = turn(api, duration=1.0), turn(api)
+    dead, heir = new_lease(api, duration=1.0), new_lease(api)
     dead.ticket = dead._draw()
     dead._acquire(timeout=1)
     began = time.monotonic()
-    with heir.taken(timeout=10):
+    with heir.hold(timeout=10):
         assert time.monotonic() - began > 1.0
         with pytest.raises(Transient):
             dead.check_now()
 
 
 def test_a_holder_that_lives_is_waited_for_only_so_long(api: Cluster) -> None:
-    with turn(api).taken(timeout=1), pytest.raises(Transient, match="does not end"), turn(api).taken(timeout=0.2):
+    with (
+        new_lease(api).hold(timeout=1),
+        pytest.raises(Transient, match="does not end"),
+        new_lease(api).hold(timeout=0.2),
+    ):
         pass
 
 
