@@ -31,7 +31,7 @@ from components.sdg.llm.prompts import (
     ask_for_scores,
 )
 from components.sdg.llm.roles import Llm
-from components.sdg.read.chunking import parts, words_of
+from components.sdg.passages.chunking import parts, words_of
 
 _log = logging.getLogger(__name__)
 # With no document done so far, so many failures in a row mean that the endpoint or the settings are wrong.

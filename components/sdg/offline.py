@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from components.sdg.read.chunking import split_sentences
+from components.sdg.passages.chunking import split_sentences
 
 _TERM = re.compile(r"\w[\w.'-]*\w|\w")
 _METHODS = ("keywords", "inverse_cloze", "cropping")

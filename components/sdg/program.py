@@ -13,17 +13,17 @@ from typing import Any
 from components.core.errors import InputError
 from components.core.history import ThisRun
 from components.core.progress import track
+from components.sdg.changes import look, note
 from components.sdg.component import SdgConfig
 from components.sdg.generation import Generated, generate
 from components.sdg.llm.budget import Budget, describe, estimate
 from components.sdg.offline import OfflineGenerator
-from components.sdg.read.bundles import bundle, to_record
-from components.sdg.read.changes import look, note
+from components.sdg.passages.bundles import bundle, to_record
 from components.sdg.read.corpus import Corpus, read_corpus
 from components.sdg.read.existing import read_existing
-from components.sdg.read.shares import OVER_WEIGHT, asked_for, by_source, weighted
 from components.sdg.read.sources import opened
 from components.sdg.report import build_report, unchanged_report
+from components.sdg.source_shares import OVER_WEIGHT, asked_for, by_source, weighted
 
 _log = logging.getLogger(__name__)
 _FEW_DOCUMENTS = 50
@@ -131,7 +131,7 @@ def _prepare(config: SdgConfig, corpus: Path | None) -> tuple[Corpus, list[dict[
 
 
 def _fits_passage(config: SdgConfig) -> Callable[[str], bool]:
-    from components.sdg.read.tokens import fits_passage  # noqa: PLC0415 -- only chunking by tokens needs its packages
+    from components.sdg.passages.tokens import fits_passage  # noqa: PLC0415 -- only chunking by tokens needs its packages
 
     return fits_passage(config)
 

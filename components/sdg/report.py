@@ -16,7 +16,7 @@ from components.sdg.generation import Generated
 from components.sdg.llm.budget import cost_of
 from components.sdg.llm.prompts import quotas
 from components.sdg.read.corpus import Corpus
-from components.sdg.read.shares import by_source
+from components.sdg.source_shares import by_source
 
 SAMPLES = 10
 TEXT_CHARACTERS = 400

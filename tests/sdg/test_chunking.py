@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.sdg.read.chunking import chunk, split_sentences
+from components.sdg.passages.chunking import chunk, split_sentences
 
 PROSE = st.lists(st.sampled_from(["word", "End.", "Why?", "e.g.", "\n\n", "“Yes.”", "数据。", "Größe"]), max_size=80)
 

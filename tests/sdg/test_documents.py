@@ -22,11 +22,11 @@ from components.recipe.plan import resolve
 from components.recipe.stages import by_name
 from components.sdg.component import SdgConfig
 from components.sdg.llm.prompts import share_out
+from components.sdg.passages.bundles import bundle
+from components.sdg.passages.chunking import chunk, parts
+from components.sdg.passages.tokens import fits_passage
 from components.sdg.program import preview, run
-from components.sdg.read.bundles import bundle
-from components.sdg.read.chunking import chunk, parts
 from components.sdg.read.corpus import Document
-from components.sdg.read.tokens import fits_passage
 from tests.sdg.kills import write_corpus
 from tests.sdg.llm_server import LlmServer, llm_server
 

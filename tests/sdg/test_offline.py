@@ -17,8 +17,8 @@ from components.recipe.plan import resolve
 from components.recipe.stages import by_name
 from components.sdg.component import SdgConfig
 from components.sdg.offline import OfflineGenerator
+from components.sdg.passages.chunking import chunk
 from components.sdg.program import run
-from components.sdg.read.chunking import chunk
 from tests.data.pydoc.build import write_corpus
 
 GOLDEN = Path(__file__).parents[1] / "data/pydoc/queries.jsonl"

@@ -1,4 +1,4 @@
 """Questions to a language model: client, ledger, budget, prompts, roles.
 
-Imports sdg.read.
+Imports sdg.passages.
 """

@@ -18,7 +18,7 @@ from components.sdg.llm.prompts import (
     ask_for_pairs,
     ask_for_scores,
 )
-from components.sdg.read.chunking import parts, words_of
+from components.sdg.passages.chunking import parts, words_of
 
 # Rules of thumb, for estimates only; what counts is what the endpoint reports.
 _BYTES_PER_TOKEN = 4

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from components.core.errors import InputError
 from components.sdg.component import QueryType, QuestionStyle, ReasoningType, SdgConfig
-from components.sdg.read.chunking import words_of
+from components.sdg.passages.chunking import words_of
 
 ARTIFACT_KINDS = (
     "key_concepts",

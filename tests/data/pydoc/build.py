@@ -13,7 +13,7 @@ from pydoc_data.topics import topics
 
 from components.recipe.plan import resolve
 from components.recipe.stages import by_name
-from components.sdg.read.chunking import chunk
+from components.sdg.passages.chunking import chunk
 
 HERE = Path(__file__).parent
 

@@ -12,7 +12,7 @@ import yaml
 
 from components.core.errors import InputError
 from components.sdg.component import SdgConfig
-from components.sdg.read.chunking import chunk
+from components.sdg.passages.chunking import chunk
 from components.sdg.read.corpus import Document
 
 _BOUNDARY = "\n\n=== Document Boundary ===\n\n"

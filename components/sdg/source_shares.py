@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from components.sdg.component import SdgConfig
-from components.sdg.read.chunking import parts, words_of
+from components.sdg.passages.chunking import parts, words_of
 from components.sdg.read.corpus import Corpus
 
 OVER_WEIGHT = "over the weight of its source"
