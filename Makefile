@@ -18,7 +18,7 @@ LLM := $(if $(NVIDIA_API_KEY)$(LLM_BASE_URL),sdg.generator=llm sdg.num_pairs=7) 
        $(if $(LLM_MODEL),$(foreach role,artifact_extraction qa_generation quality_judge,sdg.$(role)_model=$(LLM_MODEL)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop demo-containers test lint format compile docs check images push release sbom stage lock clean checkov
+.PHONY: help demo demo-stop demo-containers test lint types format compile docs check images push release sbom stage lock clean checkov
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-16s%s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ lint: $(VENV)/.test ## Check style
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+types: $(VENV)/.test ## Check types with mypy, as pyproject.toml says how strictly
+	$(RUN) -m mypy
+
 format: $(VENV)/.test ## Put the code into the house style
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
@@ -51,7 +54,7 @@ docs: $(VENV)/.test ## Write the generated tables of the components' READMEs
 	$(RUN) -m components docs
 	$(RUN) -m components.deploy.objects.shared_runtimes
 
-check: lint ## Check style, and that compiled pipelines and generated tables are fresh (OPTIONS= as compiled)
+check: lint types ## Check style and types, and that compiled pipelines and generated tables are fresh (OPTIONS= as compiled)
 	$(RUN) pipeline.py compile --check $(OPTIONS)
 	$(RUN) -m components docs --check
 
