@@ -66,7 +66,7 @@ def parse(argv: list[str]) -> Command:
 
 
 def _history(uri: str) -> str:
-    return "\n".join(run.summary() for run in History(uri).runs()) or f"{uri} holds no runs"
+    return "\n".join(run.summary() for run in History(uri).read_runs()) or f"{uri} holds no runs"
 
 
 def _run_command(args: argparse.Namespace) -> Command:

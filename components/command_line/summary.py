@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from components.core.history import this_run
+from components.core.history import read_run_context
 from components.core.stage import Stage
 from components.recipe.plan import Plan
 
@@ -22,8 +22,8 @@ def summary(work: Path, plan: Plan) -> str:
             break
     made = {name for stage in done for name in stage.outputs}
     lines = [f"Done: {', '.join(stage.name for stage in done)}. Artifacts: {work}", ""]
-    if run := this_run(work / "past_runs" if "past_runs" in made else None):
-        lines += [f"Run {run.history.run(run.run).summary()}", ""]
+    if run := read_run_context(work / "past_runs" if "past_runs" in made else None):
+        lines += [f"Run {run.history.read_run(run.name).summary()}", ""]
     if "eval_results" in made:
         results = _read(work / "eval_results" / "eval_results.json")
         lines += [*_quality(results), "", *_gate(results), f"Report: {work / 'report.html'}"]

@@ -1,15 +1,17 @@
-"""Runs one stage: check what it reads, run its program, seal what it made, and only then publish it."""
+"""Runs one stage: check its inputs, run its program, seal its outputs, and only then publish them."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import math
 import os
 import shutil
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 from components import __version__
 from components.core.artifacts import ARTIFACTS, MANIFEST, seal, verify
 from components.core.errors import InputError, StageError
+from components.core.history import read_run_context
 from components.core.settings import Settings
 from components.core.stage import Stage
 
@@ -33,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage returned: its figures, output parameters, and the manifest digest of each directory it made."""
+    """The metrics and output parameters of a stage, and the manifest digest of each directory that it made."""
 
     metrics: dict[str, float | int | bool | str]
     results: dict[str, Any]
@@ -57,27 +60,29 @@ def execute(
     for name in stage.needed_inputs(config):
         if name not in inputs:
             raise InputError(f"{stage.name}: {name} is not given: name it" + _or_setting(stage, name))
-    digests = {name: check_input(name, source) for name, source in inputs.items()}
+    input_digests = {name: check_input(name, source) for name, source in inputs.items()}
     _log.info("settings %s", json.dumps(config.model_dump(mode="json"), sort_keys=True))
-    staging = {name: _fresh(outputs[name].with_name(outputs[name].name + ".partial")) for name in stage.outputs}
+    staging = {name: _clear(outputs[name].with_name(outputs[name].name + ".partial")) for name in stage.outputs}
     started = time.monotonic()
     try:
-        returned = stage.program()(
-            config,
-            **{name: source.path for name, source in inputs.items()},
-            **{name: None for name in stage.inputs + stage.optional_inputs if name not in inputs},
-            **{f"{name}_uri": uris[name] for name in stage.by_uri},
-            **staging,
-        )
-        results = _results(stage, returned, uris)
+        with fetch_champion_artifacts(stage, inputs) as fetched:
+            paths = {name: source.path for name, source in inputs.items()} | fetched
+            returned = stage.program()(
+                config,
+                **paths,
+                **{name: None for name in stage.inputs + stage.optional_inputs if name not in paths},
+                **{f"{name}_uri": uris[name] for name in stage.by_uri},
+                **staging,
+            )
+        results = _collect_results(stage, returned, uris)
         nothing_new = stage.gate is not None and stage.gate.keeps and not results[stage.gate.result]
-        made = _publish(stage, config, staging, outputs, digests, may_lack=nothing_new)
+        digests = _publish(stage, config, staging, outputs, input_digests, outputs_optional=nothing_new)
     except MemoryError:
         raise StageError(f"{stage.name}: out of memory: give the node more memory or lower the batch size") from None
     finally:
         for path in staging.values():
             _remove(path)
-    outcome = Outcome(_metrics(returned, seconds=time.monotonic() - started), results, made)
+    outcome = Outcome(_collect_metrics(returned, seconds=time.monotonic() - started), results, digests)
     _log.info("metrics %s", json.dumps(outcome.metrics, sort_keys=True))
     return outcome
 
@@ -87,7 +92,10 @@ def _or_setting(stage: Stage, name: str) -> str:
 
 
 def check_input(name: str, source: Source) -> str | None:
-    """Raise InputError unless the artifact is there and whole; return its manifest digest when it has one."""
+    """Return the manifest digest of an input, None when it has no manifest.
+
+    Raises InputError unless the artifact is there and complete.
+    """
     if ARTIFACTS[name].is_file:
         if not source.path.is_file():
             raise InputError(f"{name}: there is no file {source.path}: give its path")
@@ -97,8 +105,27 @@ def check_input(name: str, source: Source) -> str | None:
     return verify(source.path, name, sealed=source.sealed)
 
 
-def _fresh(path: Path) -> Path:
-    """``path`` with nothing there. Raises InputError where nothing can be written."""
+@contextlib.contextmanager
+def fetch_champion_artifacts(stage: Stage, inputs: Mapping[str, Source]) -> Iterator[dict[str, Path]]:
+    """Fetch the ``from_champion`` inputs of ``stage`` that are not given, for the time of the block.
+
+    Yields the directory of each by name of the input; there are none without a champion in ``past_runs``. Raises
+    ActionNeeded when the history does not hold a complete artifact.
+    """
+    missing = {name: kind for name, kind in stage.from_champion.items() if name not in inputs}
+    context = read_run_context(inputs["past_runs"].path) if missing and "past_runs" in inputs else None
+    if context is None or context.champion is None:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        paths = {name: Path(directory) / kind for name, kind in missing.items()}
+        for name, kind in missing.items():
+            context.history.fetch_artifact(context.champion, kind, paths[name])
+        yield paths
+
+
+def _clear(path: Path) -> Path:
+    """Return ``path`` with nothing there. Raises InputError where nothing can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(path)
@@ -121,13 +148,14 @@ def _publish(
     config: Settings,
     staging: Mapping[str, Path],
     outputs: Mapping[str, Path],
-    inputs: Mapping[str, str | None],
+    input_digests: Mapping[str, str | None],
     *,
-    may_lack: bool,
+    outputs_optional: bool,
 ) -> dict[str, str]:
+    """Seal the outputs in ``staging`` and move them to ``outputs``; return the digest of each directory."""
     digests = {}
-    made = [name for name in stage.outputs if staging[name].exists() or not may_lack]
-    for name in made:
+    names = [name for name in stage.outputs if staging[name].exists() or not outputs_optional]
+    for name in names:
         if not staging[name].exists():
             raise StageError(f"{stage.name} made no {name}: this is a bug")
         if not ARTIFACTS[name].is_file:
@@ -137,16 +165,16 @@ def _publish(
                 stage=stage.name,
                 version=__version__,
                 settings=config.model_dump(mode="json"),
-                inputs=dict(inputs),
+                inputs=dict(input_digests),
             )
-    for name in made:
+    for name in names:
         _remove(outputs[name])
         staging[name].rename(outputs[name])
     return digests
 
 
-def _results(stage: Stage, returned: Mapping[str, Any], uris: Mapping[str, str]) -> dict[str, Any]:
-    """The stage's output parameters."""
+def _collect_results(stage: Stage, returned: Mapping[str, Any], uris: Mapping[str, str]) -> dict[str, Any]:
+    """Return the stage's output parameters."""
     results = {}
     for name, kind in stage.results.items():
         if name in returned:
@@ -158,8 +186,8 @@ def _results(stage: Stage, returned: Mapping[str, Any], uris: Mapping[str, str])
     return results
 
 
-def _metrics(returned: Mapping[str, Any], *, seconds: float) -> dict[str, float | int | bool | str]:
-    """What the comparison of runs can show: text, counts and finite figures."""
+def _collect_metrics(returned: Mapping[str, Any], *, seconds: float) -> dict[str, float | int | bool | str]:
+    """Return what the comparison of runs can show: text, counts and finite figures."""
     return {
         name: value
         for name, value in {**returned, "seconds": round(seconds, 1)}.items()
@@ -168,5 +196,5 @@ def _metrics(returned: Mapping[str, Any], *, seconds: float) -> dict[str, float 
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a stage published this directory."""
+    """Return whether a stage published this directory."""
     return (path / MANIFEST).is_file()

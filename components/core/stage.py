@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.core.artifacts import ARTIFACTS, ArtifactType
 from components.core.settings import Settings
 
 
@@ -39,7 +38,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Gate:
+class StageGate:
     """A boolean output parameter: the stages after this one run only when ``result`` is true.
 
     ``name`` is that of the group in KFP's graph. ``keeps`` says that a closed gate leaves what earlier runs made
@@ -58,9 +57,11 @@ class Stage:
     ``inputs`` and ``outputs`` are artifact names; wiring is by name. ``replaced_by`` names the setting that does for
     an input that is not given. ``optional_inputs`` are used when an earlier stage made them or the user brings them.
     ``by_uri`` are artifacts that the program gets as a URI and that are never downloaded for it; the URI of one that
-    is not there is empty, and the program says when it needs it. ``results`` are output parameters: the program
-    returns them among its metrics; one called ``<artifact>_uri`` is filled in with the URI of that output or input.
-    ``gate`` decides by one of them whether the run goes on. ``retries`` is how often KFP starts a failed task again.
+    is not there is empty, and the program says when it needs it. ``from_champion`` names optional inputs and the
+    artifact of the champion in ``past_runs`` that the runner fetches for each when it is not given. ``results`` are
+    output parameters: the program returns them among its metrics; one called ``<artifact>_uri`` is filled in with the
+    URI of that output or input. ``gate`` decides by one of them whether the run goes on. ``retries`` is how often KFP
+    starts a failed task again.
     ``previews`` says that the program has a ``preview``, which a dry run calls, and a ``sample``.
     ``check_on_this_machine`` raises InputError for settings that a run without KFP cannot carry out.
     """
@@ -73,8 +74,9 @@ class Stage:
     replaced_by: Mapping[str, str] = field(default_factory=dict)
     optional_inputs: tuple[str, ...] = ()
     by_uri: tuple[str, ...] = ()
+    from_champion: Mapping[str, str] = field(default_factory=dict)
     results: Mapping[str, type] = field(default_factory=dict)
-    gate: Gate | None = None
+    gate: StageGate | None = None
     image: str = "cpu"
     node: Node = Node()
     secrets: tuple[Secret, ...] = ()
@@ -87,14 +89,6 @@ class Stage:
     def metrics_artifact(self) -> str:
         """Name of the KFP Metrics artifact that carries the stage's figures."""
         return f"{self.name}_metrics"
-
-    @property
-    def input_types(self) -> tuple[ArtifactType, ...]:
-        return tuple(ARTIFACTS[name] for name in self.inputs + self.optional_inputs)
-
-    @property
-    def output_types(self) -> tuple[ArtifactType, ...]:
-        return tuple(ARTIFACTS[name] for name in self.outputs)
 
     def needed_inputs(self, config: Settings) -> tuple[str, ...]:
         """The inputs that no setting of ``config`` does for."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from components.core.errors import InputError
-from components.core.history import Served, ThisRun, this_run
+from components.core.history import Promotion, RunContext, read_run_context
 from components.core.serving.bundle import read_bundle
 from components.deploy.component import DeployConfig
 from components.deploy.publishing.publish import ModelUris
@@ -43,19 +43,19 @@ def run(
     if deployed.checks:
         _log.info("%s is served at %s", config.served_model_name, deployed.endpoint)
     # What waits in a pull request is not served yet.
-    if deployed.checks and (run_ := this_run(past_runs)):
-        _promote(run_, Served(target=config.target, endpoint=deployed.endpoint, digest=deployed.digest))
+    if deployed.checks and (context := read_run_context(past_runs)):
+        _promote(context, Promotion(target=config.target, endpoint=deployed.endpoint, digest=deployed.digest))
     if deployed.service and not config.detach:
         local.serve_in_foreground(config, deployed.service)
     return deployed.figures()
 
 
-def _promote(run: ThisRun, served: Served) -> None:
+def _promote(run: RunContext, promotion: Promotion) -> None:
     """Make the model of ``run`` the champion. The one before stays for a roll-back, older ones go."""
-    run.history.write(run.run, served)
-    _log.info("run %s", run.history.run(run.run).summary())
+    run.history.write(run.name, promotion)
+    _log.info("run %s", run.history.read_run(run.name).summary())
     if run.champion:
-        run.history.forget_models_before(run.champion)
+        run.history.delete_artifacts_before(run.champion)
 
 
 def _test_set(config: DeployConfig, eval_data: Path | None, eval_results: Path | None) -> TestSet | None:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from components.core.retrieval.encoding_settings import EmbeddingSettings
 from components.core.settings import setting
-from components.core.stage import Gate, Node, Secret, Stage, s3_secrets
+from components.core.stage import Node, Secret, Stage, StageGate, s3_secrets
 
 
 class EvalConfig(EmbeddingSettings):
@@ -79,9 +79,10 @@ STAGE = Stage(
     config=EvalConfig,
     inputs=("checkpoint", "eval_data"),
     optional_inputs=("golden_eval", "champion", "past_runs"),
+    from_champion={"champion": "checkpoint"},
     outputs=("eval_results", "report"),
     results={"passed": bool},
-    gate=Gate("passed", "quality-gate"),
+    gate=StageGate("passed", "quality-gate"),
     image="gpu",
     node=Node(gpu="A100", cpu="8", memory="64Gi", shared_memory="16Gi"),
     secrets=(

@@ -12,7 +12,7 @@ from typing import Any
 from components.core.distributed.launch import processes
 from components.core.encoder.config import EncoderConfig, read_encoder
 from components.core.errors import InputError
-from components.core.history import given_or_champions, this_run
+from components.core.history import read_run_context
 from components.core.retrieval.beir_data import BeirData, read_beir
 from components.core.retrieval.encode_texts import How
 from components.eval.component import EvalConfig
@@ -50,12 +50,11 @@ def run(
 ) -> dict[str, float | int | bool | str]:
     """Evaluate, write ``eval_results`` and ``report``, return the figures and ``passed``.
 
-    The champion is ``champion``, or the one in ``past_runs``, which gets the verdict. A gate that does not pass is a
+    The history of ``past_runs`` gets the verdict. A gate that does not pass is a
     result, not an error. Raises InputError for a checkpoint or test set that is none,
     ActionNeeded and Transient for an endpoint that does not answer.
     """
-    with given_or_champions(champion, "checkpoint", past_runs) as champion:
-        return _evaluate(config, checkpoint, eval_data, golden_eval, champion, past_runs, eval_results, report)
+    return _evaluate(config, checkpoint, eval_data, golden_eval, champion, past_runs, eval_results, report)
 
 
 def _evaluate(
@@ -104,8 +103,8 @@ def _evaluate(
     _write_json(eval_results / SLICES_FILE, {name: [asdict(one) for one in found] for name, found in kinds.items()})
     _write_json(eval_results / PER_QUERY_FILE, {name: _per_query(found) for name, found in evaluations.items()})
     runs: list[str] = []
-    if run_ := this_run(past_runs):
-        runs = record(run_, gate, evaluations["test"].scores, len(sets["test"].queries), checkpoint, eval_data)
+    if context := read_run_context(past_runs):
+        runs = record(context, gate, evaluations["test"].scores, len(sets["test"].queries), checkpoint, eval_data)
     report.write_text(build_report(config, encoder, evaluations, costs, gate, cutoffs, runs), encoding="utf-8")
     return _metrics(evaluations, gate)
 

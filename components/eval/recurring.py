@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from components.core.history import Judged, ThisRun
+from components.core.history import RunContext, Verdict
 from components.eval.gate import Gate
 from components.eval.metrics import Scores
 
@@ -15,7 +15,7 @@ _COMPARED = ("base", "champion", "finetuned")
 
 
 def record(
-    run: ThisRun, gate: Gate, scores: Mapping[str, Scores], queries: int, checkpoint: Path, eval_data: Path
+    run: RunContext, gate: Gate, scores: Mapping[str, Scores], queries: int, checkpoint: Path, eval_data: Path
 ) -> list[str]:
     """Write the verdict into the history of ``run``; return its last runs, newest first, a line for each.
 
@@ -23,13 +23,13 @@ def record(
     """
     history = run.history
     if gate.passed:
-        history.keep(run.run, "checkpoint", checkpoint)
-        history.keep(run.run, "eval_data", eval_data)
+        history.store_artifact(run.name, "checkpoint", checkpoint)
+        history.store_artifact(run.name, "eval_data", eval_data)
     means = {system: _mean(scores[system], gate.metric) for system in _COMPARED if system in scores}
-    judged = Judged(passed=gate.passed, reasons=gate.reasons, metric=gate.metric, queries=queries, scores=means)
-    history.write(run.run, judged)
-    _log.info("run %s", history.run(run.run).summary())
-    return history.lines()
+    judged = Verdict(passed=gate.passed, reasons=gate.reasons, metric=gate.metric, queries=queries, scores=means)
+    history.write(run.name, judged)
+    _log.info("run %s", history.read_run(run.name).summary())
+    return history.summarize_last_runs()
 
 
 def _mean(scores: Scores, metric: str) -> float:

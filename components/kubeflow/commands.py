@@ -145,11 +145,11 @@ def _figures(run: EndedRun) -> list[str]:
     if not history_uri:
         return []
     try:
-        found = History(history_uri).runs(since=run.began)
+        records = History(history_uri).read_runs(since=run.began)
     except (StageError, ImportError) as error:
         return [f"figures: {history_uri} cannot be read from here ({error})"]
     # Each is named by the time it began and something of its own.
-    return [one.summary() for one in found if not run.ended or one.name.partition("-")[0] <= run.ended]
+    return [record.summary() for record in records if not run.ended or record.name.partition("-")[0] <= run.ended]
 
 
 def _launch(args: argparse.Namespace, given: Mapping[str, Any]) -> Launch:

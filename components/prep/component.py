@@ -84,6 +84,7 @@ STAGE = Stage(
     config=PrepConfig,
     inputs=("qa_pairs",),
     optional_inputs=("golden_eval", "frozen_eval", "miner", "checker", "past_runs"),
+    from_champion={"frozen_eval": "eval_data"},
     outputs=("training_data", "eval_data", "data_report"),
     image="gpu",
     node=Node(gpu="A100", cpu="16", memory="64Gi", shared_memory="16Gi"),

@@ -14,7 +14,6 @@ import numpy as np
 from components.core.distributed.launch import processes
 from components.core.encoder.config import read_encoder
 from components.core.errors import InputError
-from components.core.history import given_or_champions
 from components.core.retrieval.beir_data import read_queries
 from components.core.retrieval.encode_texts import How, Model, Texts, embed
 from components.prep.component import PrepConfig
@@ -41,21 +40,19 @@ def run(
     frozen_eval: Path | None = None,
     miner: Path | None = None,
     checker: Path | None = None,
-    past_runs: Path | None = None,
+    past_runs: Path | None = None,  # noqa: ARG001 -- the runner takes frozen_eval from it
     training_data: Path,
     eval_data: Path,
     data_report: Path,
 ) -> dict[str, Any]:
     """Read ``qa_pairs``, split, mine, write ``training_data``, ``eval_data`` and ``data_report``; return counts.
 
-    With ``frozen_eval`` the test set is that one, unchanged; without, it is that of the champion in ``past_runs``, when
-    there is one. What ``golden_eval`` asks, training and validation do not. Negatives are mined with ``miner`` when it
-    is given, else with the base model; what ``checker`` takes for an answer is no negative. Raises InputError when no
-    question is left, or when the split leaves a side empty.
+    With ``frozen_eval`` the test set is that one, unchanged. What ``golden_eval`` asks, training and validation do
+    not. Negatives are mined with ``miner`` when it is given, else with the base model; what ``checker`` takes for an
+    answer is no negative. Raises InputError when no question is left, or when the split leaves a side empty.
     """
-    with given_or_champions(frozen_eval, "eval_data", past_runs) as frozen_eval:
-        golden = frozenset(read_queries(golden_eval)[0].values()) if golden_eval else frozenset()
-        return _prepare(config, qa_pairs, golden, frozen_eval, miner, checker, training_data, eval_data, data_report)
+    golden = frozenset(read_queries(golden_eval)[0].values()) if golden_eval else frozenset()
+    return _prepare(config, qa_pairs, golden, frozen_eval, miner, checker, training_data, eval_data, data_report)
 
 
 def _prepare(

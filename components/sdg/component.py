@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from components.core.encoder.config import EncoderConfig
 from components.core.settings import Settings, setting
-from components.core.stage import Gate, Node, Secret, Stage, s3_secrets
+from components.core.stage import Node, Secret, Stage, StageGate, s3_secrets
 
 QueryType = Literal["multi_hop", "structural", "contextual"]
 ReasoningType = Literal["factual", "relational", "inferential", "temporal", "procedural", "causal", "visual"]
@@ -344,7 +344,7 @@ STAGE = Stage(
     replaced_by={"corpus": "sources"},
     outputs=("qa_pairs", "generation_report", "past_runs"),
     results={"changed": bool},
-    gate=Gate("changed", "new-documents", keeps=True),
+    gate=StageGate("changed", "new-documents", keeps=True),
     image="cpu",
     node=Node(cpu="8", memory="16Gi"),
     secrets=(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from components.core.errors import InputError
-from components.core.history import ThisRun
+from components.core.history import RunContext
 from components.core.progress import track
 from components.sdg.changes import look, note
 from components.sdg.component import SdgConfig
@@ -50,7 +50,7 @@ def run(
     read, records = _prepare(config, corpus)
     _log.info("%s", _describe(read, records, config))
     run_, documents = look(read, config)
-    if run_.started.unchanged_since:
+    if run_.corpus.unchanged_since:
         return _end_early(run_, documents, generation_report, past_runs)
     for warning in _doubts(read):
         _log.warning("%s", warning)
@@ -78,11 +78,11 @@ def run(
     (qa_pairs / "generation_result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     generation_report.write_text(build_report(config, records, read, made), encoding="utf-8")
     paid = {name: made.metrics.get(name) for name in ("paid_answers", "reused_documents")}
-    note(replace(run_, started=run_.started.model_copy(update=paid)), documents, past_runs)
+    note(replace(run_, corpus=run_.corpus.model_copy(update=paid)), documents, past_runs)
     return {**counts, **made.metrics, "skipped_files": sum(read.skipped.values()), "changed": True}
 
 
-def _end_early(run_: ThisRun, documents: dict[str, str], generation_report: Path, past_runs: Path) -> dict[str, Any]:
+def _end_early(run_: RunContext, documents: dict[str, str], generation_report: Path, past_runs: Path) -> dict[str, Any]:
     """The same documents and settings gave a model that is served, or that the gate refused."""
     runs = note(run_, documents, past_runs)
     generation_report.write_text(unchanged_report(run_, runs), encoding="utf-8")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from components import __version__
-from components.core.history import ThisRun
+from components.core.history import RunContext
 from components.core.reports.chart import bar_chart
 from components.core.reports.html import Markup, element, facts, page, quoted, section, table, tiles
 from components.sdg.component import SdgConfig
@@ -55,15 +55,15 @@ def build_report(config: SdgConfig, records: Sequence[dict[str, Any]], read: Cor
     )
 
 
-def unchanged_report(run: ThisRun, runs: Sequence[str]) -> str:
+def unchanged_report(run: RunContext, runs: Sequence[str]) -> str:
     """The page of a run that had nothing to do; ``runs`` are the last ones, newest first."""
     return page(
         "Generation report",
         element("h1", "Nothing new"),
         element(
             "p",
-            f"The {run.started.documents:,} documents and the settings of sdg are those of the run "
-            f"{run.started.unchanged_since}: nothing was generated, paid or trained. With skip_unchanged=false a run "
+            f"The {run.corpus.documents:,} documents and the settings of sdg are those of the run "
+            f"{run.corpus.unchanged_since}: nothing was generated, paid or trained. With skip_unchanged=false a run "
             f"goes on all the same.",
         ),
         section("Recurring runs, newest first", element("ul", *(element("li", one) for one in runs))),

@@ -11,21 +11,22 @@ import pytest
 from components.core.artifacts import seal
 from components.core.errors import ActionNeeded, InputError, StageError
 from components.core.history import (
+    CorpusChange,
     History,
-    Judged,
-    Served,
-    Started,
-    ThisRun,
-    given_or_champions,
+    Promotion,
+    RunContext,
+    Verdict,
     new_run_name,
-    this_run,
+    read_run_context,
 )
+from components.core.runner import Source, fetch_champion_artifacts
+from components.eval.component import STAGE as EVAL
 from tests.storage.s3_server import S3Server, s3_server
 
-STARTED = Started(documents=2, new=2, changed=0, removed=0, documents_digest="d", settings_digest="s")
-PASSED = Judged(passed=True, reasons=("better",), metric="NDCG@10", queries=30, scores={"base": 0.5, "finetuned": 0.6})
+STARTED = CorpusChange(documents=2, new=2, changed=0, removed=0, documents_digest="d", settings_digest="s")
+PASSED = Verdict(passed=True, reasons=("better",), metric="NDCG@10", queries=30, scores={"base": 0.5, "finetuned": 0.6})
 REFUSED = PASSED.model_copy(update={"passed": False, "reasons": ("worse than the champion",)})
-SERVED = Served(target="local", endpoint="http://127.0.0.1:8000", digest="a" * 64)
+SERVED = Promotion(target="local", endpoint="http://127.0.0.1:8000", digest="a" * 64)
 
 
 @pytest.fixture(params=["directory", "bucket"])
@@ -48,7 +49,7 @@ def artifact(directory: Path, kind: str, content: str) -> Path:
 
 def test_a_new_history_knows_nothing(uri: str) -> None:
     history = History(uri)
-    assert (history.runs(), history.champion(), history.last_settled()) == ([], None, None)
+    assert (history.read_runs(), history.find_champion(), history.find_last_settled_run()) == ([], None, None)
 
 
 def test_the_champion_is_the_newest_model_that_is_served(uri: str) -> None:
@@ -64,18 +65,18 @@ def test_the_champion_is_the_newest_model_that_is_served(uri: str) -> None:
         if served:
             history.write(run, served)
     history.write("5", STARTED, {})
-    assert history.champion() == "2"
+    assert history.find_champion() == "2"
     # 4 was not deployed and 5 not judged: their work has to be done again. 3 was refused, and would be again.
-    assert history.last_settled().name == "3"
-    assert history.documents("3") == {"a.txt": "3"}
-    said = [run.summary() for run in history.runs()]
+    assert history.find_last_settled_run().name == "3"
+    assert history.read_document_digests("3") == {"a.txt": "3"}
+    said = [run.summary() for run in history.read_runs()]
     assert "promoted (local): http://127.0.0.1:8000" in said[1]
     assert said[2].endswith("not promoted: worse than the champion")
     assert "gate passed, not deployed" in said[3]
     assert said[4].endswith("not finished")
-    assert history.lines() == said[::-1]
-    assert [run.name for run in history.runs(since="3")] == ["3", "4", "5"]
-    assert [run.name for run in history.runs(since="2", newest=2)] == ["4", "5"]
+    assert history.summarize_last_runs() == said[::-1]
+    assert [run.name for run in history.read_runs(since="3")] == ["3", "4", "5"]
+    assert [run.name for run in history.read_runs(since="2", newest=2)] == ["4", "5"]
 
 
 def test_many_runs_are_listed_once_and_only_the_last_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,51 +85,52 @@ def test_many_runs_are_listed_once_and_only_the_last_are_read(tmp_path: Path, mo
         history.write(f"{number:03}", STARTED, {})
     listed, read = [], []
     store = type(history._store)
-    names, get = store.names, store.read
-    monkeypatch.setattr(store, "names", lambda self, *a: listed.append(a) or names(self, *a))
+    names, get = store.list_names, store.read
+    monkeypatch.setattr(store, "list_names", lambda self, *a: listed.append(a) or names(self, *a))
     monkeypatch.setattr(store, "read", lambda self, name: read.append(name) or get(self, name))
-    assert [line[:3] for line in history.lines()] == [f"{number:03}" for number in range(59, 39, -1)]
+    assert [line[:3] for line in history.summarize_last_runs()] == [f"{number:03}" for number in range(59, 39, -1)]
     assert (len(listed), len(read)) == (1, 20)
 
 
 def test_a_model_comes_back_as_it_was_and_old_ones_go(uri: str, tmp_path: Path) -> None:
     history = History(uri)
     for run in ("1", "2", "3"):
-        history.keep(run, "checkpoint", artifact(tmp_path / run, "checkpoint", f"model {run}"))
+        history.store_artifact(run, "checkpoint", artifact(tmp_path / run, "checkpoint", f"model {run}"))
         history.write(run, SERVED)
-    history.forget_models_before("2")
-    history.fetch("2", "checkpoint", tmp_path / "back")
+    history.delete_artifacts_before("2")
+    history.fetch_artifact("2", "checkpoint", tmp_path / "back")
     assert (tmp_path / "back" / "onnx" / "weights").read_text() == "model 2"
     with pytest.raises(ActionNeeded, match=r"runs/1/checkpoint is not whole .* remove runs/1/served.json"):
-        history.fetch("1", "checkpoint", tmp_path / "gone")
-    assert history.run("1").served == SERVED
+        history.fetch_artifact("1", "checkpoint", tmp_path / "gone")
+    assert history.read_run("1").promotion == SERVED
 
 
 def test_what_was_changed_or_cut_short_is_no_champion(tmp_path: Path) -> None:
     history = History(str(tmp_path / "history"))
-    history.keep("1", "checkpoint", artifact(tmp_path / "made", "checkpoint", "model"))
+    history.store_artifact("1", "checkpoint", artifact(tmp_path / "made", "checkpoint", "model"))
     kept = tmp_path / "history" / "runs" / "1" / "checkpoint"
     (kept / "onnx" / "weights").write_text("other")
     with pytest.raises(ActionNeeded, match="onnx/weights does not have the sha256"):
-        history.fetch("1", "checkpoint", tmp_path / "a")
+        history.fetch_artifact("1", "checkpoint", tmp_path / "a")
     (kept / "manifest.json").unlink()
     with pytest.raises(ActionNeeded, match=r"has no manifest\.json"):
-        history.fetch("1", "checkpoint", tmp_path / "b")
+        history.fetch_artifact("1", "checkpoint", tmp_path / "b")
 
 
 def test_the_artifact_leads_to_the_champions_parts_unless_others_are_given(uri: str, tmp_path: Path) -> None:
     champion, name = artifact(tmp_path / "made", "checkpoint", "champion"), new_run_name()
-    History(uri).keep(name, "checkpoint", champion)
-    ThisRun(uri, new_run_name(), STARTED, champion=name).write(tmp_path / "artifact")
-    assert this_run(tmp_path / "artifact").champion == name
-    with given_or_champions(None, "checkpoint", tmp_path / "artifact") as found:
-        assert (found / "onnx" / "weights").read_text() == "champion"
-    with given_or_champions(tmp_path / "other", "checkpoint", tmp_path / "artifact") as found:
-        assert found == tmp_path / "other"
-    ThisRun("", "", STARTED).write(tmp_path / "alone")
-    assert this_run(tmp_path / "alone") is None
-    with given_or_champions(None, "checkpoint", tmp_path / "alone") as found:
-        assert found is None
+    History(uri).store_artifact(name, "checkpoint", champion)
+    RunContext(uri, new_run_name(), STARTED, champion=name).write(tmp_path / "artifact")
+    assert read_run_context(tmp_path / "artifact").champion == name
+    past_runs, other = Source(tmp_path / "artifact"), Source(tmp_path / "other")
+    with fetch_champion_artifacts(EVAL, {"past_runs": past_runs}) as fetched:
+        assert (fetched["champion"] / "onnx" / "weights").read_text() == "champion"
+    with fetch_champion_artifacts(EVAL, {"past_runs": past_runs, "champion": other}) as fetched:
+        assert fetched == {}
+    RunContext("", "", STARTED).write(tmp_path / "alone")
+    assert read_run_context(tmp_path / "alone") is None
+    with fetch_champion_artifacts(EVAL, {"past_runs": Source(tmp_path / "alone")}) as fetched:
+        assert fetched == {}
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     record.parent.mkdir(parents=True)
     record.write_text("{")
     with pytest.raises(StageError, match=r"runs/1/judged\.json cannot be read"):
-        History(str(tmp_path)).runs()
+        History(str(tmp_path)).read_runs()
 
 
 def use(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import pipeline
-from components.core.history import History, Judged, Started
+from components.core.history import CorpusChange, History, Verdict
 from components.kubeflow import server as kubeflow
 from tests.pipeline.compiled import parse
 from tests.pipeline.kfp_api import KfpApi, serving
@@ -79,9 +79,9 @@ def test_waiting_ends_with_the_runs_figures_where_it_keeps_a_history(
     server: KfpApi, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     history = History(str(tmp_path))
-    started = Started(documents=9, new=9, changed=0, removed=0, documents_digest="d", settings_digest="s")
+    started = CorpusChange(documents=9, new=9, changed=0, removed=0, documents_digest="d", settings_digest="s")
     scores = {"base": 0.61, "finetuned": 0.72}
-    verdict = Judged(passed=False, reasons=("no better",), metric="NDCG@10", queries=50, scores=scores)
+    verdict = Verdict(passed=False, reasons=("no better",), metric="NDCG@10", queries=50, scores=scores)
     history.write("20000101T000000Z-aaaaaa", started)
     history.write("20260101T100007Z-bbbbbb", started)
     history.write("20260101T100007Z-bbbbbb", verdict)
@@ -152,7 +152,7 @@ def test_a_run_that_lasts_too_long_goes_on_and_is_exit_code_75(
 def test_a_run_that_was_started_elsewhere_is_followed_with_its_figures(
     server: KfpApi, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    started = Started(documents=9, new=9, changed=0, removed=0, documents_digest="d", settings_digest="s")
+    started = CorpusChange(documents=9, new=9, changed=0, removed=0, documents_digest="d", settings_digest="s")
     History(str(tmp_path)).write("20260101T100007Z-aaaaaa", started)
     assert call(server, "submit", CORPUS, f"history_uri={tmp_path}") == 0
     (run,) = server.runs

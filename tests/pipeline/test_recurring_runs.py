@@ -96,7 +96,7 @@ def schedule(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Schedule]:
 def test_recurring_runs_on_a_growing_corpus(schedule: Schedule, capsys: pytest.CaptureFixture[str]) -> None:
     schedule.add(*FIRST)
     asked = schedule.run()
-    first = schedule.history.champion()
+    first = schedule.history.find_champion()
     assert (schedule.stages(0), bool(asked), bool(first)) == (STAGES, True, True)
 
     # Nothing new: green, nothing paid, nothing trained, and the reason is said.
@@ -124,18 +124,18 @@ def test_recurring_runs_on_a_growing_corpus(schedule: Schedule, capsys: pytest.C
     )
     assert "champion" not in before
     assert now["champion"]["NDCG"] == pytest.approx(before["finetuned"]["NDCG"])
-    third = schedule.history.champion()
+    third = schedule.history.find_champion()
     assert third != first
-    found = schedule.history.run(third)
-    assert (found.started.new, found.started.changed, found.started.removed) == (3, 0, 0)
-    assert found.served.endpoint
+    found = schedule.history.read_run(third)
+    assert (found.corpus.new, found.corpus.changed, found.corpus.removed) == (3, 0, 0)
+    assert found.promotion.endpoint
     assert f"{third}: 15 documents (3 new" in schedule.artifact(2, "report").read_text(encoding="utf-8")
 
     # A model that does not beat the champion changes nothing, and the next run need not try again.
     schedule.add("raise")
     schedule.run(eval_overrides={"min_eval_queries": 1, "min_champion_gain": 2.0})
     assert schedule.stages(3) == STAGES[:4]
-    assert schedule.history.champion() == third
+    assert schedule.history.find_champion() == third
     assert schedule.run() == []
     assert schedule.stages(4) == ["sdg"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from components.__main__ import main
-from components.core.history import History, Judged
+from components.core.history import History, Verdict
 
 TEXT = "Valve {0} is fitted with seal {0}. Press it in by hand. Test it under water. Note the pressure. Then sign."
 
@@ -36,8 +36,8 @@ def sdg(work: Path, *settings: str) -> dict:
 def settle(work: Path) -> str:
     """The gate refuses what the last run made: its work need not be done again."""
     history = History(str(work / "history"))
-    run = history.runs()[-1].name
-    history.write(run, Judged(passed=False, reasons=("no better",), metric="NDCG@10", queries=20, scores={}))
+    run = history.read_runs()[-1].name
+    history.write(run, Verdict(passed=False, reasons=("no better",), metric="NDCG@10", queries=20, scores={}))
     return run
 
 

@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
-
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 _DAMAGED_ON_THE_WAY = ("BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "InvalidDigest", "RequestTimeout")
 _OTHER_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint", "TemporaryRedirect")
 _CREDENTIALS = ("ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied")
+# Classes of obstore.exceptions, by name: a directory as a store needs no obstore.
+_REFUSALS = ("PermissionDeniedError", "UnauthenticatedError")
 _OBSTORE_KNOWS_A_REGION_IS_WRONG = "incorrectly configured region"
 _METADATA_SERVERS = ("169.254.169.254", "169.254.170.", "metadata.google.internal")
 
@@ -61,7 +61,7 @@ def to_stage_error(error: BaseException, where: str) -> StageError:
             f"{where}: no credentials were found: give the service account an identity of the cloud, or set "
             f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (s3://), GOOGLE_APPLICATION_CREDENTIALS (gs://)"
         )
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or code in _CREDENTIALS:
+    if type(error).__name__ in _REFUSALS or code in _CREDENTIALS:
         return ActionNeeded(f"{where}: access is refused ({summarize_error(error)}): check credentials and rights")
     if isinstance(error, CorruptObject):
         return ActionNeeded(f"{where}: {error}: remove it, or copy it again from its source")
@@ -84,7 +84,7 @@ def to_stage_error(error: BaseException, where: str) -> StageError:
 
 @contextlib.contextmanager
 def translate_errors(where: str) -> Iterator[None]:
-    """What goes wrong inside as ``to_stage_error`` says it."""
+    """Raise every exception of the block as the error that ``to_stage_error`` makes of it."""
     try:
         yield
     except Exception as error:
