@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import report
 from components.core import log
 from components.core.retrieval.beir_data import read_beir
-from components.core.retrieval.encode_texts import How, Texts, embed
+from components.core.retrieval.encode_texts import EncodeOptions, TextGroup, encode_texts
 from components.recipe.plan import resolve
 from components.recipe.stages import by_name
 
@@ -40,15 +40,15 @@ def main() -> None:
             for stage, part in (("prep", trained), ("eval, base model", texts)):
                 started = time.perf_counter()
                 processor = time.process_time()
-                how = How(config.encode_batch_tokens, uri)
-                (one,) = embed(config.encoder(), [Texts(part, "passage", f"{run}: {stage}")], how)
-                found.append(one.vectors)
+                options = EncodeOptions(config.encode_batch_tokens, uri)
+                (encoded,) = encode_texts(config.encoder(), [TextGroup(part, "passage", f"{run}: {stage}")], options)
+                found.append(encoded.vectors)
                 rows.append(
                     {
                         "run": run,
                         "stage": stage,
                         "passages": len(part),
-                        "encoded": one.encoded,
+                        "encoded": encoded.num_encoded,
                         "seconds": f"{time.perf_counter() - started:.1f}",
                         "CPU seconds": f"{time.process_time() - processor:.1f}",
                     }

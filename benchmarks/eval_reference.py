@@ -25,7 +25,7 @@ from benchmarks import report
 from components.core import log
 from components.core.encoder.checkpoint import load_base, save_checkpoint
 from components.core.retrieval.beir_data import BeirData, read_beir
-from components.core.retrieval.encode_texts import How
+from components.core.retrieval.encode_texts import EncodeOptions
 from components.eval.metrics import FAMILIES, measure, metric_name
 from components.eval.systems import search_with_encoder
 from components.recipe.plan import resolve
@@ -87,7 +87,7 @@ def _compare(folder: Path, model: Path, batch_size: int) -> list[dict[str, Any]]
 
 
 def _ours(_: Path, data: BeirData, model: Path, __: int) -> dict[str, float]:
-    search = search_with_encoder(model, "model", {"test": data}, max(CUTOFFS), How(batch_tokens=4096))
+    search = search_with_encoder(model, "model", {"test": data}, max(CUTOFFS), EncodeOptions(batch_tokens=4096))
     mean = measure(data.qrels, search.runs["test"], CUTOFFS).mean
     return {name: value for family in mean.values() for name, value in family.items()}
 

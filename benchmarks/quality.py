@@ -33,7 +33,7 @@ from components.core import log
 from components.core.encoder.checkpoint import load_base, load_checkpoint, save_checkpoint
 from components.core.encoder.model import Encoder
 from components.core.retrieval.beir_data import BeirData, read_beir
-from components.core.retrieval.encode_texts import How
+from components.core.retrieval.encode_texts import EncodeOptions
 from components.eval.metrics import measure
 from components.eval.systems import search_with_encoder
 from components.recipe.plan import resolve
@@ -175,7 +175,7 @@ def _sentence_transformers(triples: list[Triple], work: Path, args: argparse.Nam
 
 
 def _ndcg(checkpoint: Path, data: BeirData) -> float:
-    search = search_with_encoder(checkpoint, "model", {"test": data}, 10, How(batch_tokens=4096))
+    search = search_with_encoder(checkpoint, "model", {"test": data}, 10, EncodeOptions(batch_tokens=4096))
     return measure(data.qrels, search.runs["test"], [10]).mean["NDCG"]["NDCG@10"]
 
 

@@ -156,7 +156,7 @@ def _resident_gib() -> float:
 
 def _check(asked: torch.Tensor, searched: torch.Tensor, positives: list[int]) -> None:
     """Ours, torch's and the recipe's find the same scores, up to the order of summation."""
-    ours = top_k(asked, searched, DEPTH, what="checking search")
+    ours = top_k(asked, searched, DEPTH, label="checking search")
     np.testing.assert_allclose(ours.scores, plain(asked, searched, DEPTH)[0].numpy(), atol=2e-5)
     own = [[row] for row in positives]
     mined = hard_negatives(asked, searched, positives=own, excluded=own, choice=Choice(NEGATIVES, MARGIN))

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from components.core.distributed.launch import processes
+from components.core.distributed.launch import count_processes
 from components.core.encoder.config import EncoderConfig, read_encoder
 from components.core.errors import InputError
 from components.core.history import read_run_context
 from components.core.retrieval.beir_data import BeirData, read_beir
-from components.core.retrieval.encode_texts import How
+from components.core.retrieval.encode_texts import EncodeOptions
 from components.eval.component import EvalConfig
 from components.eval.drift import drift
 from components.eval.gate import Gate, decide
@@ -133,8 +133,10 @@ def _search(
     config: EvalConfig, checkpoint: Path, champion: Path | None, encoder: EncoderConfig, sets: BeirSets, k: int
 ) -> dict[str, Search]:
     """What each system found. The checkpoint comes first: it is what a user may have wrong."""
-    how = How(config.encode_batch_tokens, config.embedding_cache_uri, processes(config.num_processes))
-    search = partial(search_with_encoder, sets=sets, k=k, how=how, dimensions=sorted(config.eval_dimensions))
+    options = EncodeOptions(
+        config.encode_batch_tokens, config.embedding_cache_uri, count_processes(config.num_processes)
+    )
+    search = partial(search_with_encoder, sets=sets, k=k, options=options, dimensions=sorted(config.eval_dimensions))
     runs = {}
     if config.eval_finetuned:
         runs["finetuned"] = search(checkpoint, "fine-tuned")

@@ -12,7 +12,7 @@ import numpy as np
 from components.core.errors import ActionNeeded, InputError
 from components.core.progress import Progress
 from components.core.retrieval.beir_data import BeirData
-from components.core.retrieval.encode_texts import Embedded, How, Model, Texts, embed
+from components.core.retrieval.encode_texts import EncodedTexts, EncodeOptions, ModelSource, TextGroup, encode_texts
 from components.core.retrieval.search import top_k
 from components.core.serving.client import EmbeddingClient
 from components.eval.bm25 import bm25_top_k
@@ -20,7 +20,7 @@ from components.eval.component import EvalConfig
 from components.eval.metrics import Run, search_depth, to_run
 
 BeirSets = Mapping[str, BeirData]
-Embed = Callable[[Sequence[Texts]], Sequence[Embedded]]
+Embed = Callable[[Sequence[TextGroup]], Sequence[EncodedTexts]]
 # Texts encoded, from which on a rate means something.
 _ENOUGH = 100
 
@@ -67,14 +67,14 @@ def search_with_bm25(sets: BeirSets, k: int) -> Search:
 
 
 def search_with_encoder(
-    model: Model, label: str, sets: BeirSets, k: int, how: How, *, dimensions: Sequence[int] = ()
+    model: ModelSource, label: str, sets: BeirSets, k: int, options: EncodeOptions, *, dimensions: Sequence[int] = ()
 ) -> Search:
     """As ``search_with_bm25``, with the vectors of ``model``; only this one is in memory.
 
-    Raises InputError as ``embed`` does, and when the vectors are shorter than one of ``dimensions``.
+    Raises InputError as ``encode_texts`` does, and when the vectors are shorter than one of ``dimensions``.
     """
-    how = replace(how, least_dimension=max(dimensions, default=1))
-    return _search(lambda groups: embed(model, groups, how), label, sets, k, dimensions)
+    options = replace(options, min_dimension=max(dimensions, default=1))
+    return _search(lambda groups: encode_texts(model, groups, options), label, sets, k, dimensions)
 
 
 def check_endpoint(config: EvalConfig) -> None:
@@ -96,16 +96,16 @@ def search_with_endpoint(config: EvalConfig, sets: BeirSets, k: int) -> Search:
         return replace(found, repeated={"requests": endpoint.retries, "invalid_vectors": endpoint.invalid})
 
 
-def _served(config: EvalConfig, endpoint: EmbeddingClient, group: Texts) -> Embedded:
+def _served(config: EvalConfig, endpoint: EmbeddingClient, group: TextGroup) -> EncodedTexts:
     size, vectors = config.nim_batch_size, []
     started = time.perf_counter()
-    with Progress(group.what, total=len(group.texts), unit="texts") as progress:
+    with Progress(group.label, total=len(group.texts), unit="texts") as progress:
         for start in range(0, len(group.texts), size):
             dimension = vectors[0].shape[1] if vectors else None
             batch = group.texts[start : start + size]
             vectors.append(endpoint.embed(batch, group.kind, batch_size=size, truncate="END", dimension=dimension))
             progress.add(len(batch))
-    return Embedded(np.concatenate(vectors), len(group.texts), time.perf_counter() - started)
+    return EncodedTexts(np.concatenate(vectors), len(group.texts), time.perf_counter() - started)
 
 
 def _endpoint(config: EvalConfig) -> EmbeddingClient:
@@ -124,8 +124,8 @@ def _search(embed: Embed, label: str, sets: BeirSets, k: int, dimensions: Sequen
     """Search each set; a passage that stands in several of them is embedded once."""
     texts = list(dict.fromkeys(text for data in sets.values() for text in data.corpus.values()))
     row = {text: number for number, text in enumerate(texts)}
-    groups = [Texts(texts, "passage", f"{label}: passages")]
-    groups += [Texts([*data.queries.values()], "query", f"{label}: {name} queries") for name, data in sets.items()]
+    groups = [TextGroup(texts, "passage", f"{label}: passages")]
+    groups += [TextGroup([*data.queries.values()], "query", f"{label}: {name} queries") for name, data in sets.items()]
     passages, *asked = (replace(one, vectors=_finite(one.vectors, label)) for one in embed(groups))
     runs: dict[str, Run] = {}
     shortened: dict[int, dict[str, Run]] = {dimension: {} for dimension in dimensions}
@@ -143,23 +143,23 @@ def _search(embed: Embed, label: str, sets: BeirSets, k: int, dimensions: Sequen
     return Search(runs, shortened, _cost(passages, asked, searching))
 
 
-def _cost(passages: Embedded, queries: Sequence[Embedded], searching: float) -> Cost:
-    asked, encoded = sum(len(one.vectors) for one in queries), sum(one.encoded for one in queries)
+def _cost(passages: EncodedTexts, queries: Sequence[EncodedTexts], searching: float) -> Cost:
+    asked, encoded = sum(len(one.vectors) for one in queries), sum(one.num_encoded for one in queries)
     seconds = sum(one.seconds for one in queries)
     return Cost(
         passages.vectors.shape[1],
-        round(passages.encoded / passages.seconds, 1) if _measured(passages) else None,
+        round(passages.num_encoded / passages.seconds, 1) if _measured(passages) else None,
         round(1000 * (searching / asked + seconds / encoded), 3) if all(map(_measured, queries)) else None,
     )
 
 
-def _measured(found: Embedded) -> bool:
+def _measured(found: EncodedTexts) -> bool:
     """Whether enough texts were encoded, and not found in the cache, to tell how long one takes."""
-    return found.encoded >= min(len(found.vectors), _ENOUGH)
+    return found.num_encoded >= min(len(found.vectors), _ENOUGH)
 
 
 def _best(queries: np.ndarray, passages: np.ndarray, data: BeirData, k: int, what: str) -> Run:
-    found = top_k(queries, passages, search_depth(data, k), what=what)
+    found = top_k(queries, passages, search_depth(data, k), label=what)
     return to_run(found.scores, found.positions, data, k)
 
 

@@ -73,7 +73,7 @@ def _vectors(encoder: Encoder, probes: list[Probe], config: ExportConfig) -> np.
         rows = [row for row, probe in enumerate(probes) if probe.kind == kind]
         texts = [probes[row].text for row in rows]
         what = f"encoding {kind} probes"
-        vectors[rows] = encoder.encode(texts, kind, batch_tokens=config.encode_batch_tokens, what=what)
+        vectors[rows] = encoder.encode(texts, kind, batch_tokens=config.encode_batch_tokens, label=what)
     return vectors
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.process_group import ProcessGroup
 from components.core.encoder.checkpoint import default_device, load_base
 from components.core.encoder.model import Encoder
 from components.core.encoder.packed.encoder import supports
@@ -37,21 +37,21 @@ class Trainable:
     base_weights: str
 
 
-def load_trainable(config: FinetuneConfig, ranks: Ranks, dtype: torch.dtype) -> Trainable:
+def load_trainable(config: FinetuneConfig, process_group: ProcessGroup, dtype: torch.dtype) -> Trainable:
     """The base model, float32, whole on every rank or spread over all of them, with LoRA where that is asked for.
 
     Raises InputError when it fits neither way.
     """
     device = default_device()
-    if spreads(config, ranks, device, dtype):
-        return _spread(config, ranks, dtype, device)
+    if spreads(config, process_group, device, dtype):
+        return _spread(config, process_group, dtype, device)
     encoder = _load(config, device)
-    digest = weights_digest(encoder) if config.checkpoint_uri and ranks.first else ""
+    digest = weights_digest(encoder) if config.checkpoint_uri and process_group.is_main else ""
     _add_lora(encoder, config)
     for weights in encoder.parameters():
         if weights.requires_grad:
-            ranks.copy_from_first(weights.data)
-    return Trainable(encoder, whole_gradient(encoder, config, dtype, ranks), digest)
+            process_group.broadcast_tensor(weights.data)
+    return Trainable(encoder, whole_gradient(encoder, config, dtype, process_group), digest)
 
 
 def weights_digest(encoder: Encoder) -> str:
@@ -63,7 +63,9 @@ def weights_digest(encoder: Encoder) -> str:
     return found.hexdigest()
 
 
-def whole_gradient(encoder: Encoder, config: FinetuneConfig, dtype: torch.dtype, ranks: Ranks) -> Gradient:
+def whole_gradient(
+    encoder: Encoder, config: FinetuneConfig, dtype: torch.dtype, process_group: ProcessGroup
+) -> Gradient:
     """The fastest way that ``encoder``, its device and ``dtype`` allow. Raises InputError where fp8 cannot be had."""
     packed = encoder.device.type == "cuda" and dtype == torch.bfloat16 and supports(encoder.backbone)
     if config.precision == "fp8":
@@ -74,24 +76,28 @@ def whole_gradient(encoder: Encoder, config: FinetuneConfig, dtype: torch.dtype,
                 "and no LoRA: set precision to auto"
             )
     if packed:
-        return PackedGradient(encoder, config, dtype, ranks, compiled=True, fp8=config.precision == "fp8")
-    return PaddedGradient(encoder, config, dtype, ranks)
+        return PackedGradient(encoder, config, dtype, process_group, compiled=True, fp8=config.precision == "fp8")
+    return PaddedGradient(encoder, config, dtype, process_group)
 
 
-def spreads(config: FinetuneConfig, ranks: Ranks, device: torch.device, dtype: torch.dtype) -> bool:
+def spreads(config: FinetuneConfig, process_group: ProcessGroup, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the weights are spread over the ranks. Raises InputError when the model fits neither way."""
     if config.parallelism == "fsdp" and config.precision == "fp8":
         raise InputError("precision = fp8 needs whole weights on every GPU: set parallelism=ddp, or precision=bf16")
     if config.parallelism == "fsdp":
-        return ranks.several
+        return process_group.is_distributed
     if device.type != "cuda":
         return False
     needed = estimate(config, dtype)
     available = _USABLE * torch.cuda.get_device_properties(device).total_memory
     if needed.total <= available:
         return False
-    if config.parallelism == "auto" and ranks.several and needed.spread_over(ranks.size) <= available:
-        _log.info("%s: the weights are spread over %d GPUs (fsdp)", _needs(needed, available), ranks.size)
+    if (
+        config.parallelism == "auto"
+        and process_group.is_distributed
+        and needed.spread_over(process_group.size) <= available
+    ):
+        _log.info("%s: the weights are spread over %d GPUs (fsdp)", _needs(needed, available), process_group.size)
         return True
     if needed.least > available:
         raise InputError(
@@ -105,18 +111,18 @@ def _needs(needed: Estimate, available: float) -> str:
     return f"training needs about {needed.total / 1e9:.0f} GB on a GPU, {available / 1e9:.0f} GB can be used"
 
 
-def _spread(config: FinetuneConfig, ranks: Ranks, dtype: torch.dtype, device: torch.device) -> Trainable:
+def _spread(config: FinetuneConfig, process_group: ProcessGroup, dtype: torch.dtype, device: torch.device) -> Trainable:
     """One rank after the other: together, their copies in main memory would be as many models."""
-    mesh = init_device_mesh(device.type, (ranks.size,))
+    mesh = init_device_mesh(device.type, (process_group.size,))
     encoder, digest = None, ""
-    for turn in range(ranks.size):
-        if turn == ranks.rank:
+    for turn in range(process_group.size):
+        if turn == process_group.rank:
             encoder = _load(config, torch.device("cpu"))
-            digest = weights_digest(encoder) if config.checkpoint_uri and ranks.first else ""
+            digest = weights_digest(encoder) if config.checkpoint_uri and process_group.is_main else ""
             _add_lora(encoder, config)
             shard(encoder, dtype, mesh)
-        ranks.wait()
-    return Trainable(encoder, ShardedGradient(encoder, config, ranks), digest)
+        process_group.barrier()
+    return Trainable(encoder, ShardedGradient(encoder, config, process_group), digest)
 
 
 def _load(config: FinetuneConfig, device: torch.device) -> Encoder:

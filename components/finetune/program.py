@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from components.core.distributed.launch import launch, processes
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.launch import count_processes, launch
+from components.core.distributed.process_group import ProcessGroup
 from components.core.encoder.checkpoint import default_device, load_base, save_checkpoint
 from components.core.encoder.model import Encoder
 from components.core.errors import InputError
@@ -46,26 +46,26 @@ def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path, traini
     if config.trainer == "trainjob":
         # Only who trains so needs the package kubernetes.
         return importlib.import_module("components.finetune.kubernetes.trainjob").run(config, **places)
-    count = processes(config.num_processes)
+    count = count_processes(config.num_processes)
     if count == 1:
-        return train(Ranks(), config, **places)
+        return train(ProcessGroup(), config, **places)
     arguments = {"settings": config.model_dump(mode="json"), **{name: str(path) for name, path in places.items()}}
     _log.info("%d processes train together", count)
     return launch("components.finetune.program:train_rank", arguments, count)
 
 
-def train_rank(ranks: Ranks, settings: dict[str, Any], **places: str) -> dict[str, Any]:
+def train_rank(process_group: ProcessGroup, settings: dict[str, Any], **places: str) -> dict[str, Any]:
     """``train`` as ``launch`` starts it."""
-    return train(ranks, FinetuneConfig(**settings), **{name: Path(place) for name, place in places.items()})
+    return train(process_group, FinetuneConfig(**settings), **{name: Path(place) for name, place in places.items()})
 
 
 def train(
-    ranks: Ranks, config: FinetuneConfig, *, training_data: Path, checkpoint: Path, training_report: Path
+    process_group: ProcessGroup, config: FinetuneConfig, *, training_data: Path, checkpoint: Path, training_report: Path
 ) -> dict[str, Any]:
-    """``run`` by all ``ranks``; the first one writes, and returns the figures."""
+    """``run`` by all ``process_group``; the first one writes, and returns the figures."""
     places = {"training_data": training_data, "checkpoint": checkpoint, "training_report": training_report}
     try:
-        return _train(ranks, config, **places)
+        return _train(process_group, config, **places)
     except torch.OutOfMemoryError:
         raise InputError(
             f"weights, gradients and optimizer do not fit into the memory of {default_device()}: see that nothing else "
@@ -74,16 +74,16 @@ def train(
 
 
 def _train(
-    ranks: Ranks, config: FinetuneConfig, *, training_data: Path, checkpoint: Path, training_report: Path
+    process_group: ProcessGroup, config: FinetuneConfig, *, training_data: Path, checkpoint: Path, training_report: Path
 ) -> dict[str, Any]:
     storage = None
-    if config.checkpoint_uri and ranks.first:
+    if config.checkpoint_uri and process_group.is_main:
         storage = open_store(config.checkpoint_uri, setting="checkpoint_uri")
     data = read_training_data(training_data, config.encoder())
     device = default_device()
     dtype = _dtype(config, device)
     torch.manual_seed(config.seed)
-    model = load_trainable(config, ranks, dtype)
+    model = load_trainable(config, process_group, dtype)
     encoder = model.encoder
     _check_dimensions(config, encoder)
     tokenized = TokenizedData(data, encoder, config)
@@ -93,28 +93,37 @@ def _train(
     if storage is not None:
         same = identity(config, tokenized, validation, model.base_weights, dtype, device)
         checkpoints = Checkpoints(storage, same, keep=config.keep_checkpoints, where=str(config.checkpoint_uri))
-    watch = Watch(encoder, tokenized.lengths, config, ranks)
+    watch = Watch(encoder, tokenized.lengths, config, process_group)
     trainer = Trainer(
         encoder,
         tokenized,
         config,
         model.gradient,
         watch=watch,
-        ranks=ranks,
+        process_group=process_group,
         validation=validation,
         checkpoints=checkpoints,
     )
-    if ranks.first:
+    if process_group.is_main:
         measured = bool(validation and config.val_every_steps)
         size = {"batch_size": trainer.batch_size, "total": trainer.total}
-        log_plan(config, tokenized, watch, ranks=ranks, **size, dtype=dtype, device=device, validates=measured)
+        log_plan(
+            config,
+            tokenized,
+            watch,
+            process_group=process_group,
+            **size,
+            dtype=dtype,
+            device=device,
+            validates=measured,
+        )
         checkpoint.mkdir()
     done = None
     try:
-        done = trainer.train(checkpoint / LOG_FILE if ranks.first else Path(os.devnull))
+        done = trainer.train(checkpoint / LOG_FILE if process_group.is_main else Path(os.devnull))
     finally:
         watch.close(complete=done is not None)
-    if not ranks.first:
+    if not process_group.is_main:
         return {}
     save_checkpoint(_finished(config, encoder, trainer, dtype), checkpoint)
     figures = _figures(data, trainer)

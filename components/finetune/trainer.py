@@ -13,7 +13,7 @@ from typing import TextIO
 
 from torch import Tensor
 
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.process_group import ProcessGroup
 from components.core.encoder.model import Encoder
 from components.core.errors import ActionNeeded, Transient
 from components.core.progress import Progress
@@ -59,9 +59,9 @@ class Step:
 class Trainer:
     """Trains ``encoder`` in place, with the gradients that ``gradient`` computes. Weights are float32.
 
-    All ``ranks`` make the same steps; the first one logs, and saves. With ``checkpoints`` the state is kept there while
-    training goes on, and training continues from the newest one. Dropout stays off: batches are small, and a run can be
-    repeated bit by bit on the same kind of CPU, and of GPU over packed texts.
+    All ranks make the same steps; rank 0 logs and saves. With ``checkpoints`` the state is kept there while training
+    goes on, and training continues from the newest one. Dropout stays off: batches are small, and a run can be repeated
+    bit by bit on the same kind of CPU, and of GPU over packed texts.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class Trainer:
         gradient: Gradient,
         *,
         watch: Watch,
-        ranks: Ranks | None = None,
+        process_group: ProcessGroup | None = None,
         validation: Validation | None = None,
         checkpoints: Checkpoints | None = None,
     ) -> None:
-        self.ranks = ranks or Ranks()
+        self.process_group = process_group or ProcessGroup()
         self.encoder, self.data, self.config = encoder.eval(), data, config
         self.batch_size = batch_size(config.global_batch_size, len(data.data.examples))
         self.total = steps(len(data.data.examples), self.batch_size, config.num_epochs)
@@ -87,7 +87,7 @@ class Trainer:
         self._watch = watch
         self._optimizer = build_optimizer(encoder, config)
         self._gradient = gradient
-        self._state = TrainingState(encoder.backbone, self._optimizer, self.ranks)
+        self._state = TrainingState(encoder.backbone, self._optimizer, self.process_group)
         self._validation = validation if config.val_every_steps else None
         self._autosave = Autosave(
             checkpoints,
@@ -99,12 +99,12 @@ class Trainer:
             encoder,
             data,
             gradient,
-            self.ranks,
+            self.process_group,
             max_norm=config.max_grad_norm,
             steps=self.total,
             beat=self._watchdog.beat,
         )
-        self._interruption = Interruption(self.ranks)
+        self._interruption = Interruption(self.process_group)
 
     @property
     def sharded(self) -> bool:
@@ -165,14 +165,18 @@ class Trainer:
         """Keep the state after the last step, unless it is kept already."""
         if not self._together(not self._autosave.saved(len(self.done))):
             return
-        if self.ranks.first:
+        if self.process_group.is_main:
             self._autosave.save(len(self.done), self._take)
         else:
             self._take()
 
     def _together(self, wanted: bool) -> bool:
         """Whether the first rank wants to save; others know only where it takes all to put the state together."""
-        return self.ranks.from_first(wanted) if self._state.sharded else wanted and self.ranks.first
+        return (
+            self.process_group.broadcast_object(wanted)
+            if self._state.sharded
+            else wanted and self.process_group.is_main
+        )
 
     def _validates_after(self, step: int) -> bool:
         """Every so many steps, and after the last one."""
@@ -224,7 +228,7 @@ class Trainer:
 
     def _resume(self, out: TextIO) -> None:
         saved = self._autosave.newest()
-        about = self.ranks.from_first(saved.about if saved else None)
+        about = self.process_group.broadcast_object(saved.about if saved else None)
         if about is None:
             return
         tensors = dict(saved.tensors) if saved else {}
@@ -244,9 +248,9 @@ class Trainer:
         where = f"interrupted after step {len(self.done)}"
         if self.done:
             self._save()
-        if not self.ranks.any(self._autosave.enabled):
+        if not self.process_group.all_reduce_any(self._autosave.enabled):
             return Transient(f"{where}: set checkpoint_uri and the next run continues")
         # Only the first rank knows, and it may be killed before: then no other speaks for it.
-        kept = self.ranks.from_first(self._autosave.wait())
+        kept = self.process_group.broadcast_object(self._autosave.wait())
         what = "its state is saved" if kept else "its state could not be saved, an earlier one stands"
         return Transient(f"{where}; {what}: run again to continue")

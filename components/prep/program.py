@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from components.core.distributed.launch import processes
+from components.core.distributed.launch import count_processes
 from components.core.encoder.config import read_encoder
 from components.core.errors import InputError
 from components.core.retrieval.beir_data import read_queries
-from components.core.retrieval.encode_texts import How, Model, Texts, embed
+from components.core.retrieval.encode_texts import EncodeOptions, ModelSource, TextGroup, encode_texts
 from components.prep.component import PrepConfig
 from components.prep.mine.hard_negatives import Choice
 from components.prep.mine.mining import Embed, Mined, mine
@@ -120,13 +120,15 @@ def _prepare(
     }
 
 
-def _embed_with(config: PrepConfig, model: Model) -> Embed:
+def _embed_with(config: PrepConfig, model: ModelSource) -> Embed:
     """The vectors of the base model, or of a checkpoint."""
-    how = How(config.encode_batch_tokens, config.embedding_cache_uri, processes(config.num_processes))
+    options = EncodeOptions(
+        config.encode_batch_tokens, config.embedding_cache_uri, count_processes(config.num_processes)
+    )
 
     def embed_both(passages: Sequence[str], queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        groups = [Texts(passages, "passage", "encoding passages"), Texts(queries, "query", "encoding queries")]
-        of_passages, of_queries = embed(model, groups, how)
+        groups = [TextGroup(passages, "passage", "encoding passages"), TextGroup(queries, "query", "encoding queries")]
+        of_passages, of_queries = encode_texts(model, groups, options)
         return of_passages.vectors, of_queries.vectors
 
     return embed_both

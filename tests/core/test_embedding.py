@@ -13,14 +13,14 @@ from components.core.encoder.checkpoint import load_base
 from components.core.encoder.config import EncoderConfig
 from components.core.encoder.model import Encoder
 from components.core.errors import InputError
-from components.core.retrieval import encode_texts as embedding
-from components.core.retrieval.encode_texts import Embedded, How, Texts, embed
+from components.core.retrieval import encode_texts as encode_texts_module
+from components.core.retrieval.encode_texts import EncodedTexts, EncodeOptions, TextGroup, encode_texts
 
 TEXTS = [f"text {n} of the manual, on valve {n % 7} and pump {n % 3}" for n in range(40)]
 
 
-def vectors(model: EncoderConfig | Path, texts: list[str], kind: str = "passage", **how: Any) -> Embedded:
-    (found,) = embed(model, [Texts(texts, kind, "encoding")], How(batch_tokens=2048, **how))
+def vectors(model: EncoderConfig | Path, texts: list[str], kind: str = "passage", **options: Any) -> EncodedTexts:
+    (found,) = encode_texts(model, [TextGroup(texts, kind, "encoding")], EncodeOptions(batch_tokens=2048, **options))
     return found
 
 
@@ -36,7 +36,7 @@ def test_a_text_is_encoded_once(tmp_path: Path, tiny: EncoderConfig, expected: n
     asked = [*TEXTS[5:], TEXTS[7], TEXTS[35]][::-1]
     second = vectors(tiny, asked, cache_uri=cache)
     third = vectors(tiny, asked, cache_uri=cache)
-    assert (first.encoded, second.encoded, third.encoded) == (30, 10, 0)
+    assert (first.num_encoded, second.num_encoded, third.num_encoded) == (30, 10, 0)
     np.testing.assert_allclose(first.vectors, expected[:30], atol=1e-6)
     np.testing.assert_allclose(second.vectors, [expected[TEXTS.index(text)] for text in asked], atol=1e-6)
     np.testing.assert_array_equal(third.vectors, second.vectors)
@@ -45,11 +45,11 @@ def test_a_text_is_encoded_once(tmp_path: Path, tiny: EncoderConfig, expected: n
 def test_a_killed_run_keeps_its_finished_pieces(
     tmp_path: Path, tiny: EncoderConfig, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding, "PIECE", 8)
+    monkeypatch.setattr(encode_texts_module, "TEXTS_PER_CHUNK", 8)
     encode, calls = Encoder.encode, []
 
     def killed(self: Encoder, *arguments: Any, **given: Any) -> np.ndarray:
-        calls.append(given["what"])
+        calls.append(given["label"])
         if len(calls) == 3:
             raise KeyboardInterrupt
         return encode(self, *arguments, **given)
@@ -60,14 +60,14 @@ def test_a_killed_run_keeps_its_finished_pieces(
             vectors(tiny, TEXTS, cache_uri=str(tmp_path))
     assert calls[0] == "encoding, part 1 of 5"
     found = vectors(tiny, TEXTS, cache_uri=str(tmp_path))
-    assert found.encoded == 24
+    assert found.num_encoded == 24
     np.testing.assert_allclose(found.vectors, expected, atol=1e-6)
 
 
 def test_vectors_that_do_not_fit_into_memory_lie_in_a_file(
     tmp_path: Path, tiny: EncoderConfig, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding, "_IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(encode_texts_module, "_IN_MEMORY_BYTES", 100)
     found = vectors(tiny, TEXTS, cache_uri=str(tmp_path)).vectors
     assert isinstance(found, np.memmap)
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -78,18 +78,22 @@ def test_two_processes_make_what_one_makes_and_share_the_cache(
 ) -> None:
     cache = str(tmp_path)
     vectors(tiny, TEXTS[:9], cache_uri=cache)
-    groups = [Texts(TEXTS, "passage", "passages"), Texts(TEXTS[:3], "query", "queries"), Texts([], "query", "none")]
-    passages, queries, none = embed(tiny, groups, How(2048, cache, processes=2))
+    groups = [
+        TextGroup(TEXTS, "passage", "passages"),
+        TextGroup(TEXTS[:3], "query", "queries"),
+        TextGroup([], "query", "none"),
+    ]
+    passages, queries, none = encode_texts(tiny, groups, EncodeOptions(2048, cache, num_processes=2))
     np.testing.assert_allclose(passages.vectors, expected, atol=1e-6)
     np.testing.assert_allclose(queries.vectors, vectors(tiny, TEXTS[:3], "query").vectors, atol=1e-6)
     assert none.vectors.shape == (0, expected.shape[1])
-    assert (passages.encoded, queries.encoded, none.encoded) == (31, 3, 0)
-    assert vectors(tiny, TEXTS, cache_uri=cache).encoded == 0
+    assert (passages.num_encoded, queries.num_encoded, none.num_encoded) == (31, 3, 0)
+    assert vectors(tiny, TEXTS, cache_uri=cache).num_encoded == 0
 
 
 def test_too_short_vectors_are_refused_before_anything_is_encoded(tiny: EncoderConfig) -> None:
     with pytest.raises(InputError, match="the vectors have 32 dimensions, and eval_dimensions has 33"):
-        vectors(tiny, TEXTS, least_dimension=33)
+        vectors(tiny, TEXTS, min_dimension=33)
 
 
 def test_a_model_that_finds_no_room_on_the_gpu_is_told_in_one_line(

@@ -14,7 +14,7 @@ from components.core.encoder.checkpoint import load_base, load_checkpoint, save_
 from components.core.encoder.config import EncoderConfig
 from components.core.encoder.model import Encoder
 from components.core.errors import InputError, StageError
-from components.core.retrieval.embedding_cache import EmbeddingCache, model_digest, space_of
+from components.core.retrieval.embedding_cache import EmbeddingCache, cache_space, model_digest
 from tests.storage.s3_server import s3_server
 
 TEXTS = [f"text {n} \udcff" for n in range(40)]
@@ -145,7 +145,7 @@ def test_a_place_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: 
 
 def spaces(encoder: Encoder) -> set[str]:
     digest = model_digest(encoder)
-    return {space_of(encoder, "passage", digest), space_of(encoder, "query", digest)}
+    return {cache_space(encoder, "passage", digest), cache_space(encoder, "query", digest)}
 
 
 def test_all_that_a_vector_depends_on_is_in_its_key(tmp_path: Path, tiny: EncoderConfig) -> None:
@@ -155,7 +155,7 @@ def test_all_that_a_vector_depends_on_is_in_its_key(tmp_path: Path, tiny: Encode
     changes = {"passage_prefix": "p: ", "passage_max_length": 8, "pooling": "cls", "l2_normalize": False}
     for name, value in changes.items():
         encoder.config = tiny.model_copy(update={name: value})
-        assert space_of(encoder, "passage", model_digest(encoder)) not in known, name
+        assert cache_space(encoder, "passage", model_digest(encoder)) not in known, name
     encoder.config = tiny
     assert spaces(load_base(tiny, dtype=torch.bfloat16)).isdisjoint(known)
     encoder.tokenize(["a text"], "passage")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from components.core.distributed.launch import launch, processes
+from components.core.distributed.launch import count_processes, launch
 from components.core.errors import InputError, StageError
 
 WAITS = """
@@ -76,11 +76,11 @@ def test_ranks_end_with_the_process_that_started_them(number: int, tmp_path: Pat
 
 def test_on_a_cpu_one_process_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert processes(None) == 1 and processes(3) == 3
+    assert count_processes(None) == 1 and count_processes(3) == 3
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    assert processes(None) == 4 and processes(2) == 2
+    assert count_processes(None) == 4 and count_processes(2) == 2
     with pytest.raises(InputError, match="num_processes = 8: 4 GPUs are visible"):
-        processes(8)
+        count_processes(8)
 
 
 def _lives(pid: int) -> bool:

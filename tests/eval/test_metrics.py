@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 
 from components.core.errors import InputError
 from components.core.retrieval.beir_data import BeirData, read_beir
-from components.core.retrieval.encode_texts import How
+from components.core.retrieval.encode_texts import EncodeOptions
 from components.eval.bm25 import bm25_top_k
 from components.eval.metrics import Scores, check_ids, measure, metric_name, search_depth, to_run
 from components.eval.systems import search_with_encoder
@@ -27,7 +27,9 @@ CUTOFFS = [1, 3, 10, 100]
 def ours(collection: Path, checkpoints: dict[str, Path]) -> Scores:
     """MiniLM on the collection; 100 is more than it has passages."""
     data = read_beir(collection)
-    runs = search_with_encoder(checkpoints["base"], "base", {"test": data}, max(CUTOFFS), How(batch_tokens=2048)).runs
+    runs = search_with_encoder(
+        checkpoints["base"], "base", {"test": data}, max(CUTOFFS), EncodeOptions(batch_tokens=2048)
+    ).runs
     return measure(data.qrels, runs["test"], CUTOFFS)
 
 
@@ -144,7 +146,7 @@ def test_bm25_finds_nothing_without_a_common_word(passages: list[str]) -> None:
 def test_shorter_vectors_equal_to_sentence_transformers(collection: Path, checkpoints: dict[str, Path]) -> None:
     data = read_beir(collection)
     found = search_with_encoder(
-        checkpoints["base"], "base", {"test": data}, 10, How(batch_tokens=2048), dimensions=[32, 96]
+        checkpoints["base"], "base", {"test": data}, 10, EncodeOptions(batch_tokens=2048), dimensions=[32, 96]
     )
     for dimension, runs in found.shortened.items():
         model = SentenceTransformer(str(checkpoints["base"]), truncate_dim=dimension, device="cpu")
@@ -166,4 +168,4 @@ def test_shorter_vectors_equal_to_sentence_transformers(collection: Path, checkp
 def test_more_dimensions_than_the_vectors_have_are_refused(collection: Path, checkpoints: dict[str, Path]) -> None:
     sets = {"test": read_beir(collection)}
     with pytest.raises(InputError, match="the vectors have 384 dimensions, and eval_dimensions has 385"):
-        search_with_encoder(checkpoints["base"], "base", sets, 10, How(batch_tokens=2048), dimensions=[385])
+        search_with_encoder(checkpoints["base"], "base", sets, 10, EncodeOptions(batch_tokens=2048), dimensions=[385])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.process_group import ProcessGroup
 from components.core.encoder.model import Encoder
 from components.core.encoder.training import contrastive
 from components.core.encoder.training.schedule import Phase, schedule
@@ -29,7 +29,7 @@ from components.finetune.gradients.sharding import ShardedGradient
 Add = Callable[..., Tensor]
 
 
-def train_all(ranks: Ranks, runs: dict[str, dict[str, Any]], work: str) -> dict[str, Any]:
+def train_all(process_group: ProcessGroup, runs: dict[str, dict[str, Any]], work: str) -> dict[str, Any]:
     """Each run's figures, or the exit code and message of its error.
 
     ``fault`` names one of FAULTS; ``packed``: texts are packed, as GPUs do it; ``phases`` says how many there were in
@@ -41,14 +41,14 @@ def train_all(ranks: Ranks, runs: dict[str, dict[str, Any]], work: str) -> dict[
         settings = FinetuneConfig(**{key: value for key, value in given.items() if key not in told})
         phases = [0]
         place = Path(work) / name
-        if ranks.first:
+        if process_group.is_main:
             place.mkdir(parents=True)
-        ranks.wait()
+        process_group.barrier()
         places = {"checkpoint": place / "checkpoint", "training_report": place / "report.html"}
         kind = ShardedGradient if settings.parallelism == "fsdp" else PaddedGradient
         if given.get("packed"):
             kind = PackedGradient
-        fault = FAULTS[given["fault"]](ranks, kind.add) if "fault" in given else kind.add
+        fault = FAULTS[given["fault"]](process_group, kind.add) if "fault" in given else kind.add
         made = _packed if kind is PackedGradient else model.whole_gradient
         counted = _counting(phases)
         with (
@@ -57,7 +57,7 @@ def train_all(ranks: Ranks, runs: dict[str, dict[str, Any]], work: str) -> dict[
             patch.object(contrastive, "schedule", counted),
         ):
             try:
-                found[name] = program.train(ranks, settings, training_data=Path(given["data"]), **places)
+                found[name] = program.train(process_group, settings, training_data=Path(given["data"]), **places)
                 found[name]["phases"] = max(phases)
             except StageError as error:
                 found[name] = {"exit_code": error.exit_code, "message": str(error)}
@@ -75,19 +75,25 @@ def _counting(phases: list[int]) -> Callable[..., list[Phase]]:
     return counting
 
 
-def _packed(encoder: Encoder, config: FinetuneConfig, dtype: torch.dtype, ranks: Ranks) -> PackedGradient:
-    return PackedGradient(encoder, config, dtype, ranks, compiled=False)
+def _packed(
+    encoder: Encoder, config: FinetuneConfig, dtype: torch.dtype, process_group: ProcessGroup
+) -> PackedGradient:
+    return PackedGradient(encoder, config, dtype, process_group, compiled=False)
 
 
-def train_with_too_little_memory(ranks: Ranks, settings: dict[str, Any], data: str, work: str) -> dict[str, Any]:
+def train_with_too_little_memory(
+    process_group: ProcessGroup, settings: dict[str, Any], data: str, work: str
+) -> dict[str, Any]:
     """One training whose memory runs out on rank 1; what it raises ends the rank."""
     config = FinetuneConfig(**settings)
     places = {"checkpoint": Path(work) / "checkpoint", "training_report": Path(work) / "report.html"}
-    with patch.object(ShardedGradient, "add", FAULTS["out of memory"](ranks, ShardedGradient.add)):
-        return program.train(ranks, config, training_data=Path(data), **places)
+    with patch.object(ShardedGradient, "add", FAULTS["out of memory"](process_group, ShardedGradient.add)):
+        return program.train(process_group, config, training_data=Path(data), **places)
 
 
-def train_with_slow_storage(ranks: Ranks, settings: dict[str, Any], data: str, work: str) -> dict[str, Any]:
+def train_with_slow_storage(
+    process_group: ProcessGroup, settings: dict[str, Any], data: str, work: str
+) -> dict[str, Any]:
     """One training whose second state takes longer to write than anybody waits; a file ``writing`` says it began."""
     config = FinetuneConfig(**settings)
     places = {"checkpoint": Path(work) / "checkpoint", "training_report": Path(work) / "report.html"}
@@ -102,20 +108,20 @@ def train_with_slow_storage(ranks: Ranks, settings: dict[str, Any], data: str, w
             time.sleep(60)
 
     with patch.object(DirectoryStore, "write", slowly):
-        return program.train(ranks, config, training_data=Path(data), **places)
+        return program.train(process_group, config, training_data=Path(data), **places)
 
 
-def _on_second_rank(what: Callable[[Tensor, int], Tensor]) -> Callable[[Ranks, Add], Add]:
+def _on_second_rank(what: Callable[[Tensor, int], Tensor]) -> Callable[[ProcessGroup, Add], Add]:
     """``what`` of the loss and the number of the pass, on rank 1, after its gradient was added."""
 
-    def wrap(ranks: Ranks, add: Add) -> Add:
+    def wrap(process_group: ProcessGroup, add: Add) -> Add:
         passes = 0
 
         def wrapped(self: PaddedGradient, batch: Batch, share: float) -> Tensor:
             nonlocal passes
             passes += 1
             loss = add(self, batch, share)
-            return what(loss, passes) if ranks.rank == 1 else loss
+            return what(loss, passes) if process_group.rank == 1 else loss
 
         return wrapped
 
@@ -141,16 +147,16 @@ class _MemoryRunsOutAt(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _memory_runs_out_at(operation: str) -> Callable[[Ranks, Add], Add]:
+def _memory_runs_out_at(operation: str) -> Callable[[ProcessGroup, Add], Add]:
     """On rank 1, in its second pass."""
 
-    def wrap(ranks: Ranks, add: Add) -> Add:
+    def wrap(process_group: ProcessGroup, add: Add) -> Add:
         passes = 0
 
         def wrapped(self: PaddedGradient, batch: Batch, share: float) -> Tensor:
             nonlocal passes
             passes += 1
-            if ranks.rank == 1 and passes == 2:
+            if process_group.rank == 1 and passes == 2:
                 with _MemoryRunsOutAt(operation):
                     add(self, batch, share)
                 raise AssertionError(f"{operation} was never called")

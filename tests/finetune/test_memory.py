@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import DistilBertConfig
 
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.process_group import ProcessGroup
 from components.core.encoder.bidirectional import LlamaBidirectionalConfig
 from components.core.errors import InputError
 from components.finetune.component import FinetuneConfig
@@ -63,9 +63,9 @@ def test_what_does_not_fit_is_spread_or_refused(
     with_memory(monkeypatch, memory)
     if expected is InputError:
         with pytest.raises(InputError, match=r"training needs about \d+ GB on a GPU, 72 GB can be used"):
-            spreads(config, Ranks(0, ranks), GPU, torch.bfloat16)
+            spreads(config, ProcessGroup(0, ranks), GPU, torch.bfloat16)
     else:
-        assert spreads(config, Ranks(0, ranks), GPU, torch.bfloat16) is expected
+        assert spreads(config, ProcessGroup(0, ranks), GPU, torch.bfloat16) is expected
 
 
 def test_code_that_nobody_allowed_does_not_run_for_an_estimate(tmp_path: Path) -> None:

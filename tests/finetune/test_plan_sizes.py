@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.process_group import ProcessGroup
 from components.core.encoder.packed.packing import spread
 from components.core.encoder.training.schedule import one_phase, schedule
 from components.finetune.component import FinetuneConfig
@@ -47,7 +47,7 @@ def test_every_query_and_text_of_any_batch_belongs_to_one_rank() -> None:
         batch = batch_of(queries)
         lengths = [len(text) for text in batch.texts]
         for count in RANKS:
-            shares = [list(own_queries(batch, Ranks(rank, count))) for rank in range(count)]
+            shares = [list(own_queries(batch, ProcessGroup(rank, count))) for rank in range(count)]
             assert sorted(query for own in shares for query in own) == list(range(queries))
             texts = spread(lengths, count)
             assert sorted(row for own in texts for row in own) == list(range(len(lengths)))
@@ -60,7 +60,7 @@ def test_ranks_get_equal_work_of_a_full_batch() -> None:
     for count in RANKS:
         loads = []
         for rank in range(count):
-            rows = {row for query in own_queries(batch, Ranks(rank, count)) for row in batch.groups[query]}
+            rows = {row for query in own_queries(batch, ProcessGroup(rank, count)) for row in batch.groups[query]}
             loads.append(sum(len(batch.texts[row]) for row in rows))
         assert max(loads) < 1.1 * sum(loads) / count
 
@@ -72,7 +72,7 @@ def test_bins_of_any_batch_are_computed_by_one_rank_each(capacity: int) -> None:
         batch = batch_of(queries)
         lengths = [len(text) for text in batch.texts]
         for count in RANKS:
-            limits = {"capacity": capacity, "layers": 4, "ranks": count}
+            limits = {"capacity": capacity, "layers": 4, "num_ranks": count}
             phases = schedule(batch.groups, lengths, **limits)
             assert sorted(query for phase in phases for query in phase.groups) == list(range(queries))
             for phase in phases:
@@ -100,4 +100,4 @@ def test_bins_do_not_depend_on_the_number_of_ranks_that_can_share_them() -> None
     alone = schedule(batch.groups, lengths, capacity=24576, layers=16)
     assert len(alone) == 8
     for count in (2, 4, 8):
-        assert schedule(batch.groups, lengths, capacity=24576, layers=16, ranks=count) == alone
+        assert schedule(batch.groups, lengths, capacity=24576, layers=16, num_ranks=count) == alone

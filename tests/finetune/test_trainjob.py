@@ -16,7 +16,7 @@ import pytest
 import yaml
 from kubernetes.client import ApiException
 
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.process_group import ProcessGroup
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.core.store import open_store
 from components.finetune.component import FinetuneConfig
@@ -227,7 +227,7 @@ def test_any_process_of_a_job_leaves_word_of_its_own_fault(
     def fails(*_: object) -> None:
         raise failure
 
-    monkeypatch.setattr(node, "join", lambda: Ranks(1, 2))
+    monkeypatch.setattr(node, "init_process_group", lambda: ProcessGroup(1, 2))
     monkeypatch.setattr(node, "_train", fails)
     assert node.main(str(tmp_path)) == code
     left = received_error(open_store(str(tmp_path), setting="checkpoint_uri"))

@@ -1,7 +1,7 @@
-"""A function run by several processes, one per GPU, under torch's elastic launcher (what torchrun runs on).
+"""Run a function in several processes, one per GPU, with torch's elastic launcher, on which torchrun is built.
 
-The calling process stays the one that a pod's launcher sees: it waits, passes SIGTERM on, and raises what went wrong in
-a rank as if it had happened here, in one line and with its exit code.
+The calling process remains the one that a pod's launcher sees: it waits, passes SIGTERM on, and raises the error of a
+rank as if it had happened here, in one line and with its exit code.
 """
 
 from __future__ import annotations
@@ -28,79 +28,91 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from components.core import log
-from components.core.distributed.process_group import join, leave
+from components.core.distributed.process_group import destroy_process_group, init_process_group
 from components.core.errors import InputError, StageError, Transient, told
 
 _REQUEST, _RESULT, _ERROR = "request.json", "result.json", "error-{}.json"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
-def processes(wanted: int | None) -> int:
-    """How many to start: ``wanted``, by default one for each visible GPU, and one on a CPU.
+def count_processes(num_processes: int | None) -> int:
+    """Return how many processes to start: ``num_processes``, by default one per visible GPU, and one without GPUs.
 
-    Raises InputError when there are fewer GPUs; on a machine without any, all run on the CPU.
+    Raises:
+        InputError: If there are GPUs, but fewer than ``num_processes``. Without any GPU all processes run on the CPU.
     """
     visible = torch.cuda.device_count()
-    if wanted is not None and 0 < visible < wanted:
-        raise InputError(f"num_processes = {wanted}: {visible} GPUs are visible: ask for more GPUs or fewer processes")
-    return wanted or max(1, visible)
+    if num_processes is not None and 0 < visible < num_processes:
+        raise InputError(
+            f"num_processes = {num_processes}: {visible} GPUs are visible: ask for more GPUs or fewer processes"
+        )
+    return num_processes or max(1, visible)
 
 
 def launch(function: str, arguments: Mapping[str, Any], count: int) -> Any:
-    """What the first of ``count`` processes returned from ``function``.
+    """Run ``function`` in ``count`` processes and return what rank 0 returned.
 
-    ``function``: "module:name" of a function of ``Ranks`` and ``arguments``, which are JSON, as is the result. Raises
-    the StageError that a rank raised, Transient when one was killed or stood still; then all others are ended.
+    Args:
+        function: "module:name" of a function whose first parameter is the ``ProcessGroup``.
+        arguments: Its keyword arguments, as JSON values; what it returns is a JSON value, too.
+        count: Number of processes.
+
+    Raises:
+        StageError: The error that a rank raised; Transient when a rank was killed or made no progress. All other ranks
+            are ended.
     """
-    with tempfile.TemporaryDirectory(prefix="ranks-") as name, _quiet(), _signals_restored():
+    with tempfile.TemporaryDirectory(prefix="ranks-") as name, _silence_launcher(), _restore_signals():
         folder = Path(name)
-        own = logging.getLogger("components")
-        request = {"function": function, "arguments": dict(arguments), "format": _log_format(), "level": own.level}
+        level = logging.getLogger("components").level
+        request = {"function": function, "arguments": dict(arguments), "format": _log_format(), "level": level}
         (folder / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
         try:
             elastic_launch(_config(count, folder), sys.executable)(
                 "-m", "components.core.distributed.launch", str(folder)
             )
         except ChildFailedError as failed:
-            raise _error(folder, [failure.exitcode for failure in failed.failures.values()]) from None
+            raise _select_error(folder, [failure.exitcode for failure in failed.failures.values()]) from None
         except SignalException:
-            raise _error(folder, [], interrupted=True) from None
+            raise _select_error(folder, [], interrupted=True) from None
         return json.loads((folder / _RESULT).read_text(encoding="utf-8"))
 
 
 def rank_main(folder: Path) -> int:
-    """One rank: carry out the request in ``folder``; returns the exit code."""
+    """Carry out the request in ``folder`` as one rank; return the exit code."""
     request = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
     rank = int(os.environ["RANK"])
     _configure_log(request, rank)
-    _end_with_parent()
+    _exit_with_parent()
     _share_cores()
     module, _, name = request["function"].partition(":")
     try:
-        returned = getattr(importlib.import_module(module), name)(join(), **request["arguments"])
+        returned = getattr(importlib.import_module(module), name)(init_process_group(), **request["arguments"])
         if rank == 0:
             (folder / _RESULT).write_text(json.dumps(returned), encoding="utf-8")
     except (Exception, KeyboardInterrupt) as error:
-        found, follows = cause(error)
-        return _report(folder, rank, found, follows=follows)
-    leave()
+        stage_error, follows = explain_failure(error)
+        return _report_error(folder, rank, stage_error, follows=follows)
+    destroy_process_group()
     return 0
 
 
-def cause(error: BaseException) -> tuple[StageError, bool]:
-    """What ended a rank, for the user, and whether it is another rank's doing; a bug's traceback goes to stderr."""
+def explain_failure(error: BaseException) -> tuple[StageError, bool]:
+    """Return the error to show the user, and whether it only follows from the failure of another rank.
+
+    The traceback of a bug is printed to stderr.
+    """
     if isinstance(error, StageError):
         return error, False
     if isinstance(error, KeyboardInterrupt):
         return Transient("interrupted: run the same command again"), False
-    if _lost_a_rank(error):
-        return Transient(f"lost contact with another process ({_short(error)}): run again"), True
+    if _is_lost_connection(error):
+        return Transient(f"lost contact with another process ({_first_line(error)}): run again"), True
     traceback.print_exception(error)
-    return StageError(f"{_short(error)}: this is a bug; its traceback stands above"), False
+    return StageError(f"{_first_line(error)}: this is a bug; its traceback stands above"), False
 
 
 def _config(count: int, folder: Path) -> LaunchConfig:
-    # All on this machine: nothing here depends on how its name resolves.
+    # All ranks are on this machine: nothing may depend on how its host name resolves.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return LaunchConfig(
         min_nodes=1,
@@ -115,8 +127,8 @@ def _config(count: int, folder: Path) -> LaunchConfig:
     )
 
 
-def _error(folder: Path, codes: list[int], *, interrupted: bool = False) -> StageError:
-    """The error to show: that a rank lost contact to another one only where nothing else is known."""
+def _select_error(folder: Path, codes: list[int], *, interrupted: bool = False) -> StageError:
+    """Return the error to show; that a rank lost contact to another one is shown only where nothing else is known."""
     reported = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(_ERROR.format("*"))]
     reported.sort(key=lambda error: (error["follows"], error["rank"]))
     killed = [signal.Signals(-code).name for code in codes if code < 0]
@@ -129,24 +141,24 @@ def _error(folder: Path, codes: list[int], *, interrupted: bool = False) -> Stag
     return Transient("a process was interrupted or made no progress: run again")
 
 
-def _report(folder: Path, rank: int, error: StageError, *, follows: bool) -> int:
-    """``follows``: the error is another rank's doing."""
+def _report_error(folder: Path, rank: int, error: StageError, *, follows: bool) -> int:
+    """Write the error for the launching process; ``follows``: it only follows from another rank's failure."""
     body = {"rank": rank, "exit_code": error.exit_code, "message": str(error), "follows": follows}
     path = folder / _ERROR.format(rank)
-    # The launcher ends all ranks when the first is gone: it must find the whole line.
+    # The launcher ends all ranks as soon as one has exited: the file must be complete before that.
     path.with_suffix(".partial").write_text(json.dumps(body), encoding="utf-8")
     path.with_suffix(".partial").rename(path)
     logging.getLogger("components").debug("", exc_info=error)
     return error.exit_code
 
 
-def _lost_a_rank(error: BaseException) -> bool:
-    """Whether ``error`` only says that another process is gone; gloo has no class of its own for it."""
+def _is_lost_connection(error: BaseException) -> bool:
+    """Return whether ``error`` only says that another process is gone; gloo has no exception class for that."""
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
-def _short(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -157,7 +169,7 @@ def _log_format() -> str:
 
 
 def _configure_log(request: Mapping[str, Any], rank: int) -> None:
-    """The first rank logs as its parent does; the others only what is wrong, with their number."""
+    """Let rank 0 log as its parent does, and the others only warnings, with their rank."""
     prefix = "" if rank == 0 else f"rank {rank}: "
     logging.basicConfig(
         stream=sys.stderr,
@@ -170,8 +182,8 @@ def _configure_log(request: Mapping[str, Any], rank: int) -> None:
     logging.getLogger("components").setLevel(level if rank == 0 or level < logging.INFO else logging.WARNING)
 
 
-def _end_with_parent() -> None:
-    """A launcher that is killed leaves its ranks behind: they would go on, beside those of the next attempt."""
+def _exit_with_parent() -> None:
+    """Exit when the launcher is gone: ranks that outlive it would run beside those of the next attempt."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -188,8 +200,8 @@ def _share_cores() -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The launcher tells of failed ranks at length; one line is what a user needs."""
+def _silence_launcher() -> Iterator[None]:
+    """Silence the launcher's long reports of failed ranks: a user needs one line."""
     logger = logging.getLogger("torch.distributed.elastic")
     before = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -200,8 +212,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_restored() -> Iterator[None]:
-    """The launcher sets handlers of its own and leaves them behind."""
+def _restore_signals() -> Iterator[None]:
+    """Restore the signal handlers, which the launcher replaces and does not restore."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

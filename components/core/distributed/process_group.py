@@ -1,11 +1,11 @@
-"""The processes that work on one thing together, one per GPU ("ranks"), and what they tell each other."""
+"""The group of processes that compute one result together, one process per GPU, and its collective operations."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,139 +18,150 @@ from components.core.distributed.transfer import to_device
 
 Result = TypeVar("Result")
 
-# Of one collective, while nobody has joined with another one: longer than any watchdog waits.
-_PATIENCE = datetime.timedelta(hours=2)
+# Longer than any watchdog waits: a rank that hangs is reported by its watchdog, which says where it stood.
+_COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)
 
 
-class OutOfMemoryEverywhere(torch.OutOfMemoryError):
-    """Memory ran out on at least one rank, and all ranks know: what ``Ranks.agreed`` computes must not raise it."""
+class DistributedOutOfMemoryError(torch.OutOfMemoryError):
+    """Memory ran out on at least one rank, and every rank raises this error, so that no rank waits for another."""
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """Process ``rank`` of ``size``, numbered from 0. A process of its own is the only one of its group.
+class ProcessGroup:
+    """Process ``rank`` of ``size`` processes, numbered from 0. By default a group of one process.
 
-    Every method but the properties is collective: all ranks call the same ones in the same order.
+    Every method except the properties is collective: all ranks call the same methods in the same order.
     """
 
     rank: int = 0
     size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this process speaks for all: it writes, saves and logs."""
+    def is_main(self) -> bool:
+        """Return whether this is rank 0, which writes, saves and logs for the whole group."""
         return self.rank == 0
 
     @property
-    def several(self) -> bool:
+    def is_distributed(self) -> bool:
+        """Return whether the group has more than one process."""
         return self.size > 1
 
-    def total(self, *values: float) -> list[float]:
-        """The sum of each of ``values`` over all ranks."""
-        return self._reduced(values, dist.ReduceOp.SUM)
+    def all_reduce_sum(self, *values: float) -> list[float]:
+        """Return the sum of each of ``values`` over all ranks."""
+        return self._all_reduce(values, dist.ReduceOp.SUM)
 
-    def greatest(self, *values: float) -> list[float]:
-        """The greatest of each of ``values`` over all ranks."""
-        return self._reduced(values, dist.ReduceOp.MAX)
+    def all_reduce_max(self, *values: float) -> list[float]:
+        """Return the maximum of each of ``values`` over all ranks."""
+        return self._all_reduce(values, dist.ReduceOp.MAX)
 
-    def any(self, value: bool) -> bool:
-        """Whether ``value`` holds on one rank at least."""
-        return self.greatest(float(value))[0] > 0
+    def all_reduce_any(self, value: bool) -> bool:
+        """Return whether ``value`` is true on at least one rank."""
+        return self.all_reduce_max(float(value))[0] > 0
 
-    def agreed(self, compute: Callable[[], Result]) -> Result:
-        """``compute()``; raises OutOfMemoryEverywhere on all ranks when the memory of one of them does not suffice.
+    def run_on_all(self, compute: Callable[[], Result]) -> Result:
+        """Return ``compute()``, or raise on all ranks when one of them runs out of memory.
 
-        Needed before a collective on what was computed: the others would wait in it. A process of its own raises what
-        ``compute`` does.
+        Use it before a collective operation on the result: a rank that failed alone would leave the others waiting.
+
+        Raises:
+            DistributedOutOfMemoryError: On all ranks, when ``compute`` ran out of memory on at least one of several.
+                ``compute`` must not raise this error itself. A group of one raises what ``compute`` raises.
         """
-        if not self.several:
+        if not self.is_distributed:
             return compute()
         result = None
-        # Left before asking: until then the exception holds on to the tensors of what failed.
+        # The exception is dropped before the collective: until then it keeps the tensors of the failed pass alive.
         with contextlib.suppress(torch.OutOfMemoryError):
             result = compute()
-        if self.any(result is None):
-            raise OutOfMemoryEverywhere("on one process at least")
+        if self.all_reduce_any(result is None):
+            raise DistributedOutOfMemoryError("on one process at least")
+        assert result is not None
         return result
 
-    def from_first(self, value: Any) -> Any:
-        """The first rank's ``value``, everywhere; what pickles."""
-        if not self.several:
+    def broadcast_object(self, value: Any) -> Any:
+        """Return rank 0's ``value``, which must be picklable, on all ranks."""
+        if not self.is_distributed:
             return value
-        carried = [value]
-        dist.broadcast_object_list(carried, device=torch.device("cpu"))
-        return carried[0]
+        objects = [value]
+        dist.broadcast_object_list(objects, device=torch.device("cpu"))
+        return objects[0]
 
-    def copy_from_first(self, tensor: Tensor) -> None:
-        """Overwrite ``tensor`` with the first rank's."""
-        if self.several:
+    def broadcast_tensor(self, tensor: Tensor) -> None:
+        """Overwrite ``tensor`` in place with rank 0's tensor of the same shape and dtype."""
+        if self.is_distributed:
             dist.broadcast(tensor, 0)
 
     @torch.no_grad()
-    def add_up(self, tensors: Iterable[Tensor], dtype: torch.dtype, *, bucket_bytes: int = 256 * 1024**2) -> None:
-        """Replace each of ``tensors`` by its sum over all ranks, which is the same bits everywhere.
+    def all_reduce_in_buckets(
+        self, tensors: Iterable[Tensor], dtype: torch.dtype, *, bucket_bytes: int = 256 * 1024**2
+    ) -> None:
+        """Replace each of ``tensors`` in place by its sum over all ranks; all ranks get the same bits.
 
-        Sums are carried out in ``dtype``, in buckets that fill the network; ``tensors`` have the same shapes on all
-        ranks and lie on one device.
+        Args:
+            tensors: Tensors on one device, with the same shapes in the same order on all ranks.
+            dtype: Type in which the sums are sent and computed.
+            bucket_bytes: Tensors are concatenated up to this size, so that each message fills the network.
         """
-        if not self.several:
+        if not self.is_distributed:
             return
-        for bucket in _buckets(list(tensors), dtype, bucket_bytes):
-            joined = torch.cat([tensor.flatten().to(dtype) for tensor in bucket])
-            dist.all_reduce(joined)
-            parts = joined.split([tensor.numel() for tensor in bucket])
+        for bucket in _split_into_buckets(list(tensors), dtype, bucket_bytes):
+            flat = torch.cat([tensor.flatten().to(dtype) for tensor in bucket])
+            dist.all_reduce(flat)
+            parts = flat.split([tensor.numel() for tensor in bucket])
             torch._foreach_copy_(bucket, [part.view_as(to) for part, to in zip(parts, bucket, strict=True)])
 
-    def rows_of_all(self, own: Tensor, rows: Sequence[int], count: int) -> Tensor:
-        """The [count, d] matrix whose rows ``rows`` are ``own`` here and other rows are other ranks'.
+    def gather_rows(self, local: Tensor, rows: Sequence[int], count: int) -> Tensor:
+        """Return the matrix [count, d] that all ranks fill: each puts ``local`` [len(rows), d] at ``rows``.
 
-        Each row belongs to one rank. The backward pass hands each rank the gradient of its own rows, so every rank
-        that computes the same loss of the whole matrix gets its share of the loss' gradient. Raises
-        OutOfMemoryEverywhere.
+        Every row belongs to exactly one rank. The backward pass gives each rank the gradient of its own rows, so that
+        ranks that compute the same loss of the whole matrix each get the gradient of what they encoded.
+
+        Raises:
+            DistributedOutOfMemoryError: On all ranks, when the matrix does not fit on one of them.
         """
-        places, every = self.agreed(lambda: _placed(own.detach(), rows, count))
-        return _Rows.apply(own, places, every, self.several)
+        indices, matrix = self.run_on_all(lambda: _scatter_rows(local.detach(), rows, count))
+        return _GatherRows.apply(local, indices, matrix, self.is_distributed)
 
-    def wait(self) -> None:
-        """Until all ranks are here."""
-        if self.several:
+    def barrier(self) -> None:
+        """Wait until all ranks have called this."""
+        if self.is_distributed:
             dist.barrier() if not torch.cuda.is_available() else dist.barrier(device_ids=[torch.cuda.current_device()])
 
-    def _reduced(self, values: Sequence[float], how: dist.ReduceOp) -> list[float]:
-        if not self.several:
+    def _all_reduce(self, values: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
+        if not self.is_distributed:
             return list(values)
-        carried = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(carried, how)
-        return carried.tolist()
+        reduced = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(reduced, operation)
+        return reduced.tolist()
 
 
-def join() -> Ranks:
-    """Join the group that torchrun's environment describes; each process takes the GPU of its number.
+def init_process_group() -> ProcessGroup:
+    """Join the group that torchrun's environment variables describe; each process takes the GPU of its local rank.
 
-    Without such an environment the process is alone.
+    Without these variables the process is a group of one.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if size == 1:
-        return Ranks()
-    # Small things are agreed on over the CPU: that waits for no kernel.
+        return ProcessGroup()
+    # Numbers and objects are exchanged over the CPU, which waits for no kernel.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
-    return Ranks(dist.get_rank(), size)
+    dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+    return ProcessGroup(dist.get_rank(), size)
 
 
-def leave() -> None:
-    """Leave the group, if there is one."""
+def destroy_process_group() -> None:
+    """Leave the group that ``init_process_group`` joined, if any."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _buckets(tensors: list[Tensor], dtype: torch.dtype, most: int) -> Iterable[list[Tensor]]:
+def _split_into_buckets(tensors: list[Tensor], dtype: torch.dtype, bucket_bytes: int) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:
-        if bucket and size + tensor.numel() * dtype.itemsize > most:
+        if bucket and size + tensor.numel() * dtype.itemsize > bucket_bytes:
             yield bucket
             bucket, size = [], 0
         bucket.append(tensor)
@@ -159,24 +170,24 @@ def _buckets(tensors: list[Tensor], dtype: torch.dtype, most: int) -> Iterable[l
         yield bucket
 
 
-def _placed(own: Tensor, rows: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
-    """``rows`` on the device, and [count, d] with ``own`` at them and zeros elsewhere."""
-    places = to_device(np.array(rows, dtype=np.int64), own.device)
-    every = own.new_zeros((count, own.shape[1]))
-    every[places] = own
-    return places, every
+def _scatter_rows(local: Tensor, rows: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
+    """Return ``rows`` as int64 on the device, and [count, d] with ``local`` at these rows and zeros elsewhere."""
+    indices = to_device(np.array(rows, dtype=np.int64), local.device)
+    matrix = local.new_zeros((count, local.shape[1]))
+    matrix[indices] = local
+    return indices, matrix
 
 
-class _Rows(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, _own: Tensor, places: Tensor, every: Tensor, several: bool) -> Tensor:
-        ctx.save_for_backward(places)
-        ctx.mark_dirty(every)
-        if several:
-            dist.all_reduce(every)
-        return every
+    def forward(ctx: Any, _local: Tensor, indices: Tensor, matrix: Tensor, is_distributed: bool) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.mark_dirty(matrix)
+        if is_distributed:
+            dist.all_reduce(matrix)
+        return matrix
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (places,) = ctx.saved_tensors
-        return gradient[places], None, None, None
+    def backward(ctx: Any, grad_matrix: Tensor) -> tuple[Tensor, None, None, None]:
+        (indices,) = ctx.saved_tensors
+        return grad_matrix[indices], None, None, None

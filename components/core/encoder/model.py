@@ -77,18 +77,18 @@ class Encoder(nn.Module):
 
     @torch.inference_mode()
     def encode(
-        self, texts: Sequence[str], kind: Kind, *, batch_tokens: int = 16384, what: str | None = None
+        self, texts: Sequence[str], kind: Kind, *, batch_tokens: int = 16384, label: str | None = None
     ) -> np.ndarray:
         """Vectors of ``texts``: float32 [len(texts), dimension].
 
         Equal texts are encoded once; a batch holds about ``batch_tokens`` tokens (one text at least). Texts are packed
         where the model and the device allow it, else those of like length are padded to the longest. Progress is shown
-        under the name ``what``.
+        under the name ``label``.
         """
         self.eval()
         unique = list(dict.fromkeys(texts))
         vectors = np.empty((len(unique), self.dimension), dtype=np.float32)
-        with Progress(what or f"encoding {_PLURAL[kind]}", total=len(unique), unit="texts") as progress:
+        with Progress(label or f"encoding {_PLURAL[kind]}", total=len(unique), unit="texts") as progress:
             for rows, batch in self._stream(unique, kind, batch_tokens):
                 vectors[rows] = batch
                 progress.add(len(rows))

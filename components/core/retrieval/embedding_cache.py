@@ -119,7 +119,7 @@ def text_key(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:_KEY_BYTES]
 
 
-def space_of(encoder: Encoder, kind: Kind, digest: str) -> str:
+def cache_space(encoder: Encoder, kind: Kind, digest: str) -> str:
     """A name that depends on all that turns a text into its vector: the model's ``model_digest``, how the encoder uses
     it for ``kind``, and the kind of device."""
     config = encoder.config

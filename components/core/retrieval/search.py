@@ -25,7 +25,7 @@ _GROUP = {"cpu": 32, "cuda": 64}
 _SHARE_OF_MEMORY = 0.2
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """The best passages of every query, best first: ``scores`` float32, ``positions`` int64, [queries, k].
 
     A row of which too few passages may be found ends with scores of -inf, whose positions mean nothing. ``above``,
@@ -46,8 +46,8 @@ def top_k(
     ceilings: np.ndarray | None = None,
     query_block: int | None = None,
     passage_block: int | None = None,
-    what: str = "searching",
-) -> Found:
+    label: str = "searching",
+) -> SearchResult:
     """The min(k, m) best of the passages [m, d] for every one of the queries [n, d].
 
     Both are arrays in main memory, or tensors, which stay on their device. Products have the vectors' own precision
@@ -58,7 +58,7 @@ def top_k(
     asked, searched = as_tensor(queries), as_tensor(passages)
     best = _Best(len(asked), min(k, len(searched)), device, ceilings)
     height, width = _block(device, query_block, passage_block)
-    with Progress(what, total=len(asked) * len(searched), unit="scores") as progress:
+    with Progress(label, total=len(asked) * len(searched), unit="scores") as progress:
         # Passages outside: there are more of them, and each comes to the device once.
         for first_passage in range(0, len(searched), width):
             block = searched[first_passage : first_passage + width].to(device)
@@ -149,6 +149,6 @@ class _Best:
         positions = torch.cat([self._positions[rows], positions], dim=1)
         self._scores[rows], self._positions[rows] = merged.values, positions.gather(1, merged.indices)
 
-    def found(self, passages: int) -> Found:
+    def found(self, passages: int) -> SearchResult:
         positions = self._positions.clamp_(max=max(passages - 1, 0))
-        return Found(*(part.cpu().numpy() for part in (self._scores, positions, self._above)))
+        return SearchResult(*(part.cpu().numpy() for part in (self._scores, positions, self._above)))

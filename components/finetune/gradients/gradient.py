@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.process_group import ProcessGroup
 from components.finetune.component import FinetuneConfig
 from components.finetune.data.batch import Batch
 
@@ -53,7 +53,7 @@ class Gradient(Protocol):
 
 
 def loss_over_all(
-    batch: Batch, own: Tensor, rows: Sequence[int], ranks: Ranks, config: FinetuneConfig, share: float
+    batch: Batch, own: Tensor, rows: Sequence[int], process_group: ProcessGroup, config: FinetuneConfig, share: float
 ) -> Tensor:
     """``share`` of the batch's in-batch loss, of vectors that lie on several ranks; ``own`` are those of ``rows``.
 
@@ -61,7 +61,7 @@ def loss_over_all(
     each rank what its own vectors contribute.
     """
     first = len(batch.queries)
-    every = ranks.rows_of_all(own, rows, first + len(batch.passages))
+    every = process_group.gather_rows(own, rows, first + len(batch.passages))
     return batch.losses(every[:first], every[first:], config).sum() * share
 
 

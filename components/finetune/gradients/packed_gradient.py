@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.process_group import ProcessGroup
 from components.core.encoder.kernels.master_weights import ComputeCopy
 from components.core.encoder.model import Encoder
 from components.core.encoder.packed.encoder import PackedEncoder
@@ -32,12 +32,12 @@ class PackedGradient:
         encoder: Encoder,
         config: FinetuneConfig,
         dtype: torch.dtype,
-        ranks: Ranks | None = None,
+        process_group: ProcessGroup | None = None,
         *,
         compiled: bool,
         fp8: bool = False,
     ) -> None:
-        self.config, self._ranks = config, ranks or Ranks()
+        self.config, self._process_group = config, process_group or ProcessGroup()
         self.queries = config.local_batch_size if config.in_batch_negatives else None
         self._trained, self._tokens = encoder, config.packed_batch_tokens
         self._copy = ComputeCopy(encoder.backbone, dtype)
@@ -54,10 +54,12 @@ class PackedGradient:
             """Of ``vectors`` [some queries, 1 + passages of a query, d]."""
             return own_passages_losses(vectors[:, 0], vectors[:, 1:], self.config).sum() * share
 
-        return backward(self._packed, batch.texts, batch.groups, loss_of, capacity=self._tokens, ranks=self._ranks)
+        return backward(
+            self._packed, batch.texts, batch.groups, loss_of, capacity=self._tokens, process_group=self._process_group
+        )
 
     def add_up(self) -> None:
-        add_up(self._trained.parameters(), self._ranks, self.config)
+        add_up(self._trained.parameters(), self._process_group, self.config)
 
     def weights_changed(self) -> None:
         self._copy.refresh()
@@ -65,8 +67,8 @@ class PackedGradient:
     @torch.no_grad()
     def encode(self, ids: Sequence[list[int]]) -> Tensor:
         lengths = [len(text) for text in ids]
-        limits = {"capacity": self._tokens, "layers": self._exact.layers, "ranks": self._ranks.size}
-        return vectors_of(self._exact, ids, one_phase(_alone(ids), lengths, **limits), self._ranks)
+        limits = {"capacity": self._tokens, "layers": self._exact.layers, "num_ranks": self._process_group.size}
+        return vectors_of(self._exact, ids, one_phase(_alone(ids), lengths, **limits), self._process_group)
 
     def discard(self) -> None:
         self._trained.zero_grad(set_to_none=True)
@@ -87,7 +89,13 @@ class PackedGradient:
             return batch.losses(vectors[:first, 0], vectors[first:, 0], self.config).sum() * share
 
         return backward(
-            self._packed, texts, _alone(texts), loss_of, capacity=self._tokens, together=True, ranks=self._ranks
+            self._packed,
+            texts,
+            _alone(texts),
+            loss_of,
+            capacity=self._tokens,
+            together=True,
+            process_group=self._process_group,
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.process_group import ProcessGroup
 from components.core.encoder.model import Encoder, batches_by_length
 from components.core.encoder.packed.packing import spread
 from components.finetune.component import FinetuneConfig
@@ -31,9 +31,14 @@ class PaddedGradient:
     in_step = False
 
     def __init__(
-        self, encoder: Encoder, config: FinetuneConfig, dtype: torch.dtype, ranks: Ranks | None = None
+        self, encoder: Encoder, config: FinetuneConfig, dtype: torch.dtype, process_group: ProcessGroup | None = None
     ) -> None:
-        self.encoder, self.config, self._dtype, self._ranks = encoder, config, dtype, ranks or Ranks()
+        self.encoder, self.config, self._dtype, self._process_group = (
+            encoder,
+            config,
+            dtype,
+            process_group or ProcessGroup(),
+        )
         self.queries: int | None = config.local_batch_size
         self.together = config.in_batch_negatives
         self._forward_tokens = FORWARD_TOKENS[encoder.device.type]
@@ -49,7 +54,7 @@ class PaddedGradient:
         return loss.detach()
 
     def add_up(self) -> None:
-        add_up(self.encoder.parameters(), self._ranks, self.config)
+        add_up(self.encoder.parameters(), self._process_group, self.config)
 
     def weights_changed(self) -> None:
         """Nothing to do: the weights that compute are those that are trained."""
@@ -59,7 +64,7 @@ class PaddedGradient:
         rows = self._own(ids)
         with self._autocast():
             own = self._vectors([ids[row] for row in rows]).float()
-        return self._ranks.rows_of_all(own, rows, len(ids))
+        return self._process_group.gather_rows(own, rows, len(ids))
 
     def discard(self) -> None:
         self.encoder.zero_grad(set_to_none=True)
@@ -87,15 +92,15 @@ class PaddedGradient:
             with torch.set_grad_enabled(not self._twice), self._autocast():
                 return self._vectors(own_texts)
 
-        own = self._ranks.agreed(forward)
+        own = self._process_group.run_on_all(forward)
         if self._twice:
             own.requires_grad_()
-        loss = loss_over_all(batch, own, rows, self._ranks, self.config, share)
+        loss = loss_over_all(batch, own, rows, self._process_group, self.config, share)
         if own.requires_grad:
             loss.backward()
         if self._twice and rows:
             self._backward(own_texts, own.grad)
-        return loss.detach() / self._ranks.size
+        return loss.detach() / self._process_group.size
 
     def _backward(self, ids: Sequence[list[int]], gradient: Tensor) -> None:
         """Encode again, a few texts at a time, and hand the gradient of their vectors on."""
@@ -106,7 +111,7 @@ class PaddedGradient:
 
     def _own(self, ids: Sequence[list[int]]) -> list[int]:
         """Rows of the texts that this rank encodes."""
-        return spread([len(row) for row in ids], self._ranks.size)[self._ranks.rank]
+        return spread([len(row) for row in ids], self._process_group.size)[self._process_group.rank]
 
     def _vectors(self, ids: Sequence[list[int]]) -> Tensor:
         """[len(ids), d]. Texts of like length go together: padding is work too."""

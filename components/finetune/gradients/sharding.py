@@ -11,7 +11,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.process_group import ProcessGroup
 from components.core.encoder.model import Encoder
 from components.finetune.component import FinetuneConfig
 from components.finetune.data.batch import Batch
@@ -69,25 +69,25 @@ class ShardedGradient(PaddedGradient):
 
     in_step = True
 
-    def __init__(self, encoder: Encoder, config: FinetuneConfig, ranks: Ranks) -> None:
-        super().__init__(encoder, config, torch.float32, ranks)
+    def __init__(self, encoder: Encoder, config: FinetuneConfig, process_group: ProcessGroup) -> None:
+        super().__init__(encoder, config, torch.float32, process_group)
         self._idle: list[Tensor] = []
 
     def add(self, batch: Batch, share: float) -> Tensor:
         self._idle = []
         # Gradients are averaged over the ranks.
-        share *= self._ranks.size
+        share *= self._process_group.size
         if self.config.in_batch_negatives:
             rows = self._own(batch.texts)
             own = self._vectors([batch.texts[row] for row in rows])
-            loss = loss_over_all(batch, own, rows, self._ranks, self.config, share)
+            loss = loss_over_all(batch, own, rows, self._process_group, self.config, share)
         else:
             queries, passages = self._vectors(batch.queries), self._vectors(batch.passages)
             loss = batch.losses(queries, passages, self.config).sum() * share if batch.queries else queries.sum()
         (loss + sum(vectors.sum() * 0.0 for vectors in self._idle)).backward()
         self._idle = []
-        found = loss.detach() / self._ranks.size
-        return found / self._ranks.size if self.together else found
+        found = loss.detach() / self._process_group.size
+        return found / self._process_group.size if self.together else found
 
     def add_up(self) -> None:
         """Nothing to do: the backward pass did."""
@@ -102,7 +102,7 @@ class ShardedGradient(PaddedGradient):
 
     def _vectors(self, ids: Sequence[list[int]]) -> Tensor:
         groups = self._groups(ids)
-        most = int(self._ranks.greatest(len(groups))[0])
+        most = int(self._process_group.all_reduce_max(len(groups))[0])
         self._idle += [self._forward([[0]], [0]) for _ in range(most - len(groups))]
         return super()._vectors(ids)
 

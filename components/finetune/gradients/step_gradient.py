@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from components.core.distributed.process_group import OutOfMemoryEverywhere, Ranks
+from components.core.distributed.process_group import DistributedOutOfMemoryError, ProcessGroup
 from components.core.encoder.model import Encoder
 from components.core.errors import ActionNeeded, InputError
 from components.finetune.data.batch import Batch
@@ -33,13 +33,13 @@ class StepGradient:
         encoder: Encoder,
         data: TokenizedData,
         gradient: Gradient,
-        ranks: Ranks,
+        process_group: ProcessGroup,
         *,
         max_norm: float,
         steps: int,
         beat: Callable[[], None],
     ) -> None:
-        self._encoder, self._data, self._gradient, self._ranks = encoder, data, gradient, ranks
+        self._encoder, self._data, self._gradient, self._process_group = encoder, data, gradient, process_group
         self._max_norm, self._steps, self._beat = max_norm, steps, beat
 
     def add(self, number: int, rows: Sequence[int]) -> tuple[float, int, float]:
@@ -81,12 +81,12 @@ class StepGradient:
             # Left before trying again: until then the exception holds on to the tensors of the failed pass.
             if self._gradient.in_step:
                 raise self._memory_ran_out(number) from None
-            all_know = isinstance(error, OutOfMemoryEverywhere)
-        if all_know or self._ranks.any(done is None):
+            all_know = isinstance(error, DistributedOutOfMemoryError)
+        if all_know or self._process_group.all_reduce_any(done is None):
             return None
-        if not self._ranks.several:
+        if not self._process_group.is_distributed:
             return done
-        (loss,) = self._ranks.total(done[0])
+        (loss,) = self._process_group.all_reduce_sum(done[0])
         if not math.isfinite(loss):
             raise self._diverged(number, f"loss {loss}", rows)
         return loss, done[1]
@@ -99,7 +99,7 @@ class StepGradient:
             own = batch if part == rows else self._data.batch(part)
             loss = self._gradient.add(own, 1 / len(rows)).item()
             # Several ranks stop together, after the step's last pass.
-            if not math.isfinite(loss) and not self._ranks.several:
+            if not math.isfinite(loss) and not self._process_group.is_distributed:
                 raise self._diverged(number, f"loss {loss}", part)
             total += loss
             self._beat()
@@ -108,12 +108,12 @@ class StepGradient:
     def _parts(self, rows: Sequence[int], batch: Batch) -> list[Sequence[int]]:
         """What this rank computes of the batch ``rows``, pass by pass."""
         own = rows
-        if self._ranks.several and not self._gradient.together:
-            own = [rows[query] for query in own_queries(batch, self._ranks)]
+        if self._process_group.is_distributed and not self._gradient.together:
+            own = [rows[query] for query in own_queries(batch, self._process_group)]
         size = self._gradient.queries or max(1, len(own))
         parts = [own[start : start + size] for start in range(0, len(own), size)]
         if self._gradient.in_step:
-            parts += [[]] * (int(self._ranks.greatest(len(parts))[0]) - len(parts))
+            parts += [[]] * (int(self._process_group.all_reduce_max(len(parts))[0]) - len(parts))
         return parts
 
     def _memory_ran_out(self, number: int) -> ActionNeeded:

@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 from components.core import log
-from components.core.distributed.launch import cause
-from components.core.distributed.process_group import Ranks, join, leave
+from components.core.distributed.launch import explain_failure
+from components.core.distributed.process_group import ProcessGroup, destroy_process_group, init_process_group
 from components.core.errors import StageError, Transient
 from components.core.store import open_store
 from components.core.store.errors import to_stage_error, translate_errors
@@ -24,14 +24,14 @@ def main(uri: str) -> int:
     log.configure("finetune")
     try:
         with tempfile.TemporaryDirectory() as directory:
-            _train(join(), uri, Path(directory))
+            _train(init_process_group(), uri, Path(directory))
     except (Exception, KeyboardInterrupt) as error:
-        found, follows = cause(error)
+        found, follows = explain_failure(error)
         print(f"error: {found}", file=sys.stderr)
         if not follows:
             _leave_word(uri, found)
         return found.exit_code
-    leave()
+    destroy_process_group()
     return 0
 
 
@@ -43,9 +43,9 @@ def _leave_word(uri: str, error: StageError) -> None:
         print(f"error: {to_stage_error(failed, f'checkpoint_uri = {uri}')}", file=sys.stderr)
 
 
-def _train(ranks: Ranks, uri: str, work: Path) -> None:
+def _train(process_group: ProcessGroup, uri: str, work: Path) -> None:
     store, where = open_store(uri, setting="checkpoint_uri"), f"checkpoint_uri = {uri}"
-    if ranks.first:
+    if process_group.is_main:
         with translate_errors(where):
             store.delete([ERROR])
     # One copy for each pod: its processes read the same directory.
@@ -59,15 +59,15 @@ def _train(ranks: Ranks, uri: str, work: Path) -> None:
                 f"{uri} holds no request: the finetune task writes it before it starts the job; run it again"
             )
         (shared / "settings.json").write_text(FinetuneConfig(**about["settings"]).model_dump_json(), encoding="utf-8")
-    ranks.wait()
+    process_group.barrier()
     config = FinetuneConfig.model_validate_json((shared / "settings.json").read_text(encoding="utf-8"))
     checkpoint, report = work / "checkpoint", work / "training_report"
     # Programs are reached by name, as the stages reach them.
     train = importlib.import_module("components.finetune.program").train
     figures = train(
-        ranks, config, training_data=shared / "training_data", checkpoint=checkpoint, training_report=report
+        process_group, config, training_data=shared / "training_data", checkpoint=checkpoint, training_report=report
     )
-    if ranks.first:
+    if process_group.is_main:
         with translate_errors(where):
             send(store, "output", RESULT, {"checkpoint": checkpoint, "training_report": report}, {"figures": figures})
 

@@ -34,7 +34,7 @@ class Estimate:
         return self.states + self.floor
 
     def spread_over(self, ranks: int) -> float:
-        """On each of ``ranks`` GPUs that share the states; layers then keep little for the backward pass."""
+        """On each of ``num_ranks`` GPUs that share the states; layers then keep little for the backward pass."""
         return self.states / ranks + self.floor
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.process_group import ProcessGroup
 from components.finetune.component import FinetuneConfig
 from components.finetune.data.tokenized import TokenizedData
 from components.finetune.data.training_data import batches
@@ -26,7 +26,7 @@ def log_plan(
     data: TokenizedData,
     watch: Watch,
     *,
-    ranks: Ranks,
+    process_group: ProcessGroup,
     batch_size: int,
     total: int,
     dtype: torch.dtype,
@@ -38,7 +38,8 @@ def log_plan(
     arithmetic = "fp8" if config.precision == "fp8" else str(dtype).removeprefix("torch.")
     _log.info(
         "%d examples, %d epochs, %d steps of %d queries, %d passages each, %s on %d x %s",
-        examples, config.num_epochs, total, batch_size, config.train_n_passages, arithmetic, ranks.size, device.type,
+        examples, config.num_epochs, total, batch_size, config.train_n_passages, arithmetic, process_group.size,
+        device.type,
     )  # fmt: skip
     if batch_size != config.global_batch_size:
         _log.info("global_batch_size %d became %d for so few examples", config.global_batch_size, batch_size)

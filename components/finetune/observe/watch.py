@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.process_group import ProcessGroup
 from components.core.encoder.cost import flops_per_token, peak_flops
 from components.core.encoder.model import Encoder
 from components.finetune.component import FinetuneConfig
@@ -17,15 +17,17 @@ _BACKWARD = 2  # times the forward pass; half of it where the weights are frozen
 class Watch:
     """Tells of each step. The first rank speaks, for all."""
 
-    def __init__(self, encoder: Encoder, lengths: Sequence[int], config: FinetuneConfig, ranks: Ranks) -> None:
+    def __init__(
+        self, encoder: Encoder, lengths: Sequence[int], config: FinetuneConfig, process_group: ProcessGroup
+    ) -> None:
         """``lengths``: tokens of each text of the training data."""
         peak = peak_flops(encoder.device)
-        self.peak = peak[0] * ranks.size if peak else None
+        self.peak = peak[0] * process_group.size if peak else None
         self.chip = f"{self.peak / 1e12:,.0f} TFLOP/s, {peak[1]}" if peak else None
         passes = 1 + (_BACKWARD / 2 if config.lora_rank else _BACKWARD)
         self.flops_per_token = passes * flops_per_token(encoder.backbone, lengths)
         self._val: dict[str, float] = {}
-        wanted = wanted_trackers(config.tensorboard_uri) if ranks.first else []
+        wanted = wanted_trackers(config.tensorboard_uri) if process_group.is_main else []
         self._trackers = Trackers(wanted, config.model_dump(mode="json"))
 
     def utilization(self, tokens_per_second: float) -> float | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.process_group import ProcessGroup
 
 _log = logging.getLogger(__name__)
 TRY_AGAIN = 75
@@ -31,8 +31,8 @@ class Interruption:
     reach the main thread only; elsewhere this does nothing.
     """
 
-    def __init__(self, ranks: Ranks | None = None) -> None:
-        self._ranks = ranks or Ranks()
+    def __init__(self, process_group: ProcessGroup | None = None) -> None:
+        self._process_group = process_group or ProcessGroup()
         self._came = self._may_raise = False
         self._before: Any = None
 
@@ -49,12 +49,12 @@ class Interruption:
     def at_once(self) -> Iterator[None]:
         """Work that may be left at any point, such as computing a gradient."""
         self.check()
-        self._may_raise = not self._ranks.several
+        self._may_raise = not self._process_group.is_distributed
         try:
             yield
         except Exception:
             self._may_raise = False
-            if not self._ranks.several:
+            if not self._process_group.is_distributed:
                 self.check()  # what an interrupted library made of it counts no more
             raise
         finally:
@@ -63,7 +63,7 @@ class Interruption:
 
     def check(self) -> None:
         """Raise Interrupted when SIGTERM came, to one rank at least; all ranks call it."""
-        if self._ranks.any(self._came):
+        if self._process_group.all_reduce_any(self._came):
             raise Interrupted
 
     def _handle(self, _signal: int, _frame: FrameType | None) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.process_group import ProcessGroup
 from components.finetune.gradients.sharding import part_of, put, whole
 
 _WEIGHTS, _OPTIMIZER, _RANDOM = "weights.", "optimizer.", "random."
@@ -21,9 +21,11 @@ class TrainingState:
     nothing of how many ranks there are; ``sharded`` says whether it takes all of them to put one together.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, process_group: ProcessGroup | None = None
+    ) -> None:
         self._weights = {name: weights for name, weights in model.named_parameters() if weights.requires_grad}
-        self._optimizer, self._ranks = optimizer, ranks or Ranks()
+        self._optimizer, self._process_group = optimizer, process_group or ProcessGroup()
         self._device = next(iter(self._weights.values())).device
         self._host: dict[str, Tensor] = {}
         self.sharded = any(isinstance(weights, DTensor) for weights in self._weights.values())
@@ -32,7 +34,7 @@ class TrainingState:
         """A copy in the first rank's main memory. The next snapshot writes over it."""
         for name, tensor in self._tensors().items():
             full = whole(tensor)
-            if not self._ranks.first:
+            if not self._process_group.is_main:
                 continue
             if name not in self._host:
                 self._host[name] = torch.empty_like(full, device="cpu", pin_memory=full.is_cuda)
@@ -48,7 +50,7 @@ class TrainingState:
         Raises KeyError when a tensor is missing.
         """
         about = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        about = self._ranks.from_first(about)
+        about = self._process_group.broadcast_object(about)
         for name in (*(_WEIGHTS + name for name in self._weights), _RANDOM + "cpu"):
             if name not in about:
                 raise KeyError(name)
@@ -71,12 +73,12 @@ class TrainingState:
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the trained weights in the first rank's main memory; nothing on the others."""
-        if not self.sharded and not self._ranks.first:
+        if not self.sharded and not self._process_group.is_main:
             return {}
         copies = {}
         for name, weights in self._weights.items():
             full = whole(weights.detach())
-            if self._ranks.first:
+            if self._process_group.is_main:
                 copies[name] = full.to("cpu", copy=True)
         return copies
 
@@ -85,13 +87,15 @@ class TrainingState:
         own = [weights.detach() for weights in self._weights.values()]
         local = [weights.to_local() if isinstance(weights, DTensor) else weights for weights in own]
         fine = bool(torch.stack(torch._foreach_norm(local)).isfinite().all())
-        return not self._ranks.any(not fine) if self.sharded else fine
+        return not self._process_group.all_reduce_any(not fine) if self.sharded else fine
 
     def _everywhere(self, name: str, tensors: Mapping[str, Tensor], shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """The first rank's tensor ``name``; one at a time is on the device, and none in the others' main memory."""
         device = torch.device("cpu") if name.startswith(_RANDOM) else self._device
-        value = tensors[name].to(device) if self._ranks.first else torch.empty(shape, dtype=dtype, device=device)
-        self._ranks.copy_from_first(value)
+        value = (
+            tensors[name].to(device) if self._process_group.is_main else torch.empty(shape, dtype=dtype, device=device)
+        )
+        self._process_group.broadcast_tensor(value)
         return value
 
     def _tensors(self) -> dict[str, Tensor]:

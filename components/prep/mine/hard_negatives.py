@@ -82,7 +82,7 @@ def hard_negatives(
         exclude=exclude,
         ceilings=_ceilings(pairs, queries, passages, choice),
         query_block=query_block,
-        what="mining hard negatives",
+        label="mining hard negatives",
     )
     above = found.above + second.above.numpy() if second else found.above
     return _chosen(found.scores, found.positions, above, choice)

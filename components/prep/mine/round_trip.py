@@ -72,5 +72,5 @@ def _best_others(queries: np.ndarray, vectors: np.ndarray, parts: Split, rank: i
             places = [place - first_passage for place in own if 0 <= place - first_passage < scores.shape[1]]
             scores[line, places] = -torch.inf
 
-    scores = top_k(queries, vectors, rank, exclude=exclude, what="asking for the way back")[0]
+    scores = top_k(queries, vectors, rank, exclude=exclude, label="asking for the way back")[0]
     return scores[:, rank - 1] if scores.shape[1] >= rank else np.full(len(queries), -np.inf, dtype=np.float32)

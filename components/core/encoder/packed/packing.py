@@ -37,19 +37,19 @@ class Bin:
         return self.token_ids.shape[0]
 
 
-def balanced(lengths: Sequence[int], capacity: int, ranks: int = 1) -> list[list[int]]:
+def balanced(lengths: Sequence[int], capacity: int, num_ranks: int = 1) -> list[list[int]]:
     """Positions of ``lengths`` in as few groups as hold about ``capacity`` tokens each, of nearly equal size.
 
     Longest processing time first (Graham, 1969): the longest text left goes to the emptiest group. A group exceeds
     its fair share by less than one text; with nothing but the lengths given, the result is always the same. Their
-    number is a multiple of ``ranks``, unless there are fewer texts.
+    number is a multiple of ``num_ranks``, unless there are fewer texts.
     """
-    return spread(lengths, min(len(lengths), fewest(sum(lengths), capacity, ranks)))
+    return spread(lengths, min(len(lengths), fewest(sum(lengths), capacity, num_ranks)))
 
 
-def fewest(tokens: int, capacity: int, ranks: int) -> int:
-    """How many bins of ``capacity`` hold ``tokens``: one at least, and the same number for each of ``ranks``."""
-    return max(1, -(-tokens // (capacity * ranks))) * ranks
+def fewest(tokens: int, capacity: int, num_ranks: int) -> int:
+    """How many bins of ``capacity`` hold ``tokens``: one at least, and the same number for each of ``num_ranks``."""
+    return max(1, -(-tokens // (capacity * num_ranks))) * num_ranks
 
 
 def spread(lengths: Sequence[int], count: int) -> list[list[int]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from components.core.distributed.process_group import Ranks
+from components.core.distributed.process_group import ProcessGroup
 from components.core.distributed.transfer import to_device
 from components.core.encoder.packed.encoder import PackedEncoder
 from components.core.encoder.packed.packing import pack
@@ -22,7 +22,7 @@ def backward(
     *,
     capacity: int,
     together: bool = False,
-    ranks: Ranks | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Add the gradients of the batch's loss to those of the weights; returns the loss, a float32 scalar.
 
@@ -32,21 +32,21 @@ def backward(
     ``capacity``: tokens whose activations fit in memory. A text used several times counts in the loss and its gradient
     as often as it is used, however often it is encoded.
 
-    ``ranks`` share the work; all call this with the same batch. Each adds its part of the gradients and returns its
-    part of the loss: the sum over them is the whole. Raises torch.OutOfMemoryError on the rank whose memory does not
-    suffice for bins of its own, OutOfMemoryEverywhere as ``vectors_of`` does.
+    The ranks of ``process_group`` share the work; all call this with the same batch. Each adds its part of the
+    gradients and returns its part of the loss: the sum over them is the whole. Raises torch.OutOfMemoryError on the
+    rank whose memory does not suffice for bins of its own, DistributedOutOfMemoryError as ``vectors_of`` does.
     """
-    ranks = ranks or Ranks()
+    process_group = process_group or ProcessGroup()
     lengths = [len(text) for text in ids]
     if together:
-        phases = [one_phase(groups, lengths, capacity=capacity, layers=packed.layers, ranks=ranks.size)]
+        phases = [one_phase(groups, lengths, capacity=capacity, layers=packed.layers, num_ranks=process_group.size)]
     else:
-        phases = schedule(groups, lengths, capacity=capacity, layers=packed.layers, ranks=ranks.size)
+        phases = schedule(groups, lengths, capacity=capacity, layers=packed.layers, num_ranks=process_group.size)
     if len(phases) == 1:
-        return _backward(packed, ids, groups, loss_of, phases[0], ranks) / ranks.size
+        return _backward(packed, ids, groups, loss_of, phases[0], process_group) / process_group.size
     # Each rank computes bins of its own, and their losses: it needs nothing of the others.
-    own = shares([phase.rows for phase in phases], lengths, ranks.size)[ranks.rank]
-    losses = [_backward(packed, ids, groups, loss_of, phases[place], Ranks()) for place in own]
+    own = shares([phase.rows for phase in phases], lengths, process_group.size)[process_group.rank]
+    losses = [_backward(packed, ids, groups, loss_of, phases[place], ProcessGroup()) for place in own]
     return torch.stack(losses).sum() if losses else torch.zeros((), device=packed.device)
 
 
@@ -56,10 +56,10 @@ def _backward(
     groups: Sequence[Sequence[int]],
     loss_of: Callable[[Tensor], Tensor],
     phase: Phase,
-    ranks: Ranks,
+    process_group: ProcessGroup,
 ) -> Tensor:
-    """Add the gradients of the loss of ``phase``, whose bins ``ranks`` share; return that loss, on all of them."""
-    vectors = vectors_of(packed, ids, phase, ranks)
+    """Add the gradients of the loss of ``phase``, whose bins all ranks share; return that loss, on all of them."""
+    vectors = vectors_of(packed, ids, phase, process_group)
     loss = loss_of(vectors[to_device([groups[group] for group in phase.groups], packed.device)])
     # A rank without a bin has nothing to add.
     if loss.requires_grad:
@@ -67,17 +67,19 @@ def _backward(
     return loss.detach()
 
 
-def vectors_of(packed: PackedEncoder, ids: Sequence[Sequence[int]], phase: Phase, ranks: Ranks) -> Tensor:
+def vectors_of(
+    packed: PackedEncoder, ids: Sequence[Sequence[int]], phase: Phase, process_group: ProcessGroup
+) -> Tensor:
     """Vectors of the texts of ``phase`` at their rows: float32 [len(ids), dimension], zeros elsewhere.
 
-    ``ranks`` share the bins, and all get all vectors; each keeps the activations of its own. Raises
-    OutOfMemoryEverywhere on all ranks when the memory of one of them does not suffice.
+    ``process_group`` share the bins, and all get all vectors; each keeps the activations of its own. Raises
+    DistributedOutOfMemoryError on all ranks when the memory of one of them does not suffice.
     """
     lengths = [len(text) for text in ids]
-    own = [phase.bins[place] for place in shares(phase.bins, lengths, ranks.size)[ranks.rank]]
+    own = [phase.bins[place] for place in shares(phase.bins, lengths, process_group.size)[process_group.rank]]
 
     def encoded() -> Tensor:
         parts = [packed(pack(ids, rows, packed.device), recompute_layers=phase.recompute_layers) for rows in own]
         return torch.cat(parts) if parts else torch.zeros(0, packed.dimension, device=packed.device)
 
-    return ranks.rows_of_all(ranks.agreed(encoded), [row for rows in own for row in rows], len(ids))
+    return process_group.gather_rows(process_group.run_on_all(encoded), [row for rows in own for row in rows], len(ids))

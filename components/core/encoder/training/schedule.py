@@ -31,7 +31,7 @@ class Phase:
 
 
 def schedule(
-    groups: Sequence[Sequence[int]], lengths: Sequence[int], *, capacity: int, layers: int, ranks: int = 1
+    groups: Sequence[Sequence[int]], lengths: Sequence[int], *, capacity: int, layers: int, num_ranks: int = 1
 ) -> list[Phase]:
     """Phases whose losses, summed, are the loss of the whole batch: exact, in whichever way is cheapest.
 
@@ -40,11 +40,11 @@ def schedule(
     the memory of a rank through all ``layers``.
 
     Either every bin is a phase of its own and a text shared by groups of two bins is encoded twice; or all bins are one
-    phase, every text is encoded once, and layers are recomputed to make room. Bins are as many as ``ranks`` can share
-    evenly, and depend on nothing else about them: what a bin computes is then the same on any number of ranks.
+    phase, every text is encoded once, and layers are recomputed to make room. Bins are as many as ``num_ranks`` can
+    share evenly, and depend on nothing else about them: what a bin computes is then the same on any number of ranks.
     """
-    whole = one_phase(groups, lengths, capacity=capacity, layers=layers, ranks=ranks)
-    apart = _phase_per_bin(groups, lengths, capacity, ranks)
+    whole = one_phase(groups, lengths, capacity=capacity, layers=layers, num_ranks=num_ranks)
+    apart = _phase_per_bin(groups, lengths, capacity, num_ranks)
     tokens_apart = sum(lengths[row] for phase in apart for row in phase.rows)
     tokens_whole = sum(lengths[row] for row in whole.rows)
     cost_whole = tokens_whole * (1 + _RECOMPUTE * whole.recompute_layers / layers)
@@ -52,32 +52,36 @@ def schedule(
 
 
 def one_phase(
-    groups: Sequence[Sequence[int]], lengths: Sequence[int], *, capacity: int, layers: int, ranks: int = 1
+    groups: Sequence[Sequence[int]], lengths: Sequence[int], *, capacity: int, layers: int, num_ranks: int = 1
 ) -> Phase:
     """All ``groups`` at once, as a loss over all of them needs them (in-batch negatives); as for ``schedule``."""
     texts = sorted({row for group in groups for row in group})
-    bins = [[texts[place] for place in places] for places in balanced([lengths[row] for row in texts], capacity, ranks)]
-    busiest = max(sum(lengths[row] for place in own for row in bins[place]) for own in shares(bins, lengths, ranks))
+    bins = [
+        [texts[place] for place in places] for places in balanced([lengths[row] for row in texts], capacity, num_ranks)
+    ]
+    busiest = max(sum(lengths[row] for place in own for row in bins[place]) for own in shares(bins, lengths, num_ranks))
     kept = min(layers, layers * capacity // max(1, busiest))
     return Phase(bins, list(range(len(groups))), layers - kept)
 
 
-def shares(parts: Sequence[Sequence[int]], lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """For each of ``ranks`` the positions of the ``parts``, rows of texts, that it computes: about as many tokens."""
-    return spread([sum(lengths[row] for row in rows) for rows in parts], ranks)
+def shares(parts: Sequence[Sequence[int]], lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
+    """For each rank the positions of the ``parts``, rows of texts, that it computes: about as many tokens."""
+    return spread([sum(lengths[row] for row in rows) for rows in parts], num_ranks)
 
 
-def _phase_per_bin(groups: Sequence[Sequence[int]], lengths: Sequence[int], capacity: int, ranks: int) -> list[Phase]:
+def _phase_per_bin(
+    groups: Sequence[Sequence[int]], lengths: Sequence[int], capacity: int, num_ranks: int
+) -> list[Phase]:
     """Groups in bins of at most ``capacity`` tokens, groups that share texts in the same one where that helps.
 
     A bin exceeds ``capacity`` only when a single group does.
     """
-    count = fewest(sum(lengths[row] for row in {row for group in groups for row in group}), capacity, ranks)
+    count = fewest(sum(lengths[row] for row in {row for group in groups for row in group}), capacity, num_ranks)
     while True:
         bins, placed = place_groups(groups, lengths, count)
         if count >= len(groups) or max(sum(lengths[row] for row in rows) for rows in bins) <= capacity:
             return [Phase([sorted(rows)], members, 0) for rows, members in zip(bins, placed, strict=True) if members]
-        count += ranks
+        count += num_ranks
 
 
 def place_groups(
