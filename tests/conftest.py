@@ -1,36 +1,67 @@
-"""Two models, exported once for all tests: MiniLM as fine-tuning leaves it, and a tiny llama_bidirec."""
+"""Models of all folders' tests, built once per session, and the check that keeps the fast tier fast.
+
+Nothing here imports torch before a test asks for a model: ``make test-fast`` and the tests of folders without models
+start at once.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import importlib
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from components.core.encoder.bidirectional import LlamaBidirectionalConfig, LlamaBidirectionalModel
-from components.core.encoder.checkpoint import load_base, save_checkpoint
 from components.core.encoder.config import EncoderConfig
-from components.core.encoder.model import Encoder
-from components.export import onnx_graph, speed
-from components.export.component import ExportConfig
-from components.export.program import run as export
 from components.recipe.plan import resolve
 from components.recipe.stages import by_name
+from tests.exported import Exported
+
+FAST_TIER = "not slow"
+# Twice what a test of the fast tier may take on an idle core, and twice again for a slow machine. CPU time, not time:
+# a busy neighbour makes no test fail.
+FAST_CPU_SECONDS = 8.0
+_CPU_BEFORE = pytest.StashKey[float]()
+_ALL_SLOW = re.compile(r"^pytestmark = pytest\.mark\.slow$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A checkpoint and what export made of it."""
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave a file whose tests are all slow unread in the fast tier: most of them import torch and transformers."""
+    if config.option.markexpr != FAST_TIER or collection_path.suffix != ".py":
+        return None
+    return bool(_ALL_SLOW.search(collection_path.read_text(encoding="utf-8"))) or None
 
-    config: ExportConfig
-    checkpoint: Path
-    eval_data: Path | None
-    model: Path
-    bundle: Path
-    metrics: dict[str, Any]
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Note the CPU time before the fixtures of ``item`` are made: they count as well."""
+    item.stash[_CPU_BEFORE] = _cpu_seconds()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a test of the fast tier that does not belong there."""
+    result = yield
+    used = _cpu_seconds() - item.stash[_CPU_BEFORE]
+    if item.config.option.markexpr == FAST_TIER and used > FAST_CPU_SECONDS:
+        pytest.fail(f"took {used:.1f} s of CPU time: make it faster, or mark it @pytest.mark.slow", pytrace=False)
+    return result
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of those that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+@pytest.fixture(scope="session")
+def models() -> Any:
+    """The module tests.models, which imports torch."""
+    return importlib.import_module("tests.models")
 
 
 @pytest.fixture(scope="session")
@@ -39,62 +70,12 @@ def small_config() -> EncoderConfig:
 
 
 @pytest.fixture(scope="session")
-def minilm(tmp_path_factory: pytest.TempPathFactory, small_config: EncoderConfig) -> Exported:
+def minilm(tmp_path_factory: pytest.TempPathFactory, small_config: EncoderConfig, models: Any) -> Exported:
     """fp32, probes of a BEIR folder."""
-    directory = tmp_path_factory.mktemp("minilm")
-    encoder = load_base(small_config.model_copy(update={"query_max_length": 32, "passage_max_length": 64}))
-    nudge(encoder, 0.05)
-    save_checkpoint(encoder, directory / "checkpoint")
-    return _export_as(directory, ExportConfig(num_probes=24), _beir(directory / "eval_data"))
+    return models.write_minilm(tmp_path_factory.mktemp("minilm"), small_config)
 
 
 @pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory, small_config: EncoderConfig) -> Exported:
+def llama(tmp_path_factory: pytest.TempPathFactory, small_config: EncoderConfig, models: Any) -> Exported:
     """fp16, prefixes, another dimension, weights in a file of their own, probes that export ships."""
-    directory = tmp_path_factory.mktemp("llama")
-    tokenizer = load_base(small_config).tokenizer
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    architecture = LlamaBidirectionalConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes)
-    config = EncoderConfig(base_model=str(directory / "base"), query_max_length=32, passage_max_length=64)
-    encoder = Encoder(LlamaBidirectionalModel(architecture), tokenizer, config).eval()
-    save_checkpoint(encoder, directory / "base")
-    nudge(encoder, 1.0)
-    save_checkpoint(encoder, directory / "checkpoint")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_graph, "EMBEDDED_LIMIT_BYTES", 0)
-        return _export_as(directory, ExportConfig(num_probes=24, export_dtype="fp16", use_dimension_arg=False), None)
-
-
-def _export_as(directory: Path, config: ExportConfig, eval_data: Path | None) -> Exported:
-    model, bundle, checkpoint = (directory / name for name in ("model", "bundle", "checkpoint"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed, "SHAPES", ((1, 8), (2, 16)))
-        metrics = export(config, checkpoint=checkpoint, eval_data=eval_data, exported_model=model, deploy_bundle=bundle)
-    return Exported(config, checkpoint, eval_data, model, bundle, metrics)
-
-
-def export_for_tests(directory: Path) -> Exported:
-    """The checkpoint in ``directory``, exported beside it."""
-    return _export_as(directory, ExportConfig(num_probes=24), None)
-
-
-@torch.no_grad()
-def nudge(encoder: Encoder, share: float) -> None:
-    """Move each weight matrix by noise of ``share`` of its own spread."""
-    torch.manual_seed(1)
-    for weights in encoder.backbone.parameters():
-        if weights.dim() > 1:
-            weights += share * weights.std() * torch.randn_like(weights)
-
-
-def _beir(directory: Path) -> Path:
-    (directory / "qrels").mkdir(parents=True)
-    passages = [f"Part {n} of the manual says how to fit valve {n} and test it." for n in range(30)]
-    queries = [f"how to fit valve {n}?" for n in range(30)]
-    for name, texts in (("corpus", passages), ("queries", queries)):
-        lines = (json.dumps({"_id": f"{name}{n}", "text": text}) for n, text in enumerate(texts))
-        (directory / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    judged = "".join(f"queries{n}\tcorpus{n}\t1\n" for n in range(30))
-    (directory / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged, encoding="utf-8")
-    return directory
+    return models.write_llama(tmp_path_factory.mktemp("llama"), small_config)

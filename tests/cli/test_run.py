@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from components.deploy.local.releases_on_disk import stop_service
 from tests.cli.cli import Done, components
-from tests.conftest import Exported
+from tests.exported import Exported
 
 NAME = "test-run"
 TOPICS = ["assert", "booleans", "break", "continue", "del", "for", "global", "if", "lambda", "return", "while", "yield"]

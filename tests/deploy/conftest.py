@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ import pytest
 
 from components.core.serving.bundle import Bundle, read_bundle
 from components.deploy.component import DeployConfig
+from components.deploy.git import sync_status
 from components.deploy.kubernetes import cluster as cluster_module
+from components.deploy.kubernetes import rollout
 from components.deploy.labels import MODEL_DIGEST
 from components.deploy.publishing.publish import ModelUris
 from components.deploy.result import DeployResult
@@ -23,6 +24,7 @@ from tests.deploy.bundles import write_bundle
 from tests.deploy.cluster.kserve import Fate
 from tests.deploy.cluster.server import StandInCluster, running, write_kubeconfig
 from tests.deploy.service import Fault, Service
+from tests.waiting import LIMIT_SECONDS, SleepClock
 
 LIVE = "embed-live"
 
@@ -39,9 +41,9 @@ class Team:
         return read_bundle(self.bundles[model])
 
     def config(self, **changes: Any) -> DeployConfig:
-        """Seconds become hundredths."""
+        """Return settings whose seconds are hundredths, of a clock that only sleeping moves."""
         quick = {
-            "service_name": "embed", "served_model_name": "team/embed", "rollout_timeout": 5.0,
+            "service_name": "embed", "served_model_name": "team/embed", "rollout_timeout": LIMIT_SECONDS,
             "schedule_timeout": 0.1, "failure_patience": 0.1, "health_check_interval": 0.01, "soak_seconds": 0.05,
         }  # fmt: skip
         return DeployConfig(**(quick | changes))
@@ -79,6 +81,9 @@ def team(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     team = Team(cluster, bundles)
     monkeypatch.setattr(cluster_module, "_FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr(candidate, "_SETTLING_SECONDS", 0.5)
+    # As many looks as on an idle machine: no limit is reached because the machine is busy.
+    for module in (candidate, rollout, sync_status):
+        monkeypatch.setattr(module, "time", SleepClock())
     with running(cluster):
         write_kubeconfig(tmp_path / "kubeconfig", cluster)
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
@@ -89,10 +94,3 @@ def team(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
         (tmp_path / "ca.pem").write_text(certifi.contents().partition(end)[0] + end)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
         yield team
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

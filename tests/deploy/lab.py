@@ -35,10 +35,11 @@ from components.deploy.kubernetes.releases import Releases
 from components.deploy.objects.render import Release, render
 from components.deploy.publishing.publish import ModelUris, publish_export
 from components.deploy.targets import kserve
-from tests.conftest import Exported, export_for_tests, nudge
 from tests.deploy.cluster.causes import consequence
 from tests.deploy.conftest import Team
 from tests.deploy.service import Service
+from tests.exported import Exported
+from tests.models import export_for_tests, nudge
 
 IS_REAL = bool(os.environ.get("KUBECONFIG"))
 NAME = "team/embed"

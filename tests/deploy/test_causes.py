@@ -23,6 +23,7 @@ import yaml
 
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
 from tests.deploy.lab import IS_REAL, Lab, real, stand_in
+from tests.waiting import wait_for
 
 ROUNDS = int(os.environ.get("ROUNDS", "1"))
 Preparation = Callable[[Lab, pytest.MonkeyPatch, Path], AbstractContextManager[None]]
@@ -205,8 +206,10 @@ def clients(lab: Lab) -> Iterator[list[np.ndarray | str]]:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     try:
+        wait_for(lambda: got)
         yield got
-        ended.wait(0.05)
+        after = len(got)
+        wait_for(lambda: len(got) > after + 2)
     finally:
         ended.set()
         thread.join()

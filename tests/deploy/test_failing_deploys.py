@@ -15,7 +15,8 @@ from components.core.errors import ActionNeeded, InputError, StageError, Transie
 from components.deploy.component import check_on_this_machine
 from tests.deploy.cluster.kserve import NEVER, Fate, crashed, unschedulable, waiting
 from tests.deploy.cluster.store import Refusal
-from tests.deploy.conftest import LIVE, Team, wait_for
+from tests.deploy.conftest import LIVE, Team
+from tests.waiting import wait_for
 
 Arrange = Callable[[Team], Any]
 SECRET = "nvapi-0123456789abcdef"

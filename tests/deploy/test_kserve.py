@@ -211,7 +211,7 @@ def test_the_role_is_exactly_what_is_asked_for_and_used(team: Team) -> None:
     }
     every_option = {
         "network_policy_namespaces": ["monitoring"], "storage_secret_name": "models-s3", "strategy": "canary",
-        "gateway": "gateways/public",
+        "gateway": "gateways/public", "canary_step_seconds": 0.05,
     }  # fmt: skip
     needed = permissions.needed(team.config(**every_option))
     assert {(verb, *what) for what, verbs in needed.items() for verb in verbs} == granted

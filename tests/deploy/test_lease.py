@@ -14,7 +14,8 @@ from components.core.errors import StageError, Transient
 from components.deploy.kubernetes.cluster import Cluster, connect
 from components.deploy.kubernetes.lease import DeployLease, Superseded
 from tests.deploy.cluster.kserve import Fate
-from tests.deploy.conftest import Team, wait_for
+from tests.deploy.conftest import Team
+from tests.waiting import wait_for
 
 # More, to be surer: ROUNDS=200 python -m pytest tests/deploy/test_turn.py
 ROUNDS = int(os.environ.get("ROUNDS", "4"))
@@ -30,7 +31,7 @@ def new_lease(api: Cluster, duration: float = 30.0) -> DeployLease:
 
 
 def test_a_second_one_waits_for_the_first(api: Cluster) -> None:
-    first, second = new_lease(api, duration=0.6), new_lease(api)
+    first, second = new_lease(api, duration=9.0), new_lease(api)
     got: list[str] = []
 
     def take() -> None:

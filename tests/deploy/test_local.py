@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,15 @@ from components.core.artifacts import seal
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.core.serving.model_manifest import compute_digest, hash_files
 from components.deploy.component import DeployConfig
+from components.deploy.local.__main__ import main as local_command
 from components.deploy.local.process import ServerProcess, find_free_port, is_port_free
 from components.deploy.local.releases_on_disk import ServiceState, StateDirectory, stop_service
 from components.deploy.program import run
 from components.deploy.targets import local
 from components.deploy.verification.checks import Check
 from components.deploy.verify import main as verify_command
-from tests.conftest import Exported
-from tests.deploy.conftest import wait_for
+from tests.exported import Exported
+from tests.waiting import LIMIT_SECONDS, wait_for
 
 NAME = "test/model"
 
@@ -47,7 +47,7 @@ def config(tmp_path: Path) -> Iterator[DeployConfig]:
         served_model_name=NAME,
         host_port=find_free_port("127.0.0.1"),
         state_dir=str(tmp_path / "state"),
-        health_check_timeout=60,
+        health_check_timeout=LIMIT_SECONDS,
     )
     yield made
     stop_service(made.state_dir, NAME)
@@ -100,12 +100,12 @@ def test_deploy_repeat_replace_stop(
     assert releases == {first["digest"][:12], second["digest"][:12]}
 
     command = ["--name", NAME, "--state-dir", config.state_dir]
-    assert local.main(["status", *command]) == 0
+    assert local_command(["status", *command]) == 0
     assert second["endpoint"] in capsys.readouterr().out
-    assert local.main(["stop", *command]) == 0
+    assert local_command(["stop", *command]) == 0
     assert not exists(second["process"]["pid"])
-    assert local.main(["status", *command]) == 3
-    assert local.main(["stop", *command]) == 0
+    assert local_command(["status", *command]) == 3
+    assert local_command(["stop", *command]) == 0
     with pytest.raises(httpx.ConnectError):
         served(second["endpoint"], "open a file")
 
@@ -123,10 +123,9 @@ def test_what_fails_leaves_the_service_as_it_was(config: DeployConfig, llama: Ex
         deploy(config, llama, tmp_path / "out", deploy_bundle=wrong_model)
 
     broken = _broken_release(llama, tmp_path / "broken")
-    started = time.monotonic()
+    # Noticed at once: a server that is waited for until health_check_timeout gets another message.
     with pytest.raises(ActionNeeded, match=r"the server ended before it was ready: error: .*onnx"):
         deploy(config, broken, tmp_path / "out")
-    assert time.monotonic() - started < 20
 
     flipped = tmp_path / "flipped"
     shutil.copytree(llama.model, flipped)
@@ -195,7 +194,7 @@ def test_a_taken_port_is_named_before_anything_else(config: DeployConfig, llama:
 
 def test_a_process_that_is_not_our_server_is_never_ended(config: DeployConfig) -> None:
     """Its id is that of a server which ended; ids are used again."""
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"]) as other:
         home = StateDirectory(config.state_dir, NAME)
         with home.lock():
             service = ServerProcess(
@@ -240,7 +239,7 @@ def test_in_the_foreground_it_serves_until_it_is_told_to_stop(
         assert " is served at " in lines[-1], lines
         assert served(f"http://127.0.0.1:{config.host_port}", "fit the valve").shape == (64,)
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 0
     assert (tmp_path / "deployment/verification.json").is_file()
     assert _servers(config) == []

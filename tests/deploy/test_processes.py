@@ -22,9 +22,10 @@ from components.deploy.local.process import find_free_port
 from components.deploy.publishing.publish import ModelUris
 from components.deploy.targets import kserve
 from components.deploy.verification.verify_endpoint import list_failures
-from tests.conftest import Exported
 from tests.deploy.cluster.kserve import NEVER, Fate
-from tests.deploy.conftest import Team, wait_for
+from tests.deploy.conftest import Team
+from tests.exported import Exported
+from tests.waiting import LIMIT_SECONDS, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +46,7 @@ class Container:
         paths = [container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")]
         with httpx.Client(trust_env=False) as client:
             for path in paths:
-                wait_for(lambda path=path: self._is_ok(client, path), 60)
+                wait_for(lambda path=path: self._is_ok(client, path), self.process)
 
     def _is_ok(self, client: httpx.Client, path: str) -> bool:
         try:
@@ -54,7 +55,7 @@ class Container:
             return False
 
     def answer(self, path: str, request: dict[str, Any]) -> tuple[int, Any]:
-        with httpx.Client(trust_env=False, timeout=60) as client:
+        with httpx.Client(trust_env=False, timeout=LIMIT_SECONDS) as client:
             answer = client.post(f"{self.url}{path}", json=request)
         return answer.status_code, answer.json()
 
@@ -74,7 +75,7 @@ def containers(team: Team, llama: Exported) -> Iterator[dict[str, Container]]:
     yield started
     for container in started.values():
         container.process.kill()
-        container.process.wait(timeout=60)
+        container.process.wait(timeout=LIMIT_SECONDS)
 
 
 def test_the_projects_own_server_as_it_is_rendered(
@@ -102,14 +103,14 @@ def test_a_deployment_that_is_ended(team: Team, tmp_path: Path, how: signal.Sign
     for kind in ("deploy_bundle", "exported_model"):
         shutil.copytree(team.bundles["b"], work / kind)
         seal(work / kind, kind)
-    settings = team.config(model_uri="s3://models/b", rollout_timeout=60.0).model_dump(exclude_unset=True)
+    settings = team.config(model_uri="s3://models/b", rollout_timeout=2 * LIMIT_SECONDS).model_dump(exclude_unset=True)
     command = [sys.executable, "-m", "components", "deploy", "--work", str(work)]
     command += [f"{name}={value}" for name, value in settings.items()]
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ}, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: len(team.releases()) == 2, 60)
-        wait_for(lambda: team.cluster.controller.ages[_candidate(team, before)] > 2)
+        wait_for(lambda: len(team.releases()) == 2, process)
+        wait_for(lambda: team.cluster.controller.ages[_candidate(team, before)] > 2, process)
         process.send_signal(how)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=LIMIT_SECONDS)
     assert team.live() == "a"
     store = team.cluster.store
     if how is signal.SIGTERM:

@@ -18,9 +18,9 @@ from components.core.serving.client import EmbeddingClient
 from components.deploy.verification.checks import Check
 from components.deploy.verification.verify_endpoint import Requirements, verify_endpoint
 from components.deploy.verify import main
-from tests.conftest import Exported
 from tests.deploy.bundles import write_bundle
 from tests.deploy.service import Fault, Service, serving
+from tests.exported import Exported
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,8 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
-import torch
 
-from components.core.encoder.checkpoint import load_base, save_checkpoint
-from components.recipe.plan import resolve
-from components.recipe.stages import by_name
+from components.core.encoder.config import EncoderConfig
 
 Records = Iterable[dict[str, Any]]
 WriteBeir = Callable[[Path, Records | None, Records, Iterable[tuple[str, str, int]]], Path]
@@ -54,15 +51,6 @@ def collection(tmp_path_factory: pytest.TempPathFactory, write_beir: WriteBeir) 
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory, small_config: EncoderConfig, models: Any) -> dict[str, Path]:
     """MiniLM as it is, and as bad training would leave it: with noise on its weights."""
-    directory = tmp_path_factory.mktemp("checkpoints")
-    config = resolve([by_name("prep")], profile_name="small", given={})["prep"].encoder()
-    encoder = load_base(config)
-    save_checkpoint(encoder, directory / "base")
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for weights in encoder.backbone.encoder.parameters():
-            weights += 0.03 * torch.randn_like(weights)
-    save_checkpoint(encoder, directory / "noisy")
-    return {"base": directory / "base", "noisy": directory / "noisy"}
+    return models.write_base_and_noisy(tmp_path_factory.mktemp("checkpoints"), small_config)

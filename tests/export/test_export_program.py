@@ -26,7 +26,7 @@ from components.core.serving.model_manifest import check_files
 from components.export import forms
 from components.export.component import ExportConfig
 from components.recipe.stages import by_name
-from tests.conftest import Exported
+from tests.exported import Exported
 
 TEXTS = ["a", "How do I open a file for reading?", "Größe 数据 🚀", "one " * 40, "def f(x): return x"]
 

@@ -9,7 +9,7 @@ from components.core.encoder.model import Encoder
 from components.core.serving.bundle import read_bundle
 from components.export.component import ExportConfig
 from components.export.probes import choose_probes
-from tests.conftest import Exported
+from tests.exported import Exported
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from components.export.probes import odd_texts
 from components.export.quantization import TRANSLATIONS, calibration_texts, quantize
 from components.export.sessions import OnnxSession
 from components.recipe.stages import by_name
-from tests.conftest import Exported
+from tests.exported import Exported
 
 TEXTS = [f"Part {n} of the manual says how to fit valve {n} and test it." for n in range(0, 30, 3)]
 

@@ -9,7 +9,7 @@ from components.core.errors import InputError
 from components.core.serving.vector_limits import PARITY_LIMITS, CosineSummary, choose_limits
 from components.export.component import ExportConfig
 from components.export.retrieval import SearchSample, choose_search, compare
-from tests.conftest import Exported
+from tests.exported import Exported
 
 RNG = np.random.default_rng(0)
 

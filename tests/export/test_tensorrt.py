@@ -19,8 +19,8 @@ from components.export import tensorrt_plan
 from components.export.component import ExportConfig
 from components.export.forms import require_packages
 from components.export.tensorrt_plan import PLAN_FILE, PlanSession, build_plan, load_tensorrt, ranges
-from tests.conftest import Exported
 from tests.export.tensorrt_standin import tensorrt
+from tests.exported import Exported
 
 TEXTS = ["a", "how to fit valve 7?", "one two three four five six seven eight nine ten"] * 3
 

@@ -14,7 +14,7 @@ from components.finetune.component import FinetuneConfig
 from components.finetune.data.batch import Batch
 from components.finetune.gradients.packed_gradient import PackedGradient
 from components.finetune.gradients.padded_gradient import PaddedGradient
-from tests.conftest import Exported
+from tests.exported import Exported
 
 QUERIES, PASSAGES = 6, 7
 

@@ -19,7 +19,7 @@ import pipeline
 from components.core.artifacts import ARTIFACTS
 from components.kubeflow.options import images
 from components.recipe.stages import STAGES
-from tests.conftest import Exported
+from tests.exported import Exported
 from tests.pipeline.compiled import dangling, parse
 from tests.pipeline.on_this_host import host
 

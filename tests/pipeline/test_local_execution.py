@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 import pipeline
 from components.core.artifacts import verify
 from components.deploy.local.releases_on_disk import stop_service
-from tests.conftest import Exported
+from tests.exported import Exported
 from tests.pipeline.on_this_host import Host, host
 
 NAME = "test-pipeline"

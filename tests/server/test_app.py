@@ -24,7 +24,7 @@ from sentence_transformers import SentenceTransformer
 from components.server import app as app_module
 from components.server.app import build_app
 from components.server.model import OnnxModel
-from tests.conftest import Exported
+from tests.exported import Exported
 from tests.server.serving import serving
 
 NAME = "team/embed"

@@ -14,7 +14,7 @@ from components.core.artifacts import seal
 from components.core.encoder.config import EncoderConfig
 from components.core.serving.model_manifest import MODEL_MANIFEST, read_model_manifest
 from components.core.store import open_store
-from tests.conftest import Exported
+from tests.exported import Exported
 from tests.finetune.training import records, texts, write_base, write_data
 from tests.sdg.kills import made, run, write_corpus
 from tests.sdg.llm_server import llm_server
