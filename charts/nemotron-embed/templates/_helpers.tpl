@@ -1,4 +1,4 @@
-{{- define "labels" -}}
+{{- define "nemotron-embed.labels" -}}
 app.kubernetes.io/name: nemotron-embed
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -6,7 +6,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
-{{- define "pullSecrets" -}}
+{{- define "nemotron-embed.imagePullSecrets" -}}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
   {{- range . }}
@@ -16,7 +16,7 @@ imagePullSecrets:
 {{- end }}
 
 {{- /* What the restricted pod standard asks of a pod, and more: a read-only root. */}}
-{{- define "podSecurity" -}}
+{{- define "nemotron-embed.podSecurityContext" -}}
 securityContext:
   runAsNonRoot: true
   {{- if not .Values.openshift }}
@@ -28,7 +28,7 @@ securityContext:
     type: RuntimeDefault
 {{- end }}
 
-{{- define "containerSecurity" -}}
+{{- define "nemotron-embed.containerSecurityContext" -}}
 securityContext:
   allowPrivilegeEscalation: false
   readOnlyRootFilesystem: true
@@ -38,7 +38,7 @@ securityContext:
 {{- end }}
 
 {{- /* A Job that runs pipeline.py: dict "root" $ "name" NAME "args" LIST. */}}
-{{- define "pipelineJob" -}}
+{{- define "nemotron-embed.pipelineJob" -}}
 {{- $values := .root.Values }}
 apiVersion: batch/v1
 kind: Job
@@ -46,7 +46,7 @@ metadata:
   name: {{ .name }}
   namespace: {{ .root.Release.Namespace }}
   labels:
-    {{- include "labels" .root | nindent 4 }}
+    {{- include "nemotron-embed.labels" .root | nindent 4 }}
   annotations:
     # Argo CD takes these for its PostSync.
     helm.sh/hook: post-install,post-upgrade
@@ -62,17 +62,17 @@ spec:
   template:
     metadata:
       labels:
-        {{- include "labels" .root | nindent 8 }}
+        {{- include "nemotron-embed.labels" .root | nindent 8 }}
       annotations:
         sidecar.istio.io/inject: "false"
     spec:
       restartPolicy: Never
       serviceAccountName: nemotron-embed-pipelines
       automountServiceAccountToken: false
-      {{- with include "pullSecrets" .root }}
+      {{- with include "nemotron-embed.imagePullSecrets" .root }}
       {{- trim . | nindent 6 }}
       {{- end }}
-      {{- include "podSecurity" .root | nindent 6 }}
+      {{- include "nemotron-embed.podSecurityContext" .root | nindent 6 }}
       containers:
         - name: pipeline
           image: {{ quote $values.images.cpu }}
@@ -86,7 +86,7 @@ spec:
             {{- end }}
             - name: KF_PIPELINES_SA_TOKEN_PATH
               value: /var/run/secrets/kubeflow/pipelines/token
-          {{- include "containerSecurity" . | nindent 10 }}
+          {{- include "nemotron-embed.containerSecurityContext" . | nindent 10 }}
           resources:
             requests: {cpu: 100m, memory: 512Mi}
             limits: {cpu: "1", memory: 1Gi}
@@ -106,7 +106,7 @@ spec:
 {{- end }}
 
 {{- /* Arguments that upload and schedule have in common. */}}
-{{- define "pipelineArgs" -}}
+{{- define "nemotron-embed.pipelineArguments" -}}
 {{- $pipelines := .Values.pipelines }}
 {{- $args := list "--host" $pipelines.host "--profile" $pipelines.profile "--node-labels" $pipelines.nodeLabels }}
 {{- $args = concat $args (list "--version" ($pipelines.version | default .Chart.AppVersion)) }}
@@ -120,12 +120,12 @@ spec:
 {{- $args = concat $args (list "--namespace" .Release.Namespace) }}
 {{- end }}
 {{- range $name, $value := $pipelines.set }}
-{{- $args = concat $args (list "--set" (printf "%s=%s" $name (include "text" $value))) }}
+{{- $args = concat $args (list "--set" (printf "%s=%s" $name (include "nemotron-embed.argumentValue" $value))) }}
 {{- end }}
 {{- toYaml $args }}
 {{- end }}
 
 {{- /* A value as pipeline.py reads it: texts as they are, all else as JSON. */}}
-{{- define "text" -}}
+{{- define "nemotron-embed.argumentValue" -}}
 {{- if kindIs "string" . }}{{ . }}{{ else }}{{ toJson . }}{{ end -}}
 {{- end }}
