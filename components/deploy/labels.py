@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from components.core.kubernetes.resource_kinds import Object
 
 GROUP = "nemotron-embed.kubeflow.org"
 MODEL_DIGEST = f"{GROUP}/model-digest"
@@ -10,7 +10,6 @@ CHECKPOINT_DIGEST = f"{GROUP}/checkpoint-digest"
 RELEASE = f"{GROUP}/release"
 PREVIOUS = f"{GROUP}/previous"
 MANAGED_BY = "nemotron-embed-deploy"
-Object = dict[str, Any]
 
 
 def service_url(name: str, namespace: str, domain: str) -> str:

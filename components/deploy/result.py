@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from components.core.kubernetes.resource_kinds import Object
 from components.deploy.component import DeployConfig
-from components.deploy.labels import Object
 from components.deploy.local.process import ServerProcess
 from components.deploy.objects.render import write_manifests
 from components.deploy.verification.checks import Check

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import certifi
 import pytest
 
+from components.core.kubernetes import client
 from components.core.serving.bundle import Bundle, read_bundle
 from components.deploy.component import DeployConfig
 from components.deploy.git import sync_status
-from components.deploy.kubernetes import cluster as cluster_module
 from components.deploy.kubernetes import rollout
 from components.deploy.labels import MODEL_DIGEST
 from components.deploy.publishing.publish import ModelUris
@@ -79,7 +79,7 @@ def team(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
 
     cluster = StandInCluster(serves)
     team = Team(cluster, bundles)
-    monkeypatch.setattr(cluster_module, "_FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(client, "RETRIES", replace(client.RETRIES, first_wait=0.01))
     monkeypatch.setattr(candidate, "_SETTLING_SECONDS", 0.5)
     # As many looks as on an idle machine: no limit is reached because the machine is busy.
     for module in (candidate, rollout, sync_status):

@@ -6,6 +6,7 @@ import json
 import ssl
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from kubernetes.config import incluster_config
 
 from components.__main__ import main
 from components.core.errors import ActionNeeded, InputError, Transient
-from components.deploy.kubernetes import cluster as cluster_module
+from components.core.kubernetes import client, connection
 from components.deploy.kubernetes.cluster import connect
 from tests.deploy.certificate import write_self_signed
 from tests.deploy.conftest import Team
@@ -56,8 +57,8 @@ def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pod]:
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.server_port))
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(pod.certificate))
-    monkeypatch.setattr(cluster_module, "_NAMESPACE_FILE", tmp_path / "namespace")
-    monkeypatch.setattr(cluster_module, "_FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(connection, "_NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setattr(client, "RETRIES", replace(client.RETRIES, first_wait=0.01))
     yield pod
     server.shutdown()
     server.server_close()

@@ -16,10 +16,10 @@ import yaml
 
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
+from components.core.kubernetes.resource_kinds import Object
 from components.core.serving.bundle import Bundle, read_bundle
 from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
-from components.deploy.labels import Object
 from components.deploy.objects.render import as_files, live_service, render
 from components.deploy.objects.verify_job import verify_job
 from components.deploy.publishing.publish import ModelUris, publish_model

@@ -198,11 +198,11 @@ CASES: dict[str, tuple[Arrange, type[StageError], str]] = {
     ),
     "field unknown to KServe": (old_kserve, InputError, "does not know a field of InferenceService.*0.15 or later"),
     "no KServe": (without_kserve, InputError, "does not know serving.kserve.io/v1beta1 InferenceService: install"),
-    "refused at apply": (answers("servingruntimes", 403, "forbidden"), ActionNeeded, "may not PATCH ServingRuntime"),
+    "refused at apply": (answers("servingruntimes", 403, "forbidden"), ActionNeeded, "may not patch ServingRuntime"),
     "token expired": (
         answers("/deployments/", 401, "Unauthorized", methods=("GET",)),
         ActionNeeded,
-        "may not GET Deployment .*Unauthorized",
+        "may not get Deployment .*Unauthorized",
     ),
     "rights are missing": (
         without_rights,

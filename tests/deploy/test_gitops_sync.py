@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from components.core.errors import ActionNeeded, InputError, Transient
+from components.core.kubernetes.resource_kinds import KINDS
 from components.deploy.git import host as git_host
-from components.deploy.kubernetes.cluster import KINDS
 from components.deploy.publishing.publish import ModelUris
 from components.deploy.result import DeployResult
 from components.deploy.targets import gitops
@@ -91,7 +91,7 @@ def _objects(files: dict[str, str], directory: str) -> Iterator[tuple[tuple[str,
         path = f"{directory}/{resource}"
         if path in files:
             item = yaml.safe_load(files[path])
-            yield (KINDS[item["kind"]][2], item["metadata"]["name"]), item
+            yield (KINDS[item["kind"]].plural, item["metadata"]["name"]), item
         else:
             yield from _objects(files, path)
 

@@ -17,7 +17,7 @@ from tests.deploy.cluster.kserve import Fate
 from tests.deploy.conftest import Team
 from tests.waiting import wait_for
 
-# More, to be surer: ROUNDS=200 python -m pytest tests/deploy/test_turn.py
+# More, to be surer: ROUNDS=200 python -m pytest tests/deploy/test_lease.py
 ROUNDS = int(os.environ.get("ROUNDS", "4"))
 
 
@@ -60,15 +60,15 @@ def _superseded(first: DeployLease) -> bool:
 def test_one_that_came_before_gives_way_even_while_it_waits(api: Cluster) -> None:
     first, second, third = new_lease(api), new_lease(api), new_lease(api)
     with first.hold(timeout=1):
-        second.ticket = second._draw()
-        third.ticket = third._draw()
+        second.ticket = second._draw_ticket()
+        third.ticket = third._draw_ticket()
         with pytest.raises(Superseded):
             second._acquire(timeout=5)
 
 
-def test_a_turn_that_is_not_given_back_runs_out_and_its_holder_notices(api: Cluster) -> None:
+def test_a_lease_that_is_not_released_expires_and_its_holder_notices(api: Cluster) -> None:
     dead, heir = new_lease(api, duration=1.0), new_lease(api)
-    dead.ticket = dead._draw()
+    dead.ticket = dead._draw_ticket()
     dead._acquire(timeout=1)
     began = time.monotonic()
     with heir.hold(timeout=10):

@@ -6,12 +6,12 @@ import logging
 from dataclasses import dataclass, field
 
 from components.core.errors import InputError, Transient
+from components.core.kubernetes.resource_kinds import Object
 from components.deploy.component import DeployConfig
 from components.deploy.git.github import GitHub
 from components.deploy.git.gitlab import GitLab
-from components.deploy.git.host import Conflict, GitHost, parts_of, token
+from components.deploy.git.host import BranchMoved, GitHost, parts_of, token
 from components.deploy.git.layout import changes, read_layout
-from components.deploy.labels import Object
 from components.deploy.objects.render import Release
 
 _PREFIX = "nemotron-embed"
@@ -58,7 +58,7 @@ def deliver(host: GitHost, config: DeployConfig, release: Release, change: Chang
     for _ in range(_ATTEMPTS):
         try:
             return _try_to_deliver(host, config, release, change)
-        except Conflict as conflict:
+        except BranchMoved as conflict:
             _log.info("%s has changed meanwhile (%s): again", config.git_repository, conflict)
     raise Transient(f"{config.git_repository} changed {_ATTEMPTS} times while deploy wrote to it: run again")
 

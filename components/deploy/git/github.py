@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 
-from components.deploy.git.host import Changes, Conflict, GitHost, Refused, parts_of
+from components.deploy.git.host import BranchMoved, Changes, GitHost, Refused, parts_of
 
 _TRUNCATED = "the repository has more files below git_path than GitHub lists"
 
@@ -65,7 +65,7 @@ class GitHub(GitHost):
                 moved = {"sha": made, "force": False}
                 self.ask("PATCH", f"{self._repo}/git/refs/heads/{branch}", body=moved, known=(409, 422))
         except Refused as refused:
-            raise Conflict(str(refused)) from None
+            raise BranchMoved(str(refused)) from None
         return made
 
     def propose(self, branch: str, base: str, title: str, text: str) -> str:
@@ -77,7 +77,7 @@ class GitHub(GitHost):
         except Refused as refused:
             if found := self._open(branch, base):
                 return found
-            raise Conflict(str(refused)) from None
+            raise BranchMoved(str(refused)) from None
 
     def _open(self, branch: str, base: str) -> str:
         query = {"state": "open", "head": f"{self._owner}:{branch}", "base": base}

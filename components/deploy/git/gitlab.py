@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.deploy.git.host import Changes, Conflict, GitHost, Refused, parts_of, quoted
+from components.deploy.git.host import BranchMoved, Changes, GitHost, Refused, parts_of, quoted
 
 _PAGE = 100
 
@@ -57,11 +57,11 @@ class GitLab(GitHost):
         # start_sha makes the branch, or says what it must be at for this commit.
         body |= {"start_sha": parent} if new else {}
         if not new and self.head(branch) != parent:
-            raise Conflict(f"{branch} has moved")
+            raise BranchMoved(f"{branch} has moved")
         try:
             return self.ask("POST", f"{self._project}/repository/commits", body=body, known=(400, 409))["id"]
         except Refused as refused:
-            raise Conflict(str(refused)) from None
+            raise BranchMoved(str(refused)) from None
 
     def _present(self, commit: str, changes: Changes) -> set[str]:
         directories = {path.rpartition("/")[0] for path in changes}
@@ -82,7 +82,7 @@ class GitLab(GitHost):
         except Refused as refused:
             if found := self._open(branch, base):
                 return found
-            raise Conflict(str(refused)) from None
+            raise BranchMoved(str(refused)) from None
 
     def _open(self, branch: str, base: str) -> str:
         query = {"state": "opened", "source_branch": branch, "target_branch": base}

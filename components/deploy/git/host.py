@@ -68,7 +68,7 @@ class GitHost(ABC):
     def commit(self, branch: str, parent: str, changes: Changes, message: str, *, new: bool) -> str:
         """Put one commit on ``parent``, which ``branch`` is at, or which the ``new`` branch shall start from.
 
-        Return its id. Raises Conflict when the branch has moved or been made meanwhile.
+        Return its id. Raises BranchMoved when the branch has moved or been made meanwhile.
         """
 
     @abstractmethod
@@ -141,7 +141,7 @@ class GitHost(ABC):
         raise StageError(f"{self.repository}: {status} {message} for {path}")
 
 
-class Conflict(Exception):
+class BranchMoved(Exception):
     """Somebody else was faster: look again."""
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import yaml
 
 from components.core.errors import InputError
+from components.core.kubernetes.resource_kinds import Object
 from components.deploy.component import DeployConfig
 from components.deploy.git.host import GitHost, blob_hash
-from components.deploy.labels import CHECKPOINT_DIGEST, PREVIOUS, RELEASE, Object, live_name
+from components.deploy.labels import CHECKPOINT_DIGEST, PREVIOUS, RELEASE, live_name
 from components.deploy.objects.render import Release, as_files, kustomization
 
 _RELEASES, _LIVE, _ROOT = "releases", "live", "kustomization.yaml"

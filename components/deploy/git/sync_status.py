@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 
 from components.core.errors import ActionNeeded, Transient
+from components.core.kubernetes.resource_kinds import Object
 from components.deploy.component import DeployConfig
 from components.deploy.git.change import ChangeReference
 from components.deploy.kubernetes import rollout
 from components.deploy.kubernetes.cluster import Cluster
 from components.deploy.kubernetes.diagnosis import diagnose
-from components.deploy.labels import RELEASE, Object, live_name
+from components.deploy.labels import RELEASE, live_name
 from components.deploy.objects.render import Release
 
 _log = logging.getLogger(__name__)

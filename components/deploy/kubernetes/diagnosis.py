@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Iterator
 
 from components.core.errors import StageError
+from components.core.kubernetes.resource_kinds import Object
 from components.deploy.kubernetes.cluster import Cluster
-from components.deploy.labels import Object, pod_selector
+from components.deploy.labels import pod_selector
 
 _EVENTS = 20
 _LOG_LINES = 100
@@ -91,5 +92,5 @@ def _logs(cluster: Cluster, pod: Object) -> Iterator[str]:
 
 
 def _log(cluster: Cluster, pod: str, container: str, previous: bool) -> str:
-    found = _try(lambda: cluster.log(pod, container, lines=_LOG_LINES, previous=previous))
+    found = _try(lambda: cluster.read_log(pod, container, lines=_LOG_LINES, previous=previous))
     return found if isinstance(found, str) else ""

@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from components.core.errors import StageError, Transient
-from components.deploy.kubernetes.cluster import Cluster, Conflict
-from components.deploy.labels import GROUP, Object
+from components.core.kubernetes.errors import WriteConflict
+from components.core.kubernetes.resource_kinds import Object
+from components.deploy.kubernetes.cluster import Cluster
+from components.deploy.labels import GROUP
 
 TICKET = f"{GROUP}/ticket"
 _DURATION_SECONDS = 30
@@ -101,7 +103,7 @@ class DeployLease:
                 last_renewal, since = renewal, time.monotonic()
             is_silent = time.monotonic() - since > spec.get("leaseDurationSeconds", self._duration)
             if not holder or is_silent:
-                with contextlib.suppress(Conflict):
+                with contextlib.suppress(WriteConflict):
                     self._write(lease, holder=self._holder)
                     return
             elif time.monotonic() > deadline:
@@ -135,7 +137,7 @@ class DeployLease:
             lease = self._read()
             if not change(lease):
                 return lease
-            with contextlib.suppress(Conflict):
+            with contextlib.suppress(WriteConflict):
                 return self._write(lease, holder=holder)
 
     def _write(self, lease: Object, *, holder: str | None) -> Object:
@@ -155,7 +157,7 @@ class DeployLease:
                 lease.setdefault("spec", {})
                 return lease
             empty = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": self._name}}
-            with contextlib.suppress(Conflict):
+            with contextlib.suppress(WriteConflict):
                 self._cluster.create({**empty, "spec": {}})
 
 

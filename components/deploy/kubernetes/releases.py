@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.core.errors import ActionNeeded, InputError
-from components.deploy.kubernetes.cluster import Cluster, Conflict
+from components.core.kubernetes.errors import WriteConflict
+from components.core.kubernetes.resource_kinds import Object
+from components.deploy.kubernetes.cluster import Cluster
 from components.deploy.kubernetes.diagnosis import redact
 from components.deploy.kubernetes.lease import TICKET, DeployLease, Superseded
 from components.deploy.kubernetes.rollout import is_ending
@@ -20,7 +22,6 @@ from components.deploy.labels import (
     MANAGED_BY,
     MODEL_DIGEST,
     RELEASE,
-    Object,
     direct_name,
     live_name,
     pod_selector,
@@ -79,7 +80,7 @@ class Releases:
         """The ticket on the Service and its resourceVersion keep an earlier deployment from undoing a later one."""
         while True:
             found = self._alias_object()
-            with contextlib.suppress(Conflict):
+            with contextlib.suppress(WriteConflict):
                 if found is None:
                     if new is None:
                         return
@@ -112,7 +113,7 @@ class Releases:
     def _write_ledger(self, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
         while True:
             found = self._cluster.get("ConfigMap", self._ledger)
-            with contextlib.suppress(Conflict):
+            with contextlib.suppress(WriteConflict):
                 if found:
                     self._cluster.replace({**found, "data": change(found.get("data") or {})})
                 else:

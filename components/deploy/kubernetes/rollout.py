@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.core.errors import ActionNeeded
+from components.core.kubernetes.resource_kinds import Object
 from components.deploy.component import DeployConfig
 from components.deploy.kubernetes.cluster import Cluster
-from components.deploy.labels import MODEL_DIGEST, Object, pod_selector
+from components.deploy.labels import MODEL_DIGEST, pod_selector
 
 _PULL_FAILURES = ("ImagePullBackOff", "ErrImagePull", "ErrImageNeverPull", "RegistryUnavailable")
 _HOPELESS = ("InvalidImageName",)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from components.core.kubernetes.resource_kinds import Object
 from components.core.serving.bundle import Bundle
 from components.deploy.backends.contracts import PORT, Contract
 from components.deploy.backends.images import select_image
 from components.deploy.component import DeployConfig
-from components.deploy.labels import MODEL_DIGEST, Object, as_object
+from components.deploy.labels import MODEL_DIGEST, as_object
 
 SERVING = "serving.kserve.io"
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from components.core.errors import InputError
+from components.core.kubernetes.resource_kinds import Object
 from components.core.serving.bundle import Bundle
 from components.deploy.backends.contracts import PORT, Contract
 from components.deploy.backends.images import select_image
 from components.deploy.component import DeployConfig
-from components.deploy.labels import MODEL_DIGEST, Object, as_object
+from components.deploy.labels import MODEL_DIGEST, as_object
 from components.deploy.objects.kserve_objects import gpu_count, probe, resources
 
 _MODEL_STORE = "/model-store"  # Where the operator mounts the claim of a NIM 1.x.

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from components.core.errors import InputError
+from components.core.kubernetes.resource_kinds import Object
 from components.core.serving.bundle import Bundle
 from components.deploy.backends.compatibility import check_compatibility
 from components.deploy.backends.contracts import PORT, Contract
@@ -18,7 +19,6 @@ from components.deploy.labels import (
     CHECKPOINT_DIGEST,
     MODEL_DIGEST,
     RELEASE,
-    Object,
     as_object,
     direct_name,
     live_name,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import yaml
 
+from components.core.kubernetes.resource_kinds import Object
 from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
-from components.deploy.labels import Object
 from components.deploy.objects.kserve_objects import runtime
 
 _REPOSITORY = Path(__file__).resolve().parents[3]

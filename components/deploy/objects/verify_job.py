@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from components.core.kubernetes.resource_kinds import Object
 from components.core.serving.api import ApiName
 from components.core.serving.model_manifest import CHECKPOINT_FOLDER
 from components.deploy.component import DeployConfig
-from components.deploy.labels import Object, as_object, metadata_labels
+from components.deploy.labels import as_object, metadata_labels
 from components.deploy.objects.render import Release
 
 _S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ALLOW_HTTP")

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 
 from components.core.errors import InputError
+from components.core.kubernetes.resource_kinds import Object
 from components.deploy.component import DeployConfig
 from components.deploy.kubernetes.cluster import Cluster
 from components.deploy.kubernetes.releases import LiveRelease
-from components.deploy.labels import Object, as_object, direct_name, live_name, metadata_labels
+from components.deploy.labels import as_object, direct_name, live_name, metadata_labels
 from components.deploy.objects.render import Release
 from components.deploy.verification.candidate import CandidateVerifier
 

@@ -10,6 +10,7 @@ import logging
 from dataclasses import dataclass
 
 from components.core.errors import InputError
+from components.core.kubernetes.resource_kinds import Object
 from components.core.serving.api import ApiName
 from components.core.serving.bundle import Bundle
 from components.deploy.backends.compatibility import check_compatibility
@@ -19,7 +20,7 @@ from components.deploy.git.change import Change, ChangeReference, deliver, open_
 from components.deploy.git.layout import Layout, read_layout
 from components.deploy.git.sync_status import Sync
 from components.deploy.kubernetes.cluster import connect
-from components.deploy.labels import Object, direct_name, service_url
+from components.deploy.labels import direct_name, service_url
 from components.deploy.objects.render import Release, live_service, render
 from components.deploy.objects.verify_job import verify_job
 from components.deploy.publishing.publish import ModelUris, publish_model
