@@ -211,7 +211,7 @@ async def _part(
     known = {chunk["chunk_id"] for chunk in chunks}
     pairs = [pair.model_dump() for pair in answer.pairs]
     known_only = [pair for pair in pairs if set(pair["segment_ids"]) <= known]
-    usable = known_only[: config.pairs_for(words_of(chunks))]
+    usable = known_only[: config.count_pairs(words_of(chunks))]
     if not usable:
         raise GivenUp("every pair names segments that the document does not have")
     cosines = await llm.similarities([pair["question"] for pair in usable], bill)

@@ -65,7 +65,7 @@ def asked_for(record: dict[str, Any], config: SdgConfig) -> int:
         return len(record["qa_generation"]["pairs"])
     if config.generator == "offline":
         return config.num_pairs * len(record["chunks"])
-    return sum(config.pairs_for(words_of(part)) for part in parts(record["chunks"], config.max_prompt_words))
+    return sum(config.count_pairs(words_of(part)) for part in parts(record["chunks"], config.max_prompt_words))
 
 
 def _draw(record: dict[str, Any], config: SdgConfig) -> bytes:

@@ -132,7 +132,7 @@ def estimate(records: Sequence[dict[str, Any]], config: SdgConfig) -> Estimate:
             add(role, prompt_tokens(messages), completion_tokens(role, config, pairs))
         if config.task not in ("answer", "judge"):
             for part in parts(record["chunks"], config.max_prompt_words):
-                add("embed", config.pairs_for(words_of(part)) * _TOKENS_PER_QUESTION, 0)
+                add("embed", config.count_pairs(words_of(part)) * _TOKENS_PER_QUESTION, 0)
     return found
 
 
@@ -149,7 +149,7 @@ def _requests(record: dict[str, Any], config: SdgConfig) -> Iterator[tuple[str, 
             yield "qa_generation", ask_for_answers([one["question"] for one in existing], part, config), len(existing)
     elif config.task != "deduplicate":
         for part in parts(record["chunks"], config.max_prompt_words):
-            pairs = config.pairs_for(words_of(part))
+            pairs = config.count_pairs(words_of(part))
             yield "artifact_extraction", ask_for_artifacts(text_of(record, part), config), pairs
             yield "qa_generation", ask_for_pairs(artifacts, part, config), pairs
             yield "quality_judge", ask_for_scores([pair] * pairs, part, config), pairs
@@ -194,7 +194,7 @@ def prompt_tokens(messages: Messages) -> int:
 
 def completion_tokens(role: str, config: SdgConfig, pairs: int | None = None) -> int:
     """Tokens of the answer of ``role``, roughly; as long as they get when nobody says about how many ``pairs``."""
-    items = config.pairs_for(config.max_prompt_words) if pairs is None else pairs
+    items = config.count_pairs(config.max_prompt_words) if pairs is None else pairs
     if role == "artifact_extraction":
         items = len(ARTIFACT_KINDS) * config.max_artifacts_per_type
     expected = items * _TOKENS_PER_ITEM[role]

@@ -21,8 +21,8 @@ import aiohttp
 from yarl import URL
 
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
-from components.sdg.component import Provider, SdgConfig
 from components.sdg.llm.throttle import Throttle
+from components.sdg.settings.llm_settings import Provider, RequestSettings
 
 Read = TypeVar("Read")
 _TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
@@ -61,12 +61,12 @@ class Endpoint:
     Raises InputError for an unsafe URL or a missing key, before anything is sent.
     """
 
-    def __init__(self, name: str, provider: Provider, config: SdgConfig, counts: Counter[str]) -> None:
+    def __init__(self, name: str, provider: Provider, settings: RequestSettings, counts: Counter[str]) -> None:
         self.stopped: StageError | None = None
         self.url = _checked(provider.base_url, "llm_base_url" if name == "nvidia" else f"providers.{name}.base_url")
-        self._config, self._counts = config, counts
+        self._settings, self._counts = settings, counts
         self._key_name = provider.api_key_file or provider.api_key_env
-        self._throttle = Throttle(config.max_parallel_requests_for_gen)
+        self._throttle = Throttle(settings.max_parallel_requests_for_gen)
         self._answered = False
         key = _key(provider)
         if self._key_name and not key and not _is_local(self.url):
@@ -96,7 +96,7 @@ class Endpoint:
         Raises GivenUp, ActionNeeded when a person must act, Transient when the endpoint asks to wait too long.
         """
         problem, tries, push_backs, reached, content = "", 0, 0, False, body.encode()
-        while tries < self._config.max_attempts and push_backs < _PUSH_BACKS_PER_TRY * self._config.max_attempts:
+        while tries < self._settings.max_attempts and push_backs < _PUSH_BACKS_PER_TRY * self._settings.max_attempts:
             try:
                 response = await self._send(path, content, timeout)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -182,10 +182,10 @@ class Endpoint:
                 seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
             except (ValueError, TypeError):
                 return None
-        if seconds > self._config.max_retry_wait:
+        if seconds > self._settings.max_retry_wait:
             raise Transient(
                 f"{self.url} asks to wait {seconds:.0f} s, longer than max_retry_wait "
-                f"({self._config.max_retry_wait:g}): run again later"
+                f"({self._settings.max_retry_wait:g}): run again later"
             )
         return max(seconds, 0.0) if seconds == seconds else None
 

@@ -12,13 +12,20 @@ from functools import cache
 from itertools import cycle, islice, pairwise, zip_longest
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from components.core.errors import InputError
-from components.sdg.component import QueryType, QuestionStyle, ReasoningType, SdgConfig
 from components.sdg.passages.chunking import words_of
+from components.sdg.settings.generation_settings import (
+    BundleStrategy,
+    GenerationSettings,
+    QueryType,
+    QuestionStyle,
+    ReasoningType,
+)
+from components.sdg.settings.llm_settings import ChatRole
 
 ARTIFACT_KINDS = (
     "key_concepts",
@@ -31,6 +38,7 @@ ARTIFACT_KINDS = (
     "contextual_factors",
 )
 Messages = list[dict[str, str]]
+Kind = TypeVar("Kind", bound=str)
 _FILE = "file:"
 _OPEN, _CLOSE = "<<<DOCUMENT", "DOCUMENT>>>"
 _SYSTEM = (
@@ -163,24 +171,28 @@ _SCORES_FORM = (
 )
 
 
-def ask_for_artifacts(text: str, config: SdgConfig) -> Messages:
+def ask_for_artifacts(text: str, settings: GenerationSettings) -> Messages:
     """Messages that ask what a document is about."""
-    task = _task("artifact_extraction", _ARTIFACTS, config)
+    task = _task("artifact_extraction", _ARTIFACTS, settings)
     return _messages(f"{task}\n{_ARTIFACTS_FORM}", text)
 
 
-def ask_for_pairs(artifacts: dict[str, Any], chunks: Sequence[dict[str, Any]], config: SdgConfig) -> Messages:
+def ask_for_pairs(
+    artifacts: dict[str, Any], chunks: Sequence[dict[str, Any]], settings: GenerationSettings
+) -> Messages:
     """Messages that ask for question-answer pairs with the segments that hold each answer."""
     about = [f"{item['text']}: {item['description']}" for items in artifacts.values() for item in items]
-    task = _task("qa_generation", _PAIRS, config, config.pairs_for(words_of(chunks)))
+    task = _task("qa_generation", _PAIRS, settings, settings.count_pairs(words_of(chunks)))
     known = f"The document is about: {'; '.join(about) or 'not known'}."
-    return _messages(f"{task}\n{known}\n{_PAIRS_FORM}", _sections(chunks, config))
+    return _messages(f"{task}\n{known}\n{_PAIRS_FORM}", _sections(chunks, settings))
 
 
-def ask_for_answers(questions: Sequence[str], chunks: Sequence[dict[str, Any]], config: SdgConfig) -> Messages:
+def ask_for_answers(
+    questions: Sequence[str], chunks: Sequence[dict[str, Any]], settings: GenerationSettings
+) -> Messages:
     """Messages that ask for the answers of questions, which are numbered from 1."""
     listed = [{"question_id": number, "question": question} for number, question in enumerate(questions, 1)]
-    language = config.language or "the language of the document"
+    language = settings.language or "the language of the document"
     task = (
         f"Answer each question in {language}, from the segments alone; segment_ids names every segment that is needed "
         "for the answer. Leave out questions that the segments do not answer.\n"
@@ -190,35 +202,37 @@ def ask_for_answers(questions: Sequence[str], chunks: Sequence[dict[str, Any]], 
     return _messages(task, "\n".join(map(_segment, chunks)))
 
 
-def ask_for_scores(pairs: Sequence[dict[str, Any]], chunks: Sequence[dict[str, Any]], config: SdgConfig) -> Messages:
+def ask_for_scores(
+    pairs: Sequence[dict[str, Any]], chunks: Sequence[dict[str, Any]], settings: GenerationSettings
+) -> Messages:
     """Messages that ask for scores of pairs, which are numbered from 1."""
     listed = [
         {"pair_id": number, **{name: pair[name] for name in ("question", "answer", "segment_ids")}}
         for number, pair in enumerate(pairs, 1)
     ]
-    task = _task("quality_judge", _SCORES, config)
+    task = _task("quality_judge", _SCORES, settings)
     return _messages(
         f"{task}\n{_SCORES_FORM}\nPairs: {json.dumps(listed, ensure_ascii=False)}", "\n".join(map(_segment, chunks))
     )
 
 
-def _task(role: str, built_in: str, config: SdgConfig, num_pairs: int | None = None) -> str:
+def _task(role: ChatRole, built_in: str, settings: GenerationSettings, num_pairs: int | None = None) -> str:
     """The instruction of ``role`` with its names filled in. Raises InputError for one that cannot be."""
-    pairs = config.num_pairs if num_pairs is None else num_pairs
-    given = config.prompts.get(role)
+    pairs = settings.num_pairs if num_pairs is None else num_pairs
+    given = settings.prompts.get(role)
     text = built_in if given is None else _given(role, given)
     try:
         return Template(text).substitute(
             kinds=", ".join(ARTIFACT_KINDS),
-            max_artifacts=config.max_artifacts_per_type,
+            max_artifacts=settings.max_artifacts_per_type,
             num_pairs=pairs,
-            language=config.language or "the language of the document",
-            question_styles=_counts(pairs, config.question_styles),
-            query_types=_counts(pairs, config.query_counts),
-            reasoning_types=_counts(pairs, config.reasoning_counts),
-            min_complexity=config.min_complexity,
-            min_hops=config.min_hops,
-            max_hops=config.max_hops,
+            language=settings.language or "the language of the document",
+            question_styles=_counts(pairs, settings.question_styles),
+            query_types=_counts(pairs, settings.query_counts),
+            reasoning_types=_counts(pairs, settings.reasoning_counts),
+            min_complexity=settings.min_complexity,
+            min_hops=settings.min_hops,
+            max_hops=settings.max_hops,
         )
     except (KeyError, ValueError) as error:
         raise InputError(f"prompts.{role}: {error} is no name that can be filled in; write $$ for a dollar") from None
@@ -234,7 +248,7 @@ def _given(role: str, given: str) -> str:
         raise InputError(f"prompts.{role}: {given} cannot be read ({error}): give a text file in UTF-8") from None
 
 
-def quotas(total: int, shares: Mapping[str, int]) -> dict[str, int]:
+def quotas(total: int, shares: Mapping[Kind, int]) -> dict[Kind, int]:
     """``total`` in proportion to ``shares``; what does not divide goes to the first ones."""
     weights = {kind: weight for kind, weight in shares.items() if weight}
     found = {kind: total * weight // sum(weights.values()) for kind, weight in weights.items()}
@@ -243,21 +257,21 @@ def quotas(total: int, shares: Mapping[str, int]) -> dict[str, int]:
     return {kind: count for kind, count in found.items() if count}
 
 
-def _counts(total: int, shares: Mapping[str, int]) -> str:
+def _counts(total: int, shares: Mapping[Kind, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in quotas(total, shares).items())
 
 
-def _sections(chunks: Sequence[dict[str, Any]], config: SdgConfig) -> str:
+def _sections(chunks: Sequence[dict[str, Any]], settings: GenerationSettings) -> str:
     """The segments under headings of ``num_sections`` sections; one section needs no heading."""
-    if config.num_sections == 1:
+    if settings.num_sections == 1:
         return "\n".join(map(_segment, chunks))
     lines = []
-    for number, section in enumerate(share_out(chunks, config.num_sections, config.bundle_strategy), 1):
+    for number, section in enumerate(share_out(chunks, settings.num_sections, settings.bundle_strategy), 1):
         lines += [f"=== Section {number} ===", *map(_segment, section)]
     return "\n".join(lines)
 
 
-def share_out(chunks: Sequence[dict[str, Any]], count: int, strategy: str) -> list[list[dict[str, Any]]]:
+def share_out(chunks: Sequence[dict[str, Any]], count: int, strategy: BundleStrategy) -> list[list[dict[str, Any]]]:
     """``chunks`` in at most ``count`` sections, none empty.
 
     ``sequential`` cuts the order as it stands; ``doc_balanced`` gives every section a share of each document;

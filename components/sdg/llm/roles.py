@@ -62,7 +62,7 @@ class Llm:
         self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._endpoints: dict[str, Endpoint] = {}
         for role in config.models:
-            name, provider = config.provider(role)
+            name, provider = config.get_provider(role)
             if name not in self._endpoints:
                 self._endpoints[name] = Endpoint(name, provider, config, budget.counts)
         self.stopped: StageError | None = None
@@ -171,7 +171,7 @@ class Llm:
                 raise
 
         with self._budget.request(model, *call.tokens):
-            endpoint = self._endpoints[self._config.provider(call.role)[0]]
+            endpoint = self._endpoints[self._config.get_provider(call.role)[0]]
             kept = await endpoint.post(call.path, call.body, model=model, timeout=timeout, read=counted)
             await self._ledger.put(call.key, kept)
         return kept

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from components.core.errors import InputError
-from components.sdg.component import SdgConfig
 from components.sdg.read.corpus import Corpus, Document
 from components.sdg.read.formats import Unreadable, read_text
 from components.sdg.read.sources import RECORDS, Place
+from components.sdg.settings.reading_settings import ReadingSettings
 
 _FORM = '{"source_id": ..., "chunks": ["text", ...], "questions": ["text", ...]}, or lines of qa_pairs.jsonl'
 
 
-def read_existing(places: Sequence[Place], config: SdgConfig) -> tuple[Corpus, list[dict[str, Any]]]:
+def read_existing(places: Sequence[Place], settings: ReadingSettings) -> tuple[Corpus, list[dict[str, Any]]]:
     """The records of all ``*.jsonl`` files of ``places``, in the recipe's form.
 
     Chunks are texts or the recipe's records; questions are texts or pairs with ``question``, ``answer`` and
@@ -30,20 +30,20 @@ def read_existing(places: Sequence[Place], config: SdgConfig) -> tuple[Corpus, l
         skipped += place.skipped
         before = len(records)
         place.fetch(place.names)
-        for where, line in (found for name in place.names for found in _lines(place.root / name, config)):
-            record = _record(line, where, config) | ({"source": place.source} if place.source else {})
+        for where, line in (found for name in place.names for found in _lines(place.root / name, settings)):
+            record = _record(line, where, settings) | ({"source": place.source} if place.source else {})
             if records.setdefault(record["source_id"], record) is not record:
                 raise InputError(f"{where}: source_id {record['source_id']!r} is there twice: give each its own")
         if len(records) == before:
-            raise InputError(f"{place.where} holds no records for task={config.task}: give .jsonl files of {_FORM}")
+            raise InputError(f"{place.where} holds no records for task={settings.task}: give .jsonl files of {_FORM}")
     found = list(records.values())
     documents = [Document(one["source_id"], one["text"], one.get("source", "")) for one in found]
     return Corpus(documents, dict(sorted(skipped.items()))), found
 
 
-def _lines(path: Path, config: SdgConfig) -> Iterator[tuple[str, Any]]:
+def _lines(path: Path, settings: ReadingSettings) -> Iterator[tuple[str, Any]]:
     try:
-        text = read_text(path, RECORDS, config)
+        text = read_text(path, RECORDS, settings)
     except Unreadable as reason:
         raise InputError(f"{path.name} is {reason}: give JSON Lines in UTF-8") from None
     for number, line in enumerate(text.split("\n"), 1):
@@ -55,16 +55,16 @@ def _lines(path: Path, config: SdgConfig) -> Iterator[tuple[str, Any]]:
                 raise InputError(f"{where} is not JSON: every line must be {_FORM}") from None
 
 
-def _record(line: Any, where: str, config: SdgConfig) -> dict[str, Any]:
+def _record(line: Any, where: str, settings: ReadingSettings) -> dict[str, Any]:
     if not isinstance(line, dict) or not isinstance(line.get("source_id"), str) or not line["source_id"]:
         raise InputError(f"{where}: expected source_id and chunks, as in {_FORM}")
     chunks = [_chunk(one, number, where) for number, one in enumerate(_list(line, "chunks", where), 1)]
     if not chunks or len({one["chunk_id"] for one in chunks}) < len(chunks):
         raise InputError(f"{where}: expected chunks, each with a chunk_id of its own")
     given = "deduplicated_qa_pairs" if line.get("deduplicated_qa_pairs") else "questions"
-    pairs = [_pair(one, where, {one["chunk_id"] for one in chunks}, config.task) for one in _list(line, given, where)]
-    if not pairs and config.task != "generate_from_chunks":
-        raise InputError(f"{where}: task={config.task} needs questions, as in {_FORM}")
+    pairs = [_pair(one, where, {one["chunk_id"] for one in chunks}, settings.task) for one in _list(line, given, where)]
+    if not pairs and settings.task != "generate_from_chunks":
+        raise InputError(f"{where}: task={settings.task} needs questions, as in {_FORM}")
     return {
         "file_name": [line["source_id"]],
         "bundle_id": "",

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from components.core.errors import InputError
-from components.sdg.component import SdgConfig
+from components.sdg.settings.reading_settings import ReadingSettings
 
 _HTML_DROPPED = ("script", "style", "noscript", "template", "svg", "head", "iframe", "object")
 _HTML_BLOCKS = frozenset(
@@ -63,13 +63,13 @@ class Unreadable(Exception):
     """Why a file is left out."""
 
 
-def read_text(path: Path, suffix: str, config: SdgConfig) -> str:
+def read_text(path: Path, suffix: str, settings: ReadingSettings) -> str:
     """The text of ``path``, whose extension is ``suffix``.
 
     Raises Unreadable with the reason, InputError when the package that reads the format is not installed.
     """
-    if path.stat().st_size > config.max_file_mib * 2**20:
-        raise Unreadable(f"larger than {config.max_file_mib} MiB")
+    if path.stat().st_size > settings.max_file_mib * 2**20:
+        raise Unreadable(f"larger than {settings.max_file_mib} MiB")
     try:
         # The file was looked at before: it must not be a link or a FIFO by now.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
@@ -77,9 +77,9 @@ def read_text(path: Path, suffix: str, config: SdgConfig) -> str:
     except OSError as error:
         raise Unreadable(f"cannot be read ({error.strerror})") from None
     if suffix not in _READERS:
-        return _plain(content, config)
+        return _plain(content, settings)
     try:
-        text = _READERS[suffix](content, config)
+        text = _READERS[suffix](content, settings)
     except ModuleNotFoundError as error:
         raise InputError(f"{suffix} files need the package '{error.name}': pip install '.[documents]'") from None
     except Unreadable:
@@ -89,22 +89,22 @@ def read_text(path: Path, suffix: str, config: SdgConfig) -> str:
     return _BLANK_LINES.sub("\n\n", _NO_TEXT.sub("", text)).strip() + "\n"
 
 
-def _plain(content: bytes, config: SdgConfig) -> str:
+def _plain(content: bytes, settings: ReadingSettings) -> str:
     if b"\0" in content:
         raise Unreadable("binary")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        if config.encoding_fallback is None:
+        if settings.encoding_fallback is None:
             raise Unreadable("not UTF-8") from None
         try:
-            text = content.decode(config.encoding_fallback)
+            text = content.decode(settings.encoding_fallback)
         except UnicodeDecodeError:
-            raise Unreadable(f"neither UTF-8 nor {config.encoding_fallback}") from None
+            raise Unreadable(f"neither UTF-8 nor {settings.encoding_fallback}") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _html(content: bytes, config: SdgConfig) -> str:
+def _html(content: bytes, settings: ReadingSettings) -> str:
     from lxml import etree, html  # noqa: PLC0415 -- only users of the format need the package
 
     if b"\0" in content and not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -113,7 +113,7 @@ def _html(content: bytes, config: SdgConfig) -> str:
         content.decode("utf-8")
         encoding = "utf-8"
     except UnicodeDecodeError:
-        encoding = config.encoding_fallback  # None: what the page itself says
+        encoding = settings.encoding_fallback  # None: what the page itself says
     parser = html.HTMLParser(encoding=encoding, remove_comments=True, remove_pis=True, no_network=True)
     tree = html.document_fromstring(content, parser=parser)
     etree.strip_elements(tree, *_HTML_DROPPED, with_tail=False)
@@ -124,7 +124,7 @@ def _html(content: bytes, config: SdgConfig) -> str:
     return tree.text_content()
 
 
-def _pdf(content: bytes, _config: SdgConfig) -> str:
+def _pdf(content: bytes, _settings: ReadingSettings) -> str:
     import pypdf  # noqa: PLC0415
 
     logging.getLogger("pypdf").setLevel(logging.ERROR)
@@ -137,12 +137,12 @@ def _pdf(content: bytes, _config: SdgConfig) -> str:
     return text
 
 
-def _docx(content: bytes, config: SdgConfig) -> str:
+def _docx(content: bytes, settings: ReadingSettings) -> str:
     import docx  # noqa: PLC0415
     from docx.table import Table  # noqa: PLC0415
 
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > _UNPACKED_TIMES * config.max_file_mib * 2**20:
+        if sum(entry.file_size for entry in archive.infolist()) > _UNPACKED_TIMES * settings.max_file_mib * 2**20:
             raise Unreadable("unpacks to too much")
     blocks = []
     for block in docx.Document(io.BytesIO(content)).iter_inner_content():
@@ -153,7 +153,7 @@ def _docx(content: bytes, config: SdgConfig) -> str:
     return "\n\n".join(blocks)
 
 
-_READERS: dict[str, Callable[[bytes, SdgConfig], str]] = {
+_READERS: dict[str, Callable[[bytes, ReadingSettings], str]] = {
     ".html": _html,
     ".htm": _html,
     ".pdf": _pdf,

@@ -20,7 +20,7 @@ from obstore.exceptions import InvalidPathError
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.core.store.bucket import BucketStore
 from components.core.store.errors import to_stage_error
-from components.sdg.component import HUB_URI
+from components.sdg.settings.reading_settings import HUB_URI
 
 _AT_ONCE = 8
 _REFUSED = (401, 403)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from components.core.errors import InputError
-from components.sdg.component import SdgConfig, Source
 from components.sdg.read.remote import Remote, open_remote
+from components.sdg.settings.reading_settings import CorpusSource, ReadingSettings
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 3000  # bytes that file systems take
 _LONG_EXTENSIONS = (".parquet", ".safetensors")  # large, on the hub often, and no text
@@ -44,33 +44,33 @@ class Place:
     fetch: Callable[[Sequence[str]], None] = _is_here
 
 
-def directory(root: Path, config: SdgConfig, *, source: Source | None = None) -> Place:
+def directory(root: Path, settings: ReadingSettings, *, source: CorpusSource | None = None) -> Place:
     """The corpus in a directory of this machine. Raises InputError when there is none."""
     where = f"source {source.name or source.uri} ({root})" if source else f"corpus {root}"
     if not root.is_dir():
         raise InputError(f"{where}: there is no such directory")
     place = Place(root, where, source.name if source else "")
     found = ((path.relative_to(root).as_posix(), path.stat().st_size) for path in _regular_files(root, place.skipped))
-    return _sift(place, found, config)
+    return _sift(place, found, settings)
 
 
 @contextmanager
-def opened(config: SdgConfig, corpus: Path | None) -> Iterator[list[Place]]:
+def opened(settings: ReadingSettings, corpus: Path | None) -> Iterator[list[Place]]:
     """All places to read, in the order of ``sources``; ``corpus`` is the first when no source stands for it.
 
     Files that were fetched may be gone afterwards. Raises InputError when there is none, or for one that is not
     there; ActionNeeded and Transient for one that cannot be read.
     """
-    sources = list(config.sources)
+    sources = list(settings.sources)
     if corpus and sources and not any(source.uri is None for source in sources):
-        sources.insert(0, Source(name="corpus"))
+        sources.insert(0, CorpusSource(name="corpus"))
     with ExitStack() as stack:
         if not sources:
             if corpus is None:
                 raise InputError("there is nothing to read: give corpus, or set sources")
-            yield [directory(corpus, config)]
+            yield [directory(corpus, settings)]
             return
-        yield [_open(source, corpus, config, stack) for source in sources]
+        yield [_open(source, corpus, settings, stack) for source in sources]
 
 
 def suffix_of(name: str) -> str:
@@ -85,35 +85,35 @@ def suffix_of(name: str) -> str:
     return suffix if letters.isalnum() and len(letters) <= 5 and not letters.isdigit() else ""
 
 
-def _open(source: Source, corpus: Path | None, config: SdgConfig, stack: ExitStack) -> Place:
+def _open(source: CorpusSource, corpus: Path | None, settings: ReadingSettings, stack: ExitStack) -> Place:
     if source.uri is None:
         if corpus is None:
             raise InputError(f"sources: {source.name} stands for corpus, which is not given: give it a uri")
-        return directory(corpus, config, source=source)
+        return directory(corpus, settings, source=source)
     if "://" not in source.uri:
-        return directory(Path(source.uri), config, source=source)
-    base = Path(config.download_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="corpus-")))
+        return directory(Path(source.uri), settings, source=source)
+    base = Path(settings.download_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="corpus-")))
     root = base / hashlib.sha256(source.uri.encode()).hexdigest()[:16]
     where = f"source {source.name} ({source.uri})" if source.name else source.uri
     remote = open_remote(source.uri, where, root)
-    place = _sift(Place(remote.root, where, source.name, fetch=remote.fetch), remote.sizes.items(), config)
-    _check_size(place, remote, config)
+    place = _sift(Place(remote.root, where, source.name, fetch=remote.fetch), remote.sizes.items(), settings)
+    _check_size(place, remote, settings)
     return place
 
 
-def _check_size(place: Place, remote: Remote, config: SdgConfig) -> None:
+def _check_size(place: Place, remote: Remote, settings: ReadingSettings) -> None:
     """Raise InputError for more than may be fetched; with ``num_files`` not all of it will be."""
     mib = sum(remote.sizes[name] for name in place.names) / 2**20
-    if config.num_files is None and mib > config.max_download_mib:
+    if settings.num_files is None and mib > settings.max_download_mib:
         raise InputError(
-            f"{place.where} has {mib:,.0f} MiB to fetch, more than max_download_mib ({config.max_download_mib:,}): "
+            f"{place.where} has {mib:,.0f} MiB to fetch, more than max_download_mib ({settings.max_download_mib:,}): "
             f"raise it, or name a folder"
         )
 
 
-def _sift(place: Place, found: Iterable[tuple[str, int]], config: SdgConfig) -> Place:
+def _sift(place: Place, found: Iterable[tuple[str, int]], settings: ReadingSettings) -> Place:
     """Give ``place`` the names that may be read, in order of their parts."""
-    extensions = config.extensions if config.task == "generate" else {RECORDS}
+    extensions = settings.extensions if settings.task == "generate" else {RECORDS}
     names: list[str] = []
     sizes = dict(found)
     folders = {str(folder) for name in sizes for folder in PurePosixPath(name).parents}
@@ -125,8 +125,8 @@ def _sift(place: Place, found: Iterable[tuple[str, int]], config: SdgConfig) -> 
         place.suffixes[suffix or "(none)"] += 1
         if suffix not in extensions:
             place.skipped["other extension"] += 1
-        elif size > config.max_file_mib * 2**20:
-            place.skipped[f"larger than {config.max_file_mib} MiB"] += 1
+        elif size > settings.max_file_mib * 2**20:
+            place.skipped[f"larger than {settings.max_file_mib} MiB"] += 1
         else:
             names.append(name)
     place.names = sorted(names, key=lambda name: PurePosixPath(name).parts)

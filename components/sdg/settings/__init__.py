@@ -1,0 +1,4 @@
+"""Groups of the settings of sdg.
+
+Imports core.settings only.
+"""
