@@ -27,37 +27,45 @@ class TryAgain(Exception):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a request is sent, and how long to wait in between: seconds that double, up to ``longest_wait``."""
+    """How often a request is sent, and how long to wait in between.
+
+    The wait is ``first_wait`` seconds, then ``multiplier`` times the wait before, up to ``longest_wait``; of each the
+    share ``jitter`` is drawn at random.
+    """
 
     attempts: int
     first_wait: float = 0.5
     longest_wait: float = 30.0
+    multiplier: float = 2.0
+    jitter: float = 0.5
 
     def wait_seconds(self, attempt: int, error: BaseException | None = None) -> float:
-        """Return the wait after attempt number ``attempt`` (from 1): the server's, or a random part of the policy's.
+        """Return the wait after attempt number ``attempt`` (from 1): the server's, or the policy's with jitter.
 
-        The random part, half to whole, keeps clients that failed together from coming back together.
+        Jitter keeps clients that failed together from coming back together.
         """
         asked = error.wait_seconds if isinstance(error, TryAgain) else None
         if asked is not None:
             return min(asked, self.longest_wait)
-        longest = min(self.first_wait * 2 ** (attempt - 1), self.longest_wait)
-        return float(tenacity.wait_random(longest / 2, longest)(None))  # type: ignore[arg-type]
+        longest = min(self.first_wait * self.multiplier ** (attempt - 1), self.longest_wait)
+        return float(tenacity.wait_random(longest * (1 - self.jitter), longest)(None))  # type: ignore[arg-type]
 
     def retrying(
-        self, *, log: logging.Logger | None = None, on_retry: Callable[[], None] | None = None
+        self, *, what: str = "", log: logging.Logger | None = None, on_retry: Callable[[], None] | None = None
     ) -> tenacity.Retrying:
         """Return an iterator of attempts: ``for attempt in policy.retrying(): with attempt: ...``.
 
         A TryAgain raised inside an attempt is waited out and tried again; after the last attempt it is raised. Every
-        other exception is raised at once. Each retry is one line of ``log`` and one call of ``on_retry``.
+        other exception is raised at once. Each retry is one line of ``log``, which names ``what`` is tried, and one call of
+        ``on_retry``.
         """
 
         def before_sleep(state: tenacity.RetryCallState) -> None:
             if on_retry:
                 on_retry()
             if log and state.outcome and state.next_action:
-                log.warning("%s: trying again in %.1f s", state.outcome.exception(), state.next_action.sleep)
+                problem = f"{what}: {state.outcome.exception()}" if what else state.outcome.exception()
+                log.warning("%s: trying again in %.1f s", problem, state.next_action.sleep)
 
         def wait(state: tenacity.RetryCallState) -> float:
             return self.wait_seconds(state.attempt_number, state.outcome.exception() if state.outcome else None)

@@ -44,8 +44,9 @@ def test_each_retry_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> N
     counted: list[None] = []
     with caplog.at_level(logging.WARNING):
         call(QUICK, [TryAgain("503 busy")], log=logging.getLogger("client"), on_retry=lambda: counted.append(None))
+        call(QUICK, [TryAgain("504")], log=logging.getLogger("client"), what="http://server")
     assert len(counted) == 1
-    assert caplog.messages == ["503 busy: trying again in 0.0 s"]
+    assert caplog.messages == ["503 busy: trying again in 0.0 s", "http://server: 504: trying again in 0.0 s"]
 
 
 def test_waits_double_with_jitter_and_end_at_the_longest() -> None:
@@ -55,6 +56,11 @@ def test_waits_double_with_jitter_and_end_at_the_longest() -> None:
         assert longest / 2 <= min(waits)
         assert max(waits) <= longest
         assert max(waits) - min(waits) > longest / 8
+
+
+def test_waits_without_jitter_are_exact() -> None:
+    policy = RetryPolicy(attempts=4, first_wait=0.5, longest_wait=5.0, multiplier=4.0, jitter=0.0)
+    assert [policy.wait_seconds(attempt) for attempt in (1, 2, 3)] == [0.5, 2.0, 5.0]
 
 
 def test_the_server_decides_how_long_to_wait_up_to_the_longest() -> None:
