@@ -56,8 +56,8 @@ class RetryPolicy:
         """Return an iterator of attempts: ``for attempt in policy.retrying(): with attempt: ...``.
 
         A TryAgain raised inside an attempt is waited out and tried again; after the last attempt it is raised. Every
-        other exception is raised at once. Each retry is one line of ``log``, which names ``what`` is tried, and one call of
-        ``on_retry``.
+        other exception is raised at once. Each retry is one line of ``log``, which starts with ``what``, and one call
+        of ``on_retry``.
         """
 
         def before_sleep(state: tenacity.RetryCallState) -> None:

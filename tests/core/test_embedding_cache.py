@@ -15,6 +15,7 @@ from components.core.encoder.config import EncoderConfig
 from components.core.encoder.model import Encoder
 from components.core.errors import InputError, StageError
 from components.core.retrieval.embedding_cache import EmbeddingCache, cache_space, model_digest
+from components.core.retry import RetryPolicy
 from tests.storage.s3_server import s3_server
 
 TEXTS = [f"text {n} \udcff" for n in range(40)]
@@ -130,8 +131,8 @@ def test_a_bucket_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
     # The server is gone.
-    monkeypatch.setattr("components.core.store.bucket._RETRIES", {"max_retries": 0})
-    monkeypatch.setattr("components.core.store.bucket._WAITS", ())
+    monkeypatch.setattr("components.core.store.bucket._CLIENT_RETRIES", {"max_retries": 0})
+    monkeypatch.setattr("components.core.store.bucket._RETRY_POLICY", RetryPolicy(attempts=1))
     with pytest.raises(StageError, match=r"embedding_cache_uri = s3://bucket/x: ") as raised:
         EmbeddingCache("s3://bucket/x", "space")
     assert "\n" not in str(raised.value)

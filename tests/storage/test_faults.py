@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from components.core.errors import StageError
+from components.core.retry import RetryPolicy
 from components.core.serving.model_manifest import (
     MODEL_MANIFEST,
     ModelManifest,
@@ -160,9 +161,9 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that wait little, and send in small parts."""
     # S3 takes no parts below 5 MiB but the last: the model's largest file has two.
     monkeypatch.setattr(bucket_module, "_PART_BYTES", 5 * 1024**2)
-    monkeypatch.setattr(bucket_module, "_WAITS", (0.01, 0.01))
+    monkeypatch.setattr(bucket_module, "_RETRY_POLICY", RetryPolicy(attempts=3, first_wait=0.01, longest_wait=0.01))
     backoff = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=20)}
-    monkeypatch.setattr(bucket_module, "_RETRIES", {"max_retries": 4, "backoff": backoff})
+    monkeypatch.setattr(bucket_module, "_CLIENT_RETRIES", {"max_retries": 4, "backoff": backoff})
     limits = {"timeout": timedelta(seconds=2), "connect_timeout": timedelta(seconds=1)}
     monkeypatch.setattr(bucket_module, "_TIMEOUTS", limits)
 

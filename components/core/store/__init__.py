@@ -8,61 +8,65 @@ there whole or not at all.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from components.core.errors import InputError
+from components.core.store.bucket import SCHEMES, BucketStore
 from components.core.store.directory import DirectoryStore, read_file_chunks
 from components.core.store.errors import summarize_error
 
 __all__ = ["Store", "open_store", "read_file_chunks"]
 
-_BUCKET_SCHEMES = ("s3", "minio", "gs")
-
 
 class Store(Protocol):
-    """Whole files by name ("a/b/c"). All methods raise OSError or obstore's errors: see ``to_stage_error``."""
+    """Whole files by name ("a/b/c"). All methods raise OSError or obstore's errors, which ``to_stage_error`` explains."""
 
     def list_names(self, prefix: str = "") -> list[str]:
-        """Names of all files that start with ``prefix``, sorted."""
+        """Return the sorted names of all files that start with ``prefix``."""
         ...
 
     def read(self, name: str) -> bytes:
-        """The content of a file. Raises FileNotFoundError, or CorruptObject when it is not what was written."""
+        """Return the content of a file.
+
+        Raises FileNotFoundError, and CorruptObject when the content is not what was written.
+        """
         ...
 
     def read_chunks(self, name: str) -> Iterator[bytes]:
-        """The content of a large file, part by part; each part is fetched again by itself when it fails."""
+        """Yield the content of a large file in chunks. A chunk that fails is fetched again by itself."""
         ...
 
     def write(self, name: str, body: bytes) -> None:
-        """Return when ``body`` is durable. A kill leaves the file as it was before."""
+        """Write a file and return when it is durable. A process that is killed leaves the file as it was before."""
         ...
 
     def write_chunks(self, name: str, chunks: Callable[[], Iterable[bytes]], *, size: int, sha256: str) -> None:
-        """As ``write``, for a large file of that size and hash; nothing is written when ``chunks`` raises."""
+        """Write a large file of ``size`` bytes and that hash; write nothing when ``chunks`` raises.
+
+        ``chunks`` is called again for each attempt.
+        """
         ...
 
     def create(self, name: str, body: bytes) -> None:
-        """As ``write``; raises FileExistsError when there is such a file with another content."""
+        """Write a file that does not exist. Raises FileExistsError when it exists with other content."""
         ...
 
     def is_stored(self, name: str, *, size: int, sha256: str) -> bool:
-        """Whether the file with that content is there; it is read when its writer left no hash."""
+        """Return whether the file exists with that content. It is read when its writer left no hash."""
         ...
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove files one after the other; those that are gone already are no error."""
+        """Remove files one after the other. Files that do not exist are no error."""
         ...
 
 
 def open_store(uri: str, *, setting: str) -> Store:
-    """Open the storage at ``uri``: a directory or ``file://``, or a bucket and prefix at ``s3://``, ``minio://``, ``gs://``.
+    """Open the storage at ``uri``: a directory, ``file://``, or ``s3://``, ``minio://``, ``gs://`` with a bucket.
 
-    Raises InputError, naming ``setting``, for another scheme or a malformed address.
+    Raises InputError, which names ``setting``, for another scheme or a malformed address.
     """
     try:
         parts = urlsplit(uri)
@@ -70,12 +74,9 @@ def open_store(uri: str, *, setting: str) -> Store:
         raise InputError(f"{setting} = {uri} is no address ({error})") from None
     if not parts.scheme or parts.scheme == "file":
         return DirectoryStore(Path(unquote(parts.path) if parts.scheme else uri))
-    if parts.scheme not in _BUCKET_SCHEMES:
+    if parts.scheme not in SCHEMES:
         raise InputError(f"{setting} = {uri}: expected a directory, s3://bucket/prefix or gs://bucket/prefix")
-    # By name: what keeps its files in a directory runs without obstore.
-    bucket = importlib.import_module("components.core.store.bucket")
     try:
-        store: Store = bucket.BucketStore(uri)
-        return store
+        return BucketStore(uri)
     except Exception as error:
         raise InputError(f"{setting} = {uri} is no address of a bucket ({summarize_error(error)})") from None

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import from_url
 
-from components.core.store.errors import CorruptObject, is_transient
+from components.core.retry import RetryPolicy, TryAgain
+from components.core.store.errors import CorruptObject, is_transient, summarize_error
+
+if TYPE_CHECKING:
+    from obstore import Attributes
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 SCHEMES = {"s3": "s3", "minio": "s3", "gs": "gs"}
 # Bodies have hundreds of megabytes; parts of this size fill the network with few requests, and each can be repeated.
 _PART_BYTES = 32 * 1024**2
 _READERS = 8
 _SHA256 = "sha256"
-_WAITS = (0.5, 2.0)
-_RETRIES: Any = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
+_RETRY_POLICY = RetryPolicy(attempts=3, first_wait=0.5, multiplier=4.0, jitter=0.0)
+_CLIENT_RETRIES: RetryConfig = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
 # A part needs half a megabyte a second.
-_TIMEOUTS: dict[str, Any] = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=5)}
+_TIMEOUTS: ClientConfig = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=5)}
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "STORAGE_EMULATOR_HOST")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class BucketStore:
@@ -44,84 +48,111 @@ class BucketStore:
             # The variable of Google's own clients; an emulator asks for no credentials.
             url = emulator if "://" in emulator else f"http://{emulator}"
             config = {"base_url": url, "skip_signature": True, "bearer_token": "emulator"}
+        options = _TIMEOUTS.copy()
         # Stores inside of a cluster are often reached without TLS.
-        plain = any(not os.environ.get(name, "https://").startswith("https://") for name in _ENDPOINTS)
-        self._store: Any = from_url(
+        if any(not os.environ.get(name, "https://").startswith("https://") for name in _ENDPOINTS):
+            options["allow_http"] = True
+        self._store: ObjectStore = from_url(
             f"{SCHEMES[parts.scheme]}://{parts.netloc}{parts.path}".rstrip("/"),
-            client_options=_TIMEOUTS | ({"allow_http": True} if plain else {}),
-            retry_config=_RETRIES,
+            client_options=options,
+            retry_config=_CLIENT_RETRIES,
             **config,
         )
 
     def list_names(self, prefix: str = "") -> list[str]:
+        """Return the sorted names of all objects that start with ``prefix``."""
         # A prefix of an object store ends at a slash, so the rest of the name is compared here.
         folder = prefix.rpartition("/")[0] or None
-        found = _again(lambda: [entry["path"] for batch in self._store.list(folder) for entry in batch])
-        return sorted(name for name in found if name.startswith(prefix))
+        names = _retry(lambda: [entry["path"] for batch in self._store.list(folder) for entry in batch])
+        return sorted(name for name in names if name.startswith(prefix))
 
     def list_files(self) -> dict[str, tuple[int, float]]:
-        """Size in bytes and time of the last change, in seconds, of all files."""
-        found = (entry for batch in self._store.list() for entry in batch)
-        return {entry["path"]: (entry["size"], entry["last_modified"].timestamp()) for entry in found}
+        """Return the size in bytes and the time of the last change, in seconds since 1970, of all objects by name."""
+        entries = (entry for batch in self._store.list() for entry in batch)
+        return {entry["path"]: (entry["size"], entry["last_modified"].timestamp()) for entry in entries}
 
     def read(self, name: str) -> bytes:
-        return _again(lambda: self._read(name))
+        """Return the content of an object.
+
+        Raises FileNotFoundError, and CorruptObject when the content does not have the sha256 it was written with.
+        """
+        return _retry(lambda: self._read(name))
 
     def _read(self, name: str) -> bytes:
-        found = self._store.get(name)
-        size = found.meta["size"]
+        result = self._store.get(name)
+        size = result.meta["size"]
         if size <= _PART_BYTES:
-            body = bytes(found.bytes())
+            body = bytes(result.bytes())
         else:
             # One request for all of it would have to end within the client's time limit.
             with ThreadPoolExecutor(_READERS) as pool:
-                body = b"".join(pool.map(lambda span: self._part(name, *span), _spans(size)))
-        _check(name, hashlib.sha256(body).hexdigest(), found.attributes)
+                body = b"".join(pool.map(lambda part: self._read_part(name, *part), _split_into_parts(size)))
+        _check_sha256(name, hashlib.sha256(body).hexdigest(), result.attributes)
         return body
 
     def read_chunks(self, name: str) -> Iterator[bytes]:
-        found = self._store.get(name, options={"head": True})
-        if found.meta["size"] <= _PART_BYTES:
+        """Yield the content of a large object in parts; each is fetched again by itself when it fails.
+
+        Raises CorruptObject after the last part when the content does not have the sha256 it was written with.
+        """
+        result = self._store.get(name, options={"head": True})
+        if result.meta["size"] <= _PART_BYTES:
             yield self.read(name)
             return
-        read = hashlib.sha256()
-        for start, end in _spans(found.meta["size"]):
-            part = _again(lambda start=start, end=end: self._part(name, start, end))
-            read.update(part)
+        digest = hashlib.sha256()
+        for start, end in _split_into_parts(result.meta["size"]):
+            part = self._retry_part(name, start, end)
+            digest.update(part)
             yield part
-        _check(name, read.hexdigest(), found.attributes)
+        _check_sha256(name, digest.hexdigest(), result.attributes)
 
-    def _part(self, name: str, start: int, end: int) -> bytes:
+    def _retry_part(self, name: str, start: int, end: int) -> bytes:
+        return _retry(lambda: self._read_part(name, start, end))
+
+    def _read_part(self, name: str, start: int, end: int) -> bytes:
         return bytes(self._store.get_range(name, start=start, end=end))
 
     def write(self, name: str, body: bytes) -> None:
-        attributes = {_SHA256: hashlib.sha256(body).hexdigest()}
-        _again(lambda: self._store.put(name, body, attributes=attributes, chunk_size=_PART_BYTES))
+        """Write an object and return when it is durable."""
+        attributes: Attributes = {_SHA256: hashlib.sha256(body).hexdigest()}
+        _retry(lambda: self._store.put(name, body, attributes=attributes, chunk_size=_PART_BYTES))
 
     def write_chunks(self, name: str, chunks: Callable[[], Iterable[bytes]], *, size: int, sha256: str) -> None:
-        options = {"attributes": {_SHA256: sha256}, "chunk_size": _PART_BYTES, "use_multipart": size > _PART_BYTES}
-        _again(lambda: self._store.put(name, _ahead(chunks()), **options))
+        """Write a large object of ``size`` bytes and that hash; write nothing when ``chunks`` raises.
+
+        ``chunks`` is called again for each attempt.
+        """
+        attributes: Attributes = {_SHA256: sha256}
+        large = size > _PART_BYTES
+        _retry(
+            lambda: self._store.put(
+                name, _prefetch(chunks()), attributes=attributes, chunk_size=_PART_BYTES, use_multipart=large
+            )
+        )
 
     def create(self, name: str, body: bytes) -> None:
-        attributes = {_SHA256: hashlib.sha256(body).hexdigest()}
+        """Write an object that does not exist. Raises FileExistsError when it exists with other content."""
+        attributes: Attributes = {_SHA256: hashlib.sha256(body).hexdigest()}
         try:
-            _again(lambda: self._store.put(name, body, mode="create", attributes=attributes, use_multipart=False))
+            _retry(lambda: self._store.put(name, body, mode="create", attributes=attributes, use_multipart=False))
         except AlreadyExistsError:
             # Also the answer to a request repeated because the answer to the first was lost.
             if self.read(name) != body:
                 raise FileExistsError(f"{name} is there already, with another content") from None
 
     def is_stored(self, name: str, *, size: int, sha256: str) -> bool:
+        """Return whether the object exists with that content. It is read when its writer left no hash."""
         try:
-            found = self._store.get(name, options={"head": True})
+            result = self._store.get(name, options={"head": True})
         except FileNotFoundError:
             return False
-        if found.meta["size"] != size:
+        if result.meta["size"] != size:
             return False
-        written = found.attributes.get(_SHA256)
-        return (written or _sha256(self.read_chunks(name))) == sha256
+        written = result.attributes.get(_SHA256)
+        return (written or _compute_sha256(self.read_chunks(name))) == sha256
 
     def delete(self, names: Iterable[str]) -> None:
+        """Remove objects one after the other. Objects that do not exist are no error."""
         for name in names:
             try:
                 self._store.delete(name)
@@ -129,20 +160,26 @@ class BucketStore:
                 continue
 
 
-def _again(action: Callable[[], Answer]) -> Answer:
-    for wait in _WAITS:
+def _retry(action: Callable[[], Result]) -> Result:
+    """Return the result of ``action``, repeated while its error is transient; after the last attempt, raise it."""
+
+    def attempt() -> Result:
         try:
             return action()
         except Exception as error:
             if not is_transient(error):
                 raise
-        time.sleep(wait)
-    return action()
+            raise TryAgain(summarize_error(error)) from error
+
+    try:
+        return _RETRY_POLICY.retrying()(attempt)
+    except TryAgain as last:
+        assert last.__cause__ is not None
+        raise last.__cause__ from None
 
 
-def _ahead(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The chunks, each made while the one before is sent, in a thread of their own: obstore cannot be called from its
-    own."""
+def _prefetch(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the chunks; while one is sent, the next is made in a thread, from which obstore can be called."""
     source = iter(chunks)
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, source, None)
@@ -151,18 +188,19 @@ def _ahead(chunks: Iterable[bytes]) -> Iterator[bytes]:
             yield chunk
 
 
-def _sha256(chunks: Iterable[bytes]) -> str:
-    found = hashlib.sha256()
+def _compute_sha256(chunks: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
     for chunk in chunks:
-        found.update(chunk)
-    return found.hexdigest()
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
-def _spans(size: int) -> list[tuple[int, int]]:
+def _split_into_parts(size: int) -> list[tuple[int, int]]:
+    """Return start and end of each part of an object of ``size`` bytes."""
     return list(pairwise([*range(0, size, _PART_BYTES), size]))
 
 
-def _check(name: str, found: str, attributes: Any) -> None:
+def _check_sha256(name: str, sha256: str, attributes: Attributes) -> None:
     written = attributes.get(_SHA256)
-    if written and found != written:
+    if written and sha256 != written:
         raise CorruptObject(f"{name} does not have the sha256 that it was written with")
