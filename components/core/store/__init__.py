@@ -22,7 +22,7 @@ __all__ = ["Store", "open_store", "read_file_chunks"]
 
 
 class Store(Protocol):
-    """Whole files by name ("a/b/c"). All methods raise OSError or obstore's errors, which ``to_stage_error`` explains."""
+    """Whole files by name ("a/b/c"). Methods raise OSError or obstore's errors, which ``to_stage_error`` explains."""
 
     def list_names(self, prefix: str = "") -> list[str]:
         """Return the sorted names of all files that start with ``prefix``."""
