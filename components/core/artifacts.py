@@ -49,8 +49,8 @@ ARTIFACTS = _types(
     ArtifactType(
         "golden_eval",
         "Dataset",
-        "Evaluation set of your own, BEIR format. Training never sees its questions; given as `frozen_eval` too, it "
-        "never sees the documents that answer them.",
+        "Evaluation set of your own in BEIR format. Training never sees its questions; if it is also given "
+        "as `frozen_eval`, it never sees the documents that answer them.",
         accepts=("eval_data",),
     ),
     ArtifactType(
@@ -60,19 +60,19 @@ ARTIFACTS = _types(
         accepts=("eval_data", "golden_eval"),
     ),
     ArtifactType(
-        "past_runs", "Artifact", "This run among the earlier ones of `history_uri`: what is new, which model is served."
+        "past_runs", "Artifact", "This run's place in the history at `history_uri`: what is new, which model is served."
     ),
-    ArtifactType("data_report", "HTML", "What became of the data, as one self-contained page.", is_file=True),
+    ArtifactType("data_report", "HTML", "What happened to the data, as one self-contained page.", is_file=True),
     ArtifactType("checkpoint", "Model", "Hugging Face directory: safetensors, tokenizer, `encoder.json`."),
     ArtifactType("training_report", "HTML", "The course of training as one self-contained page.", is_file=True),
     ArtifactType("champion", "Model", "Checkpoint of the model that is served now.", accepts=("checkpoint",)),
     ArtifactType(
-        "miner", "Model", "Checkpoint that mines negatives in the base model's place.", accepts=("checkpoint",)
+        "miner", "Model", "Checkpoint that mines negatives instead of the base model.", accepts=("checkpoint",)
     ),
     ArtifactType(
         "checker",
         "Model",
-        "Second checkpoint: no passage that it takes for an answer is mined.",
+        "Second checkpoint: passages that it also rates as answers are not used as hard negatives.",
         accepts=("checkpoint",),
     ),
     ArtifactType("eval_results", "Artifact", "`eval_results.json`: every metric of every model."),

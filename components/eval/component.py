@@ -22,12 +22,12 @@ class EvalConfig(EmbeddingSettings):
     eval_nim: bool = setting(False, "Evaluate a served endpoint", form=True)
     eval_bm25: bool = setting(True, "Evaluate BM25 (word matching) as a reference")
     nim_url: str = setting("http://localhost:8000", "Base URL of the endpoint")
-    nim_model: str = setting("nvidia/llama-3.2-nv-embedqa-1b-v2", "Model name that the endpoint answers to")
+    nim_model: str = setting("nvidia/llama-3.2-nv-embedqa-1b-v2", "Name of the model at the endpoint")
     embedding_api_backend: Literal["nim", "vllm"] = setting(
-        "nim", "What the endpoint speaks: NIM's `/v1/embeddings`, as our own server does, or vLLM's `/v2/embed`"
+        "nim", "API of the endpoint: NIM's `/v1/embeddings`, as this project's server has it, or vLLM's `/v2/embed`"
     )
     nim_invalid_embedding_retries: int = setting(
-        3, "How often a vector that holds NaN or infinity is asked for again, by itself", ge=0
+        3, "How often a text whose vector contains NaN or infinity is sent again, on its own", ge=0
     )
     nim_batch_size: int = setting(32, "Texts per request to the endpoint", gt=0)
     nim_timeout: float = setting(60.0, "Seconds for one request to the endpoint", gt=0)
@@ -36,32 +36,35 @@ class EvalConfig(EmbeddingSettings):
     )
     nim_metric_low_k_tolerance: float = setting(0.03, "The same below cut-off 5", ge=0)
     fail_on_nim_metric_drift: bool = setting(
-        False, "A larger difference does not pass the gate; set it when the endpoint serves this checkpoint"
+        False, "Fail the gate on a larger difference; set it if the endpoint serves this checkpoint"
     )
-    gate_metric: Literal["ndcg", "map", "recall", "precision", "mrr"] = setting("ndcg", "Metric that the gate looks at")
+    gate_metric: Literal["ndcg", "map", "recall", "precision", "mrr"] = setting("ndcg", "Metric of the gate")
     gate_k: int = setting(10, "Cut-off of the gate's metric; computed even when not in `k_values`", gt=0)
-    min_gain: float = setting(0.0, "Smallest gain over the base model that passes the gate, absolute", form=True)
-    min_eval_queries: int = setting(20, "With fewer test queries the gate does not pass", ge=1)
+    min_gain: float = setting(0.0, "Smallest absolute gain over the base model that passes the gate", form=True)
+    min_eval_queries: int = setting(20, "Smallest number of test queries with which the gate can pass", ge=1)
     max_p_value: float | None = setting(
         None,
-        "Largest p-value of the gain (paired randomisation test) that passes the gate; null asks for none",
+        "Largest p-value of the gain (paired randomisation test) that passes the gate; null does not test it",
         gt=0,
         le=1,
     )
     min_gain_lower_bound: float | None = setting(
-        None, "Least lower end of the gain's 95 % confidence interval that passes the gate; null asks for none"
+        None, "Smallest lower end of the gain's 95 % confidence interval that passes the gate; null does not test it"
     )
     max_slice_loss: float | None = setting(
-        None, "Largest loss on any kind of query of at least `min_eval_queries` that passes; null allows all", ge=0
+        None,
+        "Largest loss on any kind of query, with at least `min_eval_queries` queries, that passes the gate; "
+        "null allows any",
+        ge=0,
     )
     min_champion_gain: float = setting(
-        0.0, "Smallest gain over `champion`, when there is one, that passes the gate, absolute"
+        0.0, "Smallest absolute gain over `champion`, if there is one, that passes the gate"
     )
     eval_dimensions: list[Annotated[int, Field(gt=0)]] = setting(
-        [], "Also measure vectors cut to these dimensions, scaled to length 1 again (Matryoshka)"
+        [], "Also evaluate vectors cut to these dimensions and scaled to length 1 again (Matryoshka)"
     )
     max_golden_loss: float | None = setting(
-        None, "Largest loss on `golden_eval` that passes the gate; null allows all", ge=0
+        None, "Largest loss on `golden_eval` that passes the gate; null allows any", ge=0
     )
 
     @model_validator(mode="after")

@@ -14,16 +14,20 @@ class ExportConfig(Settings):
     """Settings of export. Names and defaults are the recipe's where it has them."""
 
     enabled: bool = setting(
-        True, "false writes no ONNX: exported_model holds the checkpoint itself, as NIM 2.x and vLLM take it"
+        True, "false writes no ONNX: exported_model contains the checkpoint itself, which NIM 2.x and vLLM take"
     )
     opset: int = setting(20, "ONNX operator set", ge=18)
     export_dtype: Literal["fp32", "fp16"] = setting("fp32", "Precision of the exported weights")
     use_dimension_arg: bool = setting(
-        True, "The graph takes `dimensions` as a third input: how much of each vector is kept"
+        True, "Give the graph a third input, `dimensions`: how many numbers of each vector are kept"
     )
-    override_layernorm_precision_to_fp32: bool = setting(True, "export_dtype=fp16 leaves normalisation layers in fp32")
+    override_layernorm_precision_to_fp32: bool = setting(
+        True, "Keep normalisation layers in fp32 with export_dtype=fp16"
+    )
     override_layers_to_fp32: list[str] = setting(
-        [], "More modules that fp16 leaves in fp32, by name (`layers.0.*`); pooling and scaling to length 1 always are"
+        [],
+        "Further modules that stay in fp32 with fp16, by name (`layers.0.*`); pooling and scaling to length "
+        "1 always do",
     )
     quant_cfg: Literal["fp8", "int8_sq", "int8"] | None = setting(
         None,
@@ -31,33 +35,37 @@ class ExportConfig(Settings):
         "eval_data; `int8` by ONNX Runtime for CPUs",
         form=True,
     )
-    calibration_batch_size: int = setting(64, "Texts in a batch of calibration", gt=0)
-    calibration_texts: int = setting(512, "Queries and passages of eval_data that calibrate a quantised model", ge=8)
+    calibration_batch_size: int = setting(64, "Texts per calibration batch", gt=0)
+    calibration_texts: int = setting(
+        512, "Number of queries and passages of eval_data that calibrate a quantised model", ge=8
+    )
     # TensorRT.
     export_to_trt: bool = setting(False, "Also build a TensorRT plan, in the precision of the ONNX graph", form=True)
-    trt_min_batch: int = setting(1, "Fewest texts in a batch of the plan", gt=0)
-    trt_opt_batch: int = setting(16, "Texts in a batch that the plan is tuned for", gt=0)
-    trt_max_batch: int = setting(64, "Most texts in a batch of the plan", gt=0)
+    trt_min_batch: int = setting(1, "Smallest batch of the plan, in texts", gt=0)
+    trt_opt_batch: int = setting(16, "Batch for which the plan is tuned, in texts", gt=0)
+    trt_max_batch: int = setting(64, "Largest batch of the plan, in texts", gt=0)
     trt_min_seq_len: int = setting(3, "Shortest text of the plan in tokens", gt=0)
-    trt_opt_seq_len: int = setting(128, "Length that the plan is tuned for", gt=0)
+    trt_opt_seq_len: int = setting(128, "Length for which the plan is tuned, in tokens", gt=0)
     trt_max_seq_len: int | None = setting(
-        None, "Longest text of the plan; null is the longest that the model was trained with", gt=0
+        None, "Longest text of the plan in tokens; null is the longest of the model's training", gt=0
     )
     trt_version_compatible: bool = setting(True, "The plan also runs in later versions of TensorRT, somewhat slower")
     trt_hardware_compatibility: Literal["none", "same_compute_capability", "ampere_plus"] = setting(
         "none", "GPUs that the plan runs on: the model it was built on, that compute capability, or all since Ampere"
     )
     profiling_verbosity: Literal["none", "layer_names_only", "detailed"] = setting(
-        "layer_names_only", "What the plan tells profilers of its layers"
+        "layer_names_only", "What the plan reveals to profilers about its layers"
     )
     # Proof.
-    num_probes: int = setting(64, "Texts whose reference vectors travel with the model", ge=8)
+    num_probes: int = setting(64, "Number of texts whose reference vectors are published with the model", ge=8)
     parity_queries: int = setting(
-        200, "Queries of eval_data that must find the checkpoint's passages; 0 asks none", ge=0
+        200,
+        "Number of queries of eval_data that must find the same passages as with the checkpoint; 0 skips this check",
+        ge=0,
     )
-    parity_passages: int = setting(500, "Passages that they are searched in, their answers first", ge=10)
+    parity_passages: int = setting(500, "Number of passages in which they are searched, their answers first", ge=10)
     encode_batch_tokens: int = setting(16384, "Tokens encoded at once, padding included", gt=0)
-    seed: int = setting(42, "Seed of the choice of probes and of texts for calibration and search")
+    seed: int = setting(42, "Seed for choosing probes and texts for calibration and search")
 
     @model_validator(mode="after")
     def _possible(self) -> ExportConfig:

@@ -29,23 +29,24 @@ class FinetuneConfig(EncoderConfig):
     )
     packed_batch_tokens: int = setting(
         24576,
-        "Tokens per forward and backward pass where texts are packed (Llama, Ministral, BERT on GPUs); sets the memory",
+        "Tokens per forward and backward pass where texts are packed (Llama, Ministral, BERT on GPUs); "
+        "determines the memory",
         gt=0,
     )
     learning_rate: float = setting(1e-5, "Peak learning rate", form=True, gt=0)
-    lr_warmup_steps: int = setting(5, "Steps until the peak; at most a tenth of all steps", ge=0)
+    lr_warmup_steps: int = setting(5, "Warm-up steps until the peak; at most a tenth of all steps", ge=0)
     lr_decay_style: Literal["cosine", "linear", "constant"] = setting(
         "cosine", "Decay to a hundredth of the peak; constant stays at the peak"
     )
     weight_decay: float = setting(0.01, "AdamW's weight decay; none on norms and biases", ge=0)
     optimizer_backend: Literal["auto", "fused_adam"] = setting(
         "auto",
-        "Both are AdamW, fused on a GPU, float32 weights and moments, which is what the recipe's fused_adam computes",
+        "Both are AdamW, fused on a GPU, with float32 weights and moments, as the recipe's fused_adam computes it",
         affects_result=False,
     )
-    max_grad_norm: float = setting(1.0, "Gradients longer than this are scaled down to it", gt=0)
+    max_grad_norm: float = setting(1.0, "Largest norm of the gradient; longer gradients are scaled down to it", gt=0)
     train_n_passages: int = setting(5, "Passages per query: one positive, the rest hard negatives", form=True, ge=2)
-    temperature: float = setting(0.02, "Scores are divided by it; used when vectors are normalised", gt=0)
+    temperature: float = setting(0.02, "Temperature by which scores are divided, if vectors are normalised", gt=0)
     in_batch_negatives: bool = setting(
         False, "Also score the passages of the other queries in the pass; its size is then local_batch_size"
     )
@@ -53,19 +54,19 @@ class FinetuneConfig(EncoderConfig):
         True, "In-batch negatives leave out passages of the positive's own document, where the data names documents"
     )
     matryoshka_dimensions: list[Annotated[int, Field(gt=0)]] = setting(
-        [], "Also train vectors cut to these dimensions, so that short vectors can be served"
+        [], "Also train vectors that are cut to these dimensions, so that short vectors can be served"
     )
     lora_rank: int | None = setting(
-        None, "Train low-rank additions to the weights of this rank instead of the weights; null trains all", gt=0
+        None, "Rank of low-rank additions that are trained instead of the weights (LoRA); null trains the weights", gt=0
     )
-    lora_alpha: float = setting(32.0, "The additions are multiplied by it and divided by their rank", gt=0)
+    lora_alpha: float = setting(32.0, "Factor of the additions, which are also divided by their rank", gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp8"] = setting(
         "auto",
-        "Arithmetic of the forward and backward pass; auto is bf16 on a GPU, fp32 on a CPU; fp8 is bf16 with the "
-        "layers' products in 8 bits, on H100 and later",
+        "Arithmetic of the forward and backward pass; auto is bf16 on a GPU, fp32 on a CPU; fp8 is bf16 "
+        "with the layers' matrix products in 8 bits, on H100 and later",
     )
     attn_implementation: Literal["sdpa", "flash_attention_2", "eager"] | None = setting(
-        None, "Attention of transformers over padded texts; null is its default. Packed texts have their own"
+        None, "Attention of transformers over padded texts; null is its default. Packed texts use their own attention"
     )
     num_processes: int | None = setting(
         None,
@@ -75,12 +76,13 @@ class FinetuneConfig(EncoderConfig):
     )
     parallelism: Literal["auto", "ddp", "fsdp"] = setting(
         "auto",
-        "How several GPUs hold the model: ddp whole on each, fsdp spread over all; auto spreads what does not fit",
+        "How several GPUs hold the model: ddp completely on each, fsdp sharded over all; auto shards a "
+        "model that does not fit",
         affects_result=False,
     )
     gradient_reduction: Literal["fp32", "bf16"] = setting(
         "fp32",
-        "Numbers in which the gradients of several GPUs are summed, once per step; bf16 sends half as much",
+        "Data type in which the gradients of several GPUs are summed, once per step; bf16 sends half as much",
         affects_result=False,
     )
     trainer: Literal["here", "trainjob"] = setting(
@@ -98,7 +100,7 @@ class FinetuneConfig(EncoderConfig):
     )
     trainjob_image: str | None = setting(
         None,
-        "Image of the TrainJob's pods; null takes that of the pod that finetune runs in",
+        "Image of the TrainJob's pods; null is that of the pod in which finetune runs",
         min_length=1,
         affects_result=False,
     )
@@ -110,16 +112,18 @@ class FinetuneConfig(EncoderConfig):
     )
     seed: int = setting(42, "Seed of the order of examples")
     val_every_steps: int | None = setting(
-        100, "Steps between measurements of nDCG@10 on the val split, when there is one; null never measures", gt=0
+        100, "Steps between measurements of nDCG@10 on the val split, if there is one; null never measures", gt=0
     )
-    val_passages: int = setting(5000, "Passages searched then, beside the answers; drawn at random", ge=0)
+    val_passages: int = setting(5000, "Random passages that these measurements search in addition to the answers", ge=0)
     early_stopping_patience: int | None = setting(
-        None, "Stop after so many measurements in a row that are no better; null never stops early", gt=0
+        None, "Stop after this many measurements in a row without an improvement; null never stops early", gt=0
     )
-    load_best_model_at_end: bool = setting(True, "With a val split, the result is the model that did best there")
+    load_best_model_at_end: bool = setting(
+        True, "With a val split, the result is the model with the best nDCG@10 there"
+    )
     checkpoint_uri: str | None = setting(
         None,
-        "Where training states are kept, so that a killed run continues: a directory that outlives the pod, "
+        "Where training states are kept, so that a killed run resumes: a directory that outlives the pod, "
         "`s3://bucket/prefix` or `gs://bucket/prefix`; null keeps none",
         form=True,
         min_length=1,
@@ -127,30 +131,30 @@ class FinetuneConfig(EncoderConfig):
     )
     checkpoint_every_seconds: float | None = setting(
         60.0,
-        "Seconds between training states: what a kill can cost; null saves by steps only",
+        "Seconds between training states, the most that a kill can cost; null saves by steps only",
         gt=0,
         affects_result=False,
     )
     checkpoint_every_steps: int | None = setting(
         1000,
-        "Optimizer steps between training states, beside those by time; null saves by time only",
+        "Optimizer steps between training states, in addition to those by time; null saves by time only",
         gt=0,
         affects_result=False,
     )
     auto_scale_checkpoint_intervals: bool = setting(
-        True, "Runs too short for three states or measurements by step make one after every third of their steps"
+        True, "Save and measure after every third of the steps in runs that are too short for three of them"
     )
     keep_checkpoints: int = setting(2, "Training states kept; older ones are removed", ge=1, affects_result=False)
     tensorboard_uri: str | None = setting(
         None,
-        "Where TensorBoard's event files go, a folder for each run: a directory that outlives the pod, "
+        "Where TensorBoard's event files are written, a folder per run: a directory that outlives the pod, "
         "`s3://bucket/prefix` or `gs://bucket/prefix`; null writes none",
         min_length=1,
         affects_result=False,
     )
     hang_timeout_seconds: float | None = setting(
         600.0,
-        "Without progress for so long the run ends with code 75 and says where it stood; null waits",
+        "Seconds without progress after which the run ends with code 75 and reports where it was; null waits",
         gt=0,
         affects_result=False,
     )

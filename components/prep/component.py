@@ -16,7 +16,7 @@ class PrepConfig(EncoderConfig, EmbeddingSettings):
     """Settings of prep. Names and defaults are the recipe's where it has them."""
 
     quality_threshold: float = setting(
-        7.0, "Lowest overall score of a judged pair; pairs without a score are kept", form=True, ge=0, le=10
+        7.0, "Lowest overall score of a pair that is kept; pairs without a score are kept", form=True, ge=0, le=10
     )
     train_ratio: float = setting(0.8, "Share of documents to train on", gt=0, lt=1)
     val_ratio: float = setting(0.0, "Share of documents for validation", ge=0, lt=1)
@@ -24,8 +24,9 @@ class PrepConfig(EncoderConfig, EmbeddingSettings):
     conversion_seed: int = setting(42, "Seed of the split and of sampled negatives", ge=0)
     near_duplicate_threshold: float | None = setting(
         0.8,
-        "Texts with at least this share of three-word sequences in common count as the same: none lies on two sides "
-        "of the split or is a negative of the other's question; null compares whole texts only",
+        "Texts that share at least this fraction of their three-word sequences count as the same: they are "
+        "never on two sides of the split, nor negatives of each other's questions; null compares whole "
+        "texts only",
         ge=0.5,
         le=1,
     )
@@ -35,26 +36,28 @@ class PrepConfig(EncoderConfig, EmbeddingSettings):
     split_time_field: str | None = setting(
         None, "Field with a date or number: the oldest documents train, the newest test; null shuffles", min_length=1
     )
-    max_pos_docs: int = setting(5, "Most passages that one question may have as answers", gt=0)
+    max_pos_docs: int = setting(5, "Largest number of passages that may answer one question", gt=0)
     round_trip_top_k: int | None = setting(
         None,
-        "Train on a generated question only when the model that mines finds its passage among its best so many; null "
-        "trains on all",
+        "Train on a generated question only if the mining model ranks its passage among the first so many; "
+        "null trains on all",
         gt=0,
     )
     hard_negatives_to_mine: int = setting(5, "Hard negatives per query", form=True, gt=0)
     hard_neg_margin: float = setting(
-        0.95, "A negative scores at most this share of the query's worst positive", gt=0, le=1
+        0.95, "A negative scores at most this fraction of the query's worst positive", gt=0, le=1
     )
     hard_neg_absolute_margin: float = setting(
         0.0, "A negative scores at least this much less than the query's worst positive", ge=0
     )
-    hard_neg_range_min: int = setting(0, "Best candidates that are passed over, of those that the margins leave", ge=0)
+    hard_neg_range_min: int = setting(
+        0, "Number of best candidates that are skipped, of those within the margins", ge=0
+    )
     hard_neg_range_max: int | None = setting(
-        None, "Last rank of a negative among those candidates; needed for sampling, null takes the first ones", gt=0
+        None, "Last rank of a negative among those candidates; required for sampling; null takes the first ones", gt=0
     )
     hard_neg_sampling: Literal["top", "random"] = setting(
-        "top", "Which candidates of the rank range become negatives: the best, or any, by `conversion_seed`"
+        "top", "Which candidates of the rank range become negatives: the best, or random ones by `conversion_seed`"
     )
     mining_batch_size: int = setting(128, "Queries scored at once", gt=0)
 

@@ -42,8 +42,8 @@ class EncoderConfig(Settings):
     passage_prefix: str = setting("passage: ", "Text put before every passage")
     query_max_length: int = setting(512, "Longest query in tokens, prefix included; the rest is cut", ge=4)
     passage_max_length: int = setting(512, "Longest passage in tokens, prefix included; the rest is cut", ge=4)
-    pooling: Literal["avg", "cls", "last"] = setting("avg", "How token vectors become one vector")
-    l2_normalize: bool = setting(True, "Scale vectors to length 1, so that dot product is cosine")
+    pooling: Literal["avg", "cls", "last"] = setting("avg", "How token vectors are combined into one vector")
+    l2_normalize: bool = setting(True, "Scale vectors to length 1, so that the dot product is the cosine")
 
     @model_validator(mode="after")
     def _remote_code_is_pinned(self) -> EncoderConfig:

@@ -15,7 +15,8 @@ class EmbeddingSettings(Settings):
     embedding_cache_uri: str | None = setting(
         None,
         "Where vectors are kept, so that no run encodes a text again: a directory that outlives the pod, "
-        "`s3://bucket/prefix` or `gs://bucket/prefix`; null keeps none, on one machine it is WORK/embedding_cache",
+        "`s3://bucket/prefix` or `gs://bucket/prefix`; null keeps none (on one machine: "
+        "WORK/embedding_cache)",
         form=True,
         in_work="embedding_cache",
         min_length=1,

@@ -23,7 +23,7 @@ class Service(Settings):
         "nemotron-embed", "Name that clients give as `model`", form=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
     )
     serving_namespace: str = setting(
-        "", "Namespace that serves the model; empty is the one that deploy runs in", form=True, pattern=OPTIONAL_LABEL
+        "", "Namespace that serves the model; empty is the one in which deploy runs", form=True, pattern=OPTIONAL_LABEL
     )
     service_name: str = setting(
         "nemotron-embed",
@@ -39,15 +39,15 @@ class Service(Settings):
     )
     serving_image: str = setting(
         "",
-        "Image that serves, with its version as tag; empty is the backend's usual one, as in images/pins.env. For "
-        "backend=onnx the one that images/server builds",
+        "Serving image, with its version as tag; empty is the backend's usual one, as in images/pins.env. "
+        "For backend=onnx the one that images/server builds",
         form=True,
         pattern=r"^$|^[^\s{}]+$",
     )
     release_prefix: str = setting(
         "",
-        "`s3://` or `gs://` prefix that each release is copied to before it is served, as PREFIX/sha256-DIGEST; empty "
-        "serves the model where it lies",
+        "`s3://` or `gs://` prefix to which each release is copied before it is served, as "
+        "PREFIX/sha256-DIGEST; empty serves the model where it is",
         form=True,
         pattern=r"^$|^(s3|gs)://[^\s{}]+$",
     )
@@ -57,7 +57,8 @@ class Service(Settings):
         pattern=r"^$|^[^\s{}]+$",
     )
     model_format: Literal["onnx", "tensorrt"] = setting(
-        "onnx", "What of exported_model a NIM 1.x serves; a TensorRT plan runs only on the GPU it was built for"
+        "onnx",
+        "Which part of exported_model a NIM 1.x serves; a TensorRT plan runs only on the GPU for which it was built",
     )
 
 
@@ -81,7 +82,7 @@ class ServingPods(Settings):
     serving_cpu: str = setting("4", "CPU cores of each serving pod", pattern=QUANTITY)
     serving_memory: str = setting("32Gi", "Memory of each serving pod, /dev/shm included", pattern=QUANTITY)
     shm_size: str = setting("8Gi", "Size of /dev/shm of a NIM or vLLM", pattern=QUANTITY)
-    serving_replicas: int = setting(1, "Serving pods of a release, the fewest when it is scaled", ge=1)
+    serving_replicas: int = setting(1, "Serving pods of a release; the smallest number if it is scaled", ge=1)
     serving_service_account: str = setting(
         "",
         "ServiceAccount of serving pods; it carries the identity that reads the model's storage",
@@ -89,8 +90,8 @@ class ServingPods(Settings):
     )
     storage_secret_name: str = setting(
         "",
-        "Secret with the credentials of the model's storage, as KServe documents it: deploy makes a ServiceAccount "
-        "that carries it, when serving_service_account names none",
+        "Secret with the credentials of the model's storage, as KServe documents it: deploy creates a "
+        "ServiceAccount with it, if serving_service_account names none",
         pattern=OPTIONAL_LABEL,
     )
     serving_run_as_user: int | None = setting(
@@ -98,27 +99,29 @@ class ServingPods(Settings):
     )
     serving_priority_class: str = setting("", "PriorityClass of serving pods", pattern=OPTIONAL_LABEL)
     image_pull_secret_name: str = setting(
-        "ngc-pull", "Secret that pulls the image; empty for none", pattern=OPTIONAL_LABEL
+        "ngc-pull", "Secret with which the image is pulled; empty for none", pattern=OPTIONAL_LABEL
     )
     ngc_secret_name: str = setting(
-        "ngc-api", "Secret with the key NGC_API_KEY, which a NIM reads when it is there", pattern=OPTIONAL_LABEL
+        "ngc-api", "Secret with the key NGC_API_KEY, which a NIM reads if it exists", pattern=OPTIONAL_LABEL
     )
     vllm_arguments: list[str] = setting(
-        [], "More arguments of `vllm serve`, such as `--trust-remote-code` for a checkpoint that brings its own code"
+        [], "Further arguments of `vllm serve`, such as `--trust-remote-code` for a checkpoint with its own code"
     )
     network_policy_namespaces: list[str] | None = setting(
         None,
-        "Only pods of the serving namespace and of these reach a release, such as the gateway's and Prometheus's; null "
-        "makes no NetworkPolicy",
+        "Further namespaces whose pods may reach a release, such as the gateway's and Prometheus's; null "
+        "creates no NetworkPolicy",
     )
     autoscaler: Literal["none", "hpa", "keda"] = setting(
         "none", "What scales a release up to serving_max_replicas: `hpa` by CPU, `keda` by a query to Prometheus"
     )
-    serving_max_replicas: int | None = setting(None, "Most serving pods of a release that is scaled", ge=2)
+    serving_max_replicas: int | None = setting(None, "Largest number of serving pods of a release that is scaled", ge=2)
     autoscaler_target: float = setting(
-        70.0, "What the autoscaler aims at: percent of CPU (`hpa`), or keda_query's value for each pod (`keda`)", gt=0
+        70.0, "Target of the autoscaler: percent of CPU (`hpa`), or keda_query's value per pod (`keda`)", gt=0
     )
-    keda_prometheus_url: str = setting("", "Prometheus that KEDA asks", pattern=r"^$|^https?://[^\s{}]+$")
+    keda_prometheus_url: str = setting("", "URL of the Prometheus that KEDA queries", pattern=r"^$|^https?://[^\s{}]+$")
     keda_query: str = setting(
-        "", "PromQL that KEDA asks, such as the requests that wait", pattern=r"^[^{}\n]*(\{[^{}\n]*\}[^{}\n]*)*$"
+        "",
+        "PromQL query for KEDA, such as the number of waiting requests",
+        pattern=r"^[^{}\n]*(\{[^{}\n]*\}[^{}\n]*)*$",
     )

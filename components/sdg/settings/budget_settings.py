@@ -18,10 +18,17 @@ class BudgetSettings(Settings):
     """Caps on tokens and cost."""
 
     max_tokens_total: int | None = setting(
-        None, "Stop before more tokens than this, prompts included", form=True, gt=0, affects_result=False
+        None,
+        "Largest number of tokens, prompts included; the stage stops before it exceeds them",
+        form=True,
+        gt=0,
+        affects_result=False,
     )
     max_cost: float | None = setting(
-        None, "Stop before a higher cost than this, in the currency of `prices`", gt=0, affects_result=False
+        None,
+        "Highest cost in the currency of `prices`; the stage stops before it exceeds it",
+        gt=0,
+        affects_result=False,
     )
     prices: dict[str, Price] = setting(
         {}, "Per million tokens by model: `{MODEL: {prompt: 0.1, completion: 0.4}}`", affects_result=False
@@ -33,22 +40,23 @@ class HistorySettings(Settings):
 
     ledger_uri: str | None = setting(
         None,
-        "Directory, s3:// or gs:// prefix where paid answers are kept, so that no run pays for one twice",
+        "Directory, s3:// or gs:// prefix where LLM answers are kept, so that no run pays for one twice",
         form=True,
         affects_result=False,
     )
     history_uri: str | None = setting(
         None,
-        "Directory, s3:// or gs:// prefix that recurring runs share: what each read and made, the model that is "
-        "served, its test set, and without ledger_uri the paid answers; null for a run of its own",
+        "Directory, s3:// or gs:// prefix that recurring runs share: what each run read and produced, the "
+        "model that is served, its test set, and without ledger_uri the LLM answers; null for a run on its "
+        "own",
         form=True,
         min_length=1,
         affects_result=False,
     )
     skip_unchanged: bool = setting(
         True,
-        "With history_uri: end early, and green, when documents and settings of sdg are those of the last run; false "
-        "trains again, for instance with other settings of finetune",
+        "With history_uri: end early, and green, if documents and settings of sdg are those of the last "
+        "run; false trains again, for instance with other settings of finetune",
         form=True,
         affects_result=False,
     )

@@ -14,7 +14,7 @@ class ChunkingSettings(Settings):
 
     sentences_per_chunk: int = setting(5, "Sentences in a passage", gt=0)
     chunk_max_words: int = setting(250, "Longest passage in words; longer ones are cut at a word", gt=0)
-    chunk_overlap_sentences: int = setting(0, "Sentences that a passage repeats of the one before", ge=0)
+    chunk_overlap_sentences: int = setting(0, "Sentences of the previous passage that a passage repeats", ge=0)
     chunk_by_tokens: bool = setting(
         False,
         "Also keep every passage within `passage_max_length` tokens, counted with the base model's tokenizer",
@@ -32,7 +32,7 @@ class BundleSettings(Settings):
 
     multi_doc: bool = setting(False, "Ask about bundles of documents instead of one document at a time")
     bundle_size: int = setting(2, "Documents in a bundle, in order of their paths", gt=0)
-    max_docs_per_bundle: int = setting(3, "Most documents in a bundle; larger ones are an error", gt=0)
+    max_docs_per_bundle: int = setting(3, "Largest number of documents in a bundle; larger bundles are an error", gt=0)
     multi_doc_manifest: str | None = setting(
         None, "JSON or YAML file in the corpus that lists bundles: `[[a.txt, b.txt], ...]`; the rest by `bundle_size`"
     )

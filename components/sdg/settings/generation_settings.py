@@ -20,18 +20,18 @@ OfflineMethod = Literal["keywords", "inverse_cloze", "cropping", "mixed"]
 class GenerationSettings(TaskSettings):
     """Numbers and kinds of questions, and the contents of the prompts."""
 
-    num_sections: int = setting(1, "Sections into which the LLM gets a document's passages", gt=0)
+    num_sections: int = setting(1, "Sections into which a document's passages are divided for the LLM", gt=0)
     bundle_strategy: BundleStrategy = setting(
-        "sequential", "How the passages of a bundle are shared out among its sections"
+        "sequential", "How the passages of a bundle are divided among its sections"
     )
     num_pairs: int = setting(7, "Questions per document (`llm`), or per passage at most (`offline`)", gt=0)
     num_pairs_per_1000_words: float = setting(
         0.0,
-        "Questions asked of the LLM per thousand words of a document, where that is more than `num_pairs`",
+        "Questions per thousand words of a document, if that is more than `num_pairs`",
         ge=0,
     )
     max_prompt_words: int = setting(
-        6000, "Longer documents are asked about in parts of at most so many words, `num_pairs` questions each", gt=0
+        6000, "Longer documents are split into parts of at most this many words, with `num_pairs` questions each", gt=0
     )
     query_counts: dict[QueryType, int] = setting(
         {"multi_hop": 3, "structural": 2, "contextual": 2}, "Shares of the kinds of question, scaled to `num_pairs`"
@@ -42,22 +42,24 @@ class GenerationSettings(TaskSettings):
     )
     question_styles: dict[QuestionStyle, int] = setting(
         {"question": 4, "keywords": 2, "problem": 1},
-        "Shares of the forms in which people search: a question, keywords, the statement of a problem",
+        "Shares of the forms of a query: a question, keywords, the statement of a problem",
     )
-    min_hops: int = setting(1, "Fewest passages that a question connects", ge=1)
-    max_hops: int = setting(3, "Most passages that a question connects", ge=1)
+    min_hops: int = setting(1, "Smallest number of passages that a question connects", ge=1)
+    max_hops: int = setting(3, "Largest number of passages that a question connects", ge=1)
     min_complexity: int = setting(2, "Lowest complexity that the LLM is asked for (1 to 5)", ge=1, le=5)
     max_artifacts_per_type: int = setting(2, "Items of each of the eight artifact kinds per document", gt=0)
     language: str | None = setting(None, "Language of questions and answers; null is that of each document")
     prompts: dict[ChatRole, str] = setting(
         {}, "Instructions in place of the built-in ones: text, or `file:PATH`; names like `$num_pairs` are filled in"
     )
-    similarity_threshold: float = setting(0.9, "Questions of one document more alike than this are one", ge=0, le=1)
+    similarity_threshold: float = setting(
+        0.9, "Questions of one document that are more similar than this count as one", ge=0, le=1
+    )
     min_success: float = setting(
         0.98, "Smallest share of documents that must yield pairs", ge=0, le=1, affects_result=False
     )
-    offline_method: OfflineMethod = setting("mixed", "How `offline` makes a query of a passage")
-    seed: int = setting(42, "Seed of everything random")
+    offline_method: OfflineMethod = setting("mixed", "How `offline` derives a query from a passage")
+    seed: int = setting(42, "Seed of all random choices")
 
     @model_validator(mode="after")
     def _hops_are_ordered(self) -> Self:

@@ -71,8 +71,10 @@ class LlmSettings(Settings):
         {}, "temperature, top_p, max_tokens, request_timeout by role: `{quality_judge: {temperature: 0}}`"
     )
     temperature: float = setting(0.6, "Sampling temperature of the LLM", ge=0)
-    top_p: float = setting(0.95, "Nucleus of the LLM's sampling", gt=0, le=1)
-    max_tokens: int | None = setting(None, "Most tokens of one answer; null leaves it to the endpoint", gt=0)
+    top_p: float = setting(0.95, "Nucleus sampling of the LLM", gt=0, le=1)
+    max_tokens: int | None = setting(
+        None, "Largest number of tokens in one answer; null leaves it to the endpoint", gt=0
+    )
     request_timeout: float = setting(120.0, "Seconds for one LLM answer", gt=0, affects_result=False)
 
     @model_validator(mode="after")
@@ -119,5 +121,5 @@ class RequestSettings(Settings):
         affects_result=False,
     )
     max_attempts: int = setting(
-        6, "Tries of one LLM request before its document is given up", gt=0, affects_result=False
+        6, "Attempts of one LLM request before its document is given up", gt=0, affects_result=False
     )

@@ -42,7 +42,8 @@ class TaskSettings(Settings):
         "llm", "Who writes the questions: a hosted `llm`, or `offline` heuristics for trials without one", form=True
     )
     task: Task = setting(
-        "generate", "What to do: all of it from documents, or a part of it with the records of `*.jsonl` in the corpus"
+        "generate",
+        "What to do: everything from documents, or one step of it with the records of `*.jsonl` in the corpus",
     )
 
     @model_validator(mode="after")
@@ -57,16 +58,17 @@ class ReadingSettings(TaskSettings):
 
     sources: list[CorpusSource] = setting(
         [],
-        "Corpora that sdg reads itself, in place of or beside `corpus`: `[{name: wiki, uri: s3://..., weight: 2}, "
-        "...]`; a directory, `s3://`, `gs://`, `minio://` or `hf://DATASET@COMMIT/FOLDER`",
+        "Corpora that sdg reads itself, instead of `corpus` or in addition to it: `[{name: wiki, uri: "
+        "s3://..., weight: 2}, ...]`; a directory, `s3://`, `gs://`, `minio://` or "
+        "`hf://DATASET@COMMIT/FOLDER`",
     )
     download_dir: str | None = setting(
         None,
-        "Directory that keeps what is fetched of `sources` for the next run; null is a temporary one",
+        "Directory that keeps downloads of `sources` for the next run; null is a temporary one",
         affects_result=False,
     )
     max_download_mib: int = setting(
-        10240, "A source with more than this to fetch is refused, in MiB", gt=0, affects_result=False
+        10240, "Largest download of one source in MiB; larger ones are refused", gt=0, affects_result=False
     )
     file_extensions: str = setting(
         ".txt,.md,.text,", "Files to read, comma separated; an empty entry means files without extension", form=True
@@ -74,15 +76,15 @@ class ReadingSettings(TaskSettings):
     encoding_fallback: str | None = setting(
         None, "Encoding of files that are not UTF-8, for instance `cp1252`; null leaves them out"
     )
-    max_file_mib: int = setting(64, "Larger files are left out, in MiB", gt=0)
+    max_file_mib: int = setting(64, "Largest file in MiB; larger ones are left out", gt=0)
     near_duplicate_threshold: float = setting(
         0.9,
-        "Documents that share at least this part of their five-word phrases are one; 1 keeps all but equal ones",
+        "Documents that share at least this fraction of their five-word phrases count as one; 1 merges only equal ones",
         ge=0.8,
         le=1,
     )
     min_text_length: int = setting(50, "Shortest document in characters", ge=0)
-    num_files: int | None = setting(None, "Read at most so many files, in order of their paths", gt=0)
+    num_files: int | None = setting(None, "Read at most this many files, in order of their paths", gt=0)
 
     @model_validator(mode="after")
     def _sources_have_names(self) -> Self:
