@@ -33,8 +33,8 @@ from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError, StageError, Transient
 from components.core.stage import Stage
 from components.kubeflow.commands import ServerCommands
-from components.kubeflow.errors import asking
-from components.kubeflow.options import add_command, add_compile_options, images, requested
+from components.kubeflow.errors import translate_errors
+from components.kubeflow.options import add_command, add_compile_options, plan_pipelines, read_images
 from components.kubeflow.run_form import (
     GPU_COUNT,
     NO_DEFAULT,
@@ -55,12 +55,12 @@ PIPELINES = ROOT / "manifests" / "pipelines"
 CACHE = "/cache"
 
 
-def component(stage: Stage, image: str, left_out: Iterable[str] = ()) -> Callable[..., dsl.PipelineTask]:
-    """The KFP component of ``stage``: its artifacts, the settings of the run form, and overrides for all others.
+def make_component(stage: Stage, image: str, without: Iterable[str] = ()) -> Callable[..., dsl.PipelineTask]:
+    """Make the KFP component of ``stage``: its artifacts, the settings of the run form, and overrides for all others.
 
-    ``left_out`` are inputs that it does without.
+    ``without`` are inputs that a setting replaces.
     """
-    inputs = tuple(name for name in stage.inputs if name not in left_out)
+    inputs = tuple(name for name in stage.inputs if name not in without)
     required = [(name, dsl.Input[_artifact_class(name)], NO_DEFAULT) for name in inputs]
     required += [(f"{name}_uri", str, NO_DEFAULT) for name in stage.by_uri]
     required += [(name, dsl.Output[_artifact_class(name)], NO_DEFAULT) for name in _outputs(stage)]
@@ -83,24 +83,26 @@ def component(stage: Stage, image: str, left_out: Iterable[str] = ()) -> Callabl
 
     descriptions = {name: field.description or "" for name, field in form_settings([stage]).items()}
     descriptions |= {name: ARTIFACTS[name].summary for name in (*inputs, *stage.optional_inputs, *_outputs(stage))}
-    named = _with_signature(spec, stage.name, required + optional)
-    named.__doc__ = "\n".join([f"{stage.summary}.", "", "Args:", *(f"    {n}: {d}" for n, d in descriptions.items())])
-    return dsl.container_component(named)
+    function = _with_signature(spec, stage.name, required + optional)
+    function.__doc__ = "\n".join(
+        [f"{stage.summary}.", "", "Args:", *(f"    {n}: {d}" for n, d in descriptions.items())]
+    )
+    return dsl.container_component(function)
 
 
-def build(plan: Plan, options: Options) -> Any:
-    """The pipeline of ``plan`` as kfp's GraphComponent."""
-    parameters = list(form_fields(plan, options))
+def build_pipeline(plan: Plan, options: Options) -> Any:
+    """Build the pipeline of ``plan``, a GraphComponent of kfp."""
+    parameters = [(field.name, field.kind, field.default) for field in form_fields(plan, options)]
 
     def flow(*channels: Any) -> None:
-        given = dict(zip((name for name, *_ in parameters), channels, strict=True))
-        made = {name: _importer(name, given[f"{name}_uri"]) for name in plan.brought}
-        made |= {f"{name}_uri": given[f"{name}_uri"] for name in plan.brought + plan.brought_by_uri}
+        fields = dict(zip((name for name, *_ in parameters), channels, strict=True))
+        artifacts = {name: _import_artifact(name, fields[f"{name}_uri"]) for name in plan.required_artifacts}
+        artifacts |= {f"{name}_uri": fields[f"{name}_uri"] for name in plan.required_artifacts + plan.uri_artifacts}
         with contextlib.ExitStack() as gates:
             for stage in plan.stages:
-                made |= _add(stage, options, given, made)
+                artifacts |= _add_task(stage, options, fields, artifacts)
                 if stage.gate and plan.after(stage):
-                    condition = made[stage.gate.result] == True  # noqa: E712 (kfp overloads ==)
+                    condition = artifacts[stage.gate.result] == True  # noqa: E712 (kfp overloads ==)
                     gates.enter_context(dsl.If(condition, name=stage.gate.name))
 
     stages = ", ".join(stage.name for stage in plan.stages)
@@ -108,26 +110,26 @@ def build(plan: Plan, options: Options) -> Any:
     return dsl.pipeline(name=pipeline_name(plan), description=description)(_with_signature(flow, "flow", parameters))
 
 
-def compiled(plan: Plan, options: Options, objects: compiler.KubernetesManifestOptions | None = None) -> str:
-    """The pipeline of ``plan`` as YAML, the same bytes for the same stages and options.
+def compile_plan(plan: Plan, options: Options, objects: compiler.KubernetesManifestOptions | None = None) -> str:
+    """Compile the pipeline of ``plan`` to YAML, the same bytes for the same stages and options.
 
     With ``objects`` it is the Pipeline and PipelineVersion that a cluster with KFP's Kubernetes API takes. kfp writes a
     comment with the parameters, in an order that changes from run to run, before the YAML: ours stands there instead.
     """
     manifest = {"kubernetes_manifest_format": objects is not None, "kubernetes_manifest_options": objects}
     title = f"{pipeline_name(plan)} {__version__}: {', '.join(stage.name for stage in plan.stages)}."
-    return _yaml(build(plan, options), title, **manifest)
+    return _compile_to_yaml(build_pipeline(plan, options), title, **manifest)
 
 
-def alone(stage: Stage, image: str) -> str:
-    """The component of ``stage`` as YAML, for ``kfp.components.load_component_from_file`` and ``_from_url``."""
-    return _yaml(component(stage, image), f"{stage.name} {__version__}: {stage.summary}.")
+def compile_component(stage: Stage, image: str) -> str:
+    """Compile the component of ``stage`` to YAML, for ``kfp.components.load_component_from_file`` and ``_from_url``."""
+    return _compile_to_yaml(make_component(stage, image), f"{stage.name} {__version__}: {stage.summary}.")
 
 
-def _yaml(what: Any, title: str, **manifest: Any) -> str:
+def _compile_to_yaml(component: Any, title: str, **manifest: Any) -> str:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "pipeline.yaml"
-        compiler.Compiler().compile(what, str(path), **manifest)
+        compiler.Compiler().compile(component, str(path), **manifest)
         body = path.read_text(encoding="utf-8")
     lines = body.splitlines()
     while lines and lines[0].startswith("#"):
@@ -136,39 +138,41 @@ def _yaml(what: Any, title: str, **manifest: Any) -> str:
     return "\n".join([f"# {title}", header, *lines]) + "\n"
 
 
-def objects(plan: Plan, options: Options, *, namespace: str) -> str:
-    """Pipeline and PipelineVersion of ``plan`` for GitOps.
+def compile_objects(plan: Plan, options: Options, *, namespace: str) -> str:
+    """Compile ``plan`` to the objects Pipeline and PipelineVersion, for GitOps.
 
     A version's content cannot be changed on the cluster: its name carries a digest of it.
     """
     name = pipeline_name(plan)
-    digest = hashlib.sha256(compiled(plan, options).encode()).hexdigest()[:10]
-    wanted = compiler.KubernetesManifestOptions(
+    digest = hashlib.sha256(compile_plan(plan, options).encode()).hexdigest()[:10]
+    manifest = compiler.KubernetesManifestOptions(
         pipeline_name=name,
         pipeline_version_name=f"{name}-{__version__.replace('.', '-')}-{digest}",
         pipeline_version_display_name=f"{__version__} ({digest})",
         namespace=namespace,
         include_pipeline_manifest=True,
     )
-    return compiled(plan, options, wanted)
+    return compile_plan(plan, options, manifest)
 
 
-def _add(stage: Stage, options: Options, given: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the task of ``stage``; return what it makes, by the name of artifact and output parameter."""
-    left_out = [name for name in stage.inputs if name not in made]
-    arguments = {name: made[name] for name in stage.inputs if name in made}
-    arguments |= {name: made[name] for name in stage.optional_inputs if name in made}
-    arguments |= {f"{name}_uri": made[f"{name}_uri"] for name in stage.by_uri}
+def _add_task(
+    stage: Stage, options: Options, fields: Mapping[str, Any], artifacts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Add the task of ``stage``; return its outputs by the name of artifact and output parameter."""
+    without = [name for name in stage.inputs if name not in artifacts]
+    arguments = {name: artifacts[name] for name in stage.inputs if name in artifacts}
+    arguments |= {name: artifacts[name] for name in stage.optional_inputs if name in artifacts}
+    arguments |= {f"{name}_uri": artifacts[f"{name}_uri"] for name in stage.by_uri}
     # Every parameter is passed, also unchanged ones: kfp 2.17's driver knows no defaults of omitted ones.
-    arguments |= {name: given[name] for name in form_settings([stage])}
-    arguments |= {name: given[override_parameter(stage, name)] for name in override_inputs(stage)}
+    arguments |= {name: fields[name] for name in form_settings([stage])}
+    arguments |= {name: fields[override_parameter(stage, name)] for name in override_inputs(stage)}
     if stage.node.gpu:
-        arguments |= {GPU_COUNT: given.get(f"{stage.name}_{GPU_COUNT}", "0")}
-    task = component(stage, options.images[stage.image], left_out)(**arguments)
+        arguments |= {GPU_COUNT: fields.get(f"{stage.name}_{GPU_COUNT}", "0")}
+    task = make_component(stage, options.images[stage.image], without)(**arguments)
     task.set_display_name(f"{stage.name}: {stage.summary}")
     # What a stage fetches by itself may be new although its address is not: no key of a cache tells.
-    task.set_caching_options(stage.cache and not left_out)
-    _place(task, stage, options, given)
+    task.set_caching_options(stage.cache and not without)
+    _set_node(task, stage, options, fields)
     for secret in stage.secrets:
         kubernetes.use_secret_as_env(
             task, secret_name=secret.name, secret_key_to_env={secret.key: secret.env}, optional=True
@@ -178,8 +182,8 @@ def _add(stage: Stage, options: Options, given: Mapping[str, Any], made: Mapping
     return {name: task.outputs[name] for name in (*stage.outputs, *stage.results)}
 
 
-def _place(task: dsl.PipelineTask, stage: Stage, options: Options, given: Mapping[str, Any]) -> None:
-    """Ask for the node that ``stage`` needs."""
+def _set_node(task: dsl.PipelineTask, stage: Stage, options: Options, fields: Mapping[str, Any]) -> None:
+    """Set resources, node selector and volumes of the task of ``stage``."""
     node = stage.node
     task.set_cpu_request(node.cpu).set_cpu_limit(node.cpu).set_memory_request(node.memory).set_memory_limit(node.memory)
     # KFP adds the rest of the restricted pod standard by itself. No user: OpenShift gives each namespace its own.
@@ -196,12 +200,12 @@ def _place(task: dsl.PipelineTask, stage: Stage, options: Options, given: Mappin
     if options.queue:
         kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", options.queue)
     task.set_accelerator_type("nvidia.com/gpu")
-    task.set_accelerator_limit(given[f"{stage.name}_{GPU_COUNT}"])
-    kubernetes.add_node_selector_json(task, given[f"{stage.name}_node_selector"])
-    kubernetes.add_toleration_json(task, given["gpu_tolerations"])
+    task.set_accelerator_limit(fields[f"{stage.name}_{GPU_COUNT}"])
+    kubernetes.add_node_selector_json(task, fields[f"{stage.name}_node_selector"])
+    kubernetes.add_toleration_json(task, fields["gpu_tolerations"])
 
 
-def _importer(name: str, uri: Any) -> Any:
+def _import_artifact(name: str, uri: Any) -> Any:
     # reimport: the bytes behind a URI may be new although the URI is not.
     # No display name: KFP's importer records its execution under the display name, and the driver of the next task
     # looks for the name of the task and finds nothing (KFP 2.14 to 2.17).
@@ -217,7 +221,7 @@ def _artifact_class(name: str) -> Any:
 
 
 def _with_signature(function: Callable, name: str, parameters: Iterable[tuple[str, Any, Any]]) -> Callable:
-    """``function`` as kfp would see it had its parameters been written out."""
+    """Return ``function`` with the signature that kfp reads, as if its parameters were written out."""
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     function.__signature__ = inspect.Signature(
         [inspect.Parameter(n, positional, annotation=kind, default=default) for n, kind, default in parameters]
@@ -228,7 +232,7 @@ def _with_signature(function: Callable, name: str, parameters: Iterable[tuple[st
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return the exit code: 0 done, 2 bad input or a stale file, 3 a person must act, 75 try again."""
-    parser = _parser()
+    parser = _build_parser()
     # argparse takes positional arguments in one run only; NAME=VALUE may stand anywhere.
     args, rest = parser.parse_known_args(argv)
     if unknown := [text for text in rest if text.startswith("-") or "=" not in text or "parameters" not in args]:
@@ -248,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
         return Transient.exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pipeline.py", description="Stages as Kubeflow pipelines.")
     commands = parser.add_subparsers(dest="command", required=True)
     sub = add_command(commands, "compile", _compile, "Write the pipelines as YAML")
@@ -263,23 +267,29 @@ def _parser() -> argparse.ArgumentParser:
         help="kubernetes writes Pipeline and PipelineVersion objects for GitOps, KFP 2.17 with its Kubernetes store",
     )
     sub.add_argument("--namespace", default="kubeflow", help="of those objects (default: kubeflow)")
-    ServerCommands(compiled, _server).add_to(commands)
+    ServerCommands(compile_plan, _connect).add_to(commands)
     return parser
 
 
 def _compile(args: argparse.Namespace) -> int:
-    pinned = images()
-    wanted = {}
-    for plan, configs in requested(args):
-        options = Options(configs, pinned, args.node_labels, args.queue, args.cache_claim)
-        text = compiled(plan, options) if args.format == "kfp" else objects(plan, options, namespace=args.namespace)
-        wanted[args.out / f"{pipeline_name(plan)}.yaml"] = text
+    images = read_images()
+    files = {}
+    for plan, configs in plan_pipelines(args):
+        options = Options(configs, images, args.node_labels, args.queue, args.cache_claim)
+        text = (
+            compile_plan(plan, options)
+            if args.format == "kfp"
+            else compile_objects(plan, options, namespace=args.namespace)
+        )
+        files[args.out / f"{pipeline_name(plan)}.yaml"] = text
     if args.out == PIPELINES and not args.starts:
-        # For pipelines of other people; what a stage is does not depend on the options.
-        wanted |= {ROOT / "components" / s.name / "component.yaml": alone(s, pinned[s.image]) for s in STAGES}
-    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+        # For pipelines of other people; a component does not depend on the options.
+        files |= {
+            ROOT / "components" / s.name / "component.yaml": compile_component(s, images[s.image]) for s in STAGES
+        }
+    stale = [path for path, text in files.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if not args.check:
-        for path, text in wanted.items():
+        for path, text in files.items():
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
@@ -291,9 +301,9 @@ def _compile(args: argparse.Namespace) -> int:
     return 0
 
 
-def _server(args: argparse.Namespace) -> Server:
+def _connect(args: argparse.Namespace) -> Server:
     """Credentials come from the environment only: arguments are seen by every user of the machine."""
-    with warnings.catch_warnings(), asking("connecting"):
+    with warnings.catch_warnings(), translate_errors("connecting"):
         warnings.simplefilter("ignore")
         client = kfp.Client(
             host=args.host,

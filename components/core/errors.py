@@ -27,7 +27,7 @@ class Transient(StageError):
     exit_code = 75
 
 
-def told(exit_code: int, message: str) -> StageError:
-    """The error that another process told of."""
+def error_from_exit_code(exit_code: int, message: str) -> StageError:
+    """Return the error that another process ended with."""
     kinds = {kind.exit_code: kind for kind in (InputError, ActionNeeded, Transient)}
     return kinds.get(exit_code, StageError)(message)

@@ -1,4 +1,4 @@
-"""Settings of a stage: written once as fields of a model, everything else is derived from them."""
+"""Settings of a stage: declared once as fields of a model; forms, options and tables are derived from them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _SHORT.maxlevel = 3
 _SHORT.maxstring = _SHORT.maxother = 200
 _PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 Group = TypeVar("Group", bound="Settings")
+AnySettings = TypeVar("AnySettings", bound="Settings")
 
 
 class Settings(BaseModel):
@@ -63,8 +64,8 @@ def setting(
     return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 
-def in_form(field: FieldInfo) -> bool:
-    """Whether the setting stands in the pipeline's run form."""
+def is_in_form(field: FieldInfo) -> bool:
+    """Return whether the setting is in the pipeline's run form."""
     return bool(_extra(field, "form"))
 
 
@@ -73,11 +74,11 @@ def affects_result(field: FieldInfo) -> bool:
     return _extra(field, "affects_result") is not False
 
 
-def on_this_machine(config: Any, work: Path) -> Any:
-    """``config`` with directories inside of ``work`` for the settings that have one and are null."""
+def fill_in_work_directories(config: AnySettings, work: Path) -> AnySettings:
+    """Return ``config`` with directories inside of ``work`` for the settings that have one and are null."""
     fields = type(config).model_fields
-    found = {name: _extra(field, "in_work") for name, field in fields.items() if getattr(config, name) is None}
-    return config.model_copy(update={name: str(work / inside) for name, inside in found.items() if inside})
+    directories = {name: _extra(field, "in_work") for name, field in fields.items() if getattr(config, name) is None}
+    return config.model_copy(update={name: str(work / inside) for name, inside in directories.items() if inside})
 
 
 def _extra(field: FieldInfo, name: str) -> Any:
@@ -86,7 +87,7 @@ def _extra(field: FieldInfo, name: str) -> Any:
 
 
 def parse_text(model: type[Settings], name: str, text: str) -> Any:
-    """The value that a command line's ``text`` means for the setting ``name``.
+    """Return the value that a command line's ``text`` means for the setting ``name``.
 
     Text settings take the text as it stands ("null" clears an optional one); all others are read as YAML, so
     ``[1, 5, 10]``, ``true`` and ``3`` mean what they look like. pydantic checks the type afterwards.
@@ -101,7 +102,7 @@ def parse_text(model: type[Settings], name: str, text: str) -> Any:
 
 
 def load(model: type[Settings], values: dict[str, Any], *, stage: str) -> Any:
-    """``values`` as settings of ``stage``.
+    """Return ``values`` as settings of ``stage``.
 
     Raises InputError with one line that names every wrong setting, and for an address with a password in it: settings
     stand in compiled pipelines, run forms and logs.
@@ -118,7 +119,7 @@ def load(model: type[Settings], values: dict[str, Any], *, stage: str) -> Any:
 
 
 def _has_password(value: Any) -> bool:
-    """Whether any text in ``value`` is an address with a password. What YAML's aliases share is looked at once."""
+    """Return whether any text in ``value`` is an address with a password. Shared parts (YAML aliases) are read once."""
     waiting, seen = [value], set()
     while waiting:
         part = waiting.pop()
@@ -133,20 +134,15 @@ def _has_password(value: Any) -> bool:
 def _explain(error: Any, model: type[Settings]) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        close = _closest(name, list(model.model_fields))
-        return f"there is no setting '{name}'" + (f": did you mean '{close}'?" if close else "")
+        close = difflib.get_close_matches(name, list(model.model_fields), n=1)
+        return f"there is no setting '{name}'" + (f": did you mean '{close[0]}'?" if close else "")
     if error["type"] == "value_error" and not name:
         return str(error["ctx"]["error"])
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error" or name.endswith("_env"):
-        # What was found may be a secret, also where the name of its variable belongs.
+        # The value may be a secret, even where the name of its variable belongs.
         return f"{name}: {message[0].lower()}{message[1:]}"
     return f"{name} = {_SHORT.repr(error['input'])}: {message[0].lower()}{message[1:]}"
-
-
-def _closest(name: str, names: list[str]) -> str | None:
-    found = difflib.get_close_matches(name, names, n=1)
-    return found[0] if found else None
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -154,7 +150,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 
 def is_optional(annotation: Any) -> bool:
-    """Whether a setting of this type may be null."""
+    """Return whether a setting of this type may be null."""
     return type(None) in _members(annotation)
 
 

@@ -1,4 +1,4 @@
-"""The declaration of a stage: what it reads, makes, needs and can be told. It imports nothing heavy."""
+"""The declaration of a stage: inputs, outputs, settings, image and node. It imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from components.core.settings import Settings
 
 @dataclass(frozen=True)
 class Secret:
-    """A key of a Kubernetes Secret that the stage sees as environment variable ``env``, when it exists."""
+    """A key of a Kubernetes Secret that the stage gets as environment variable ``env``, where the Secret exists."""
 
     env: str
     name: str
@@ -91,17 +91,17 @@ class Stage:
         return f"{self.name}_metrics"
 
     def needed_inputs(self, config: Settings) -> tuple[str, ...]:
-        """The inputs that no setting of ``config`` does for."""
+        """Return the inputs that no setting of ``config`` replaces."""
         return tuple(name for name in self.inputs if not getattr(config, self.replaced_by.get(name, ""), None))
 
     def program(self) -> Callable[..., dict[str, Any]]:
-        """The stage's ``run`` function; importing it may need the stage's heavy packages."""
+        """Return the stage's ``run`` function; importing it may need the stage's heavy packages."""
         return importlib.import_module(f"components.{self.name}.program").run
 
     def preview(self) -> Callable[..., str]:
-        """The program's ``preview``: what a run would do and cost, as text, from the same inputs."""
+        """Return the program's ``preview``: what a run would do and cost, as text, from the same inputs."""
         return importlib.import_module(f"components.{self.name}.program").preview
 
     def sample(self) -> Callable[..., str]:
-        """The program's ``sample``: what it makes of the first of its inputs, as text, without publishing anything."""
+        """Return the program's ``sample``: what it makes of its first input, as text; nothing is published."""
         return importlib.import_module(f"components.{self.name}.program").sample

@@ -1,4 +1,4 @@
-"""What is written from the declarations: tables of READMEs, Kubeflow's metadata.yaml, the schema of the chart."""
+"""Files written from the declarations: tables of READMEs, Kubeflow's metadata.yaml, the schema of the chart."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import yaml
 from components.core.artifacts import ARTIFACTS
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
-from components.core.settings import in_form
+from components.core.settings import is_in_form
 from components.core.stage import Stage
 from components.generated import values_schema
-from components.recipe.describe import shown, type_name
+from components.recipe.describe import format_type, format_value
 from components.recipe.plan import values_for
 from components.recipe.profiles import profile
 from components.recipe.stages import STAGES
@@ -30,34 +30,34 @@ def write(*, check: bool = False) -> None:
 
     Raises InputError, and writes nothing, when ``check`` is set and a file is not what would be written.
     """
-    wanted = {path: text for stage in STAGES for path, text in _files(stage).items()}
+    files = {path: text for stage in STAGES for path, text in _render_files(stage).items()}
     if VALUES_SCHEMA.is_file():
-        wanted[VALUES_SCHEMA] = values_schema.derived(VALUES_SCHEMA.read_text(encoding="utf-8"))
-    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+        files[VALUES_SCHEMA] = values_schema.update_schema(VALUES_SCHEMA.read_text(encoding="utf-8"))
+    stale = [path for path, text in files.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if check and stale:
         names = ", ".join(str(path.relative_to(PACKAGE.parent)) for path in stale)
         raise InputError(f"not what the declarations say: {names}: run `python -m components docs`")
     for path in stale:
-        path.write_text(wanted[path], encoding="utf-8")
+        path.write_text(files[path], encoding="utf-8")
         print(path.relative_to(PACKAGE.parent))
 
 
-def _files(stage: Stage) -> dict[Path, str]:
+def _render_files(stage: Stage) -> dict[Path, str]:
     readme = PACKAGE / stage.name / "README.md"
-    return {readme: _readme(stage, readme), readme.with_name("metadata.yaml"): metadata(stage)}
+    return {readme: _render_readme(stage, readme), readme.with_name("metadata.yaml"): render_metadata(stage)}
 
 
-def _readme(stage: Stage, path: Path) -> str:
+def _render_readme(stage: Stage, path: Path) -> str:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise InputError(f"{path} has no lines {BEGIN} and {END}: put them where the tables belong")
-    return f"{before}{BEGIN}\n\n{tables(stage)}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{render_tables(stage)}\n\n{END}{after}"
 
 
-def metadata(stage: Stage) -> str:
-    """``metadata.yaml`` as the repository kubeflow/pipelines-components asks for it, keys in its order."""
+def render_metadata(stage: Stage) -> str:
+    """Return ``metadata.yaml`` as the repository kubeflow/pipelines-components asks for it, keys in its order."""
     content = {
         "name": stage.name,
         "stability": "alpha",
@@ -68,16 +68,19 @@ def metadata(stage: Stage) -> str:
     return yaml.safe_dump(content, sort_keys=False)
 
 
-def tables(stage: Stage) -> str:
-    """The stage's artifacts and settings as Markdown tables."""
-    parts = ["## Interface", _interface(stage), "## Settings", _settings(stage, _own(stage))]
+def render_tables(stage: Stage) -> str:
+    """Return the stage's artifacts and settings as Markdown tables."""
+    parts = ["## Interface", _interface_table(stage), "## Settings", _settings_table(stage, _names_of_stage(stage))]
     if issubclass(stage.config, EncoderConfig):
         shared = ", ".join(s.name for s in STAGES if issubclass(s.config, EncoderConfig))
-        parts += [f"Settings of the encoder, the same in {shared}:", _settings(stage, list(EncoderConfig.model_fields))]
+        parts += [
+            f"Settings of the encoder, the same in {shared}:",
+            _settings_table(stage, list(EncoderConfig.model_fields)),
+        ]
     return "\n\n".join(parts)
 
 
-def _interface(stage: Stage) -> str:
+def _interface_table(stage: Stage) -> str:
     rows = [("input", name) for name in stage.inputs]
     rows += [("input, optional", name) for name in stage.optional_inputs]
     rows += [("input, as URI", name) for name in stage.by_uri]
@@ -87,24 +90,24 @@ def _interface(stage: Stage) -> str:
     return _table(("", "name", "type", "what"), lines)
 
 
-def _own(stage: Stage) -> list[str]:
+def _names_of_stage(stage: Stage) -> list[str]:
     shared = EncoderConfig.model_fields if issubclass(stage.config, EncoderConfig) else {}
     return [name for name in stage.config.model_fields if name not in shared]
 
 
-def _settings(stage: Stage, names: list[str]) -> str:
-    """Defaults are those of the profile ``llama``; ``small`` stands beside them where it differs."""
+def _settings_table(stage: Stage, names: list[str]) -> str:
+    """Return the table of the settings ``names``, with the default of the profile ``small`` where it differs."""
     small = values_for(stage, profile("small"))
     fields = [stage.config.model_fields[name] for name in names]
     lines = []
     for name, field in zip(names, fields, strict=True):
-        default = f"`{shown(field.default)}`"
+        default = f"`{format_value(field.default)}`"
         if name in small and small[name] != field.default:
-            default += f" (small: `{shown(small[name])}`)"
-        mark = " \\*" if in_form(field) else ""
-        lines.append((f"`{name}`{mark}", type_name(field.annotation), default, field.description or ""))
+            default += f" (small: `{format_value(small[name])}`)"
+        mark = " \\*" if is_in_form(field) else ""
+        lines.append((f"`{name}`{mark}", format_type(field.annotation), default, field.description or ""))
     table = _table(("setting", "type", "default", "meaning"), lines)
-    return f"{table}\n\n\\* in the run form of the Kubeflow UI." if any(map(in_form, fields)) else table
+    return f"{table}\n\n\\* in the run form of the Kubeflow UI." if any(map(is_in_form, fields)) else table
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

@@ -1,4 +1,4 @@
-"""pipeline.py's commands that ask a Kubeflow Pipelines server: submit, wait, upload, schedule."""
+"""Commands of pipeline.py that need a Kubeflow Pipelines server: submit, wait, upload, schedule."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ from components.kubeflow.options import (
     add_server_options,
     add_start,
     add_timeout,
-    chosen,
-    chosen_run,
+    choose_pipeline,
+    choose_run,
 )
 from components.kubeflow.run_form import Options
-from components.kubeflow.server import EndedRun, Launch, Server
+from components.kubeflow.server import EndedRun, Launch, ScheduleChange, Server
 from components.recipe.plan import Plan, pipeline_name
+
+_CHANGED: dict[ScheduleChange, str] = {"pause": "paused", "resume": "resumed", "delete": "deleted"}
 
 
 @dataclass(frozen=True)
 class ServerCommands:
-    """``compiled`` makes the YAML of a pipeline, ``connect`` the server that the options name: both need kfp."""
+    """The commands, given what needs kfp: ``compile_plan`` makes the YAML of a pipeline, ``connect`` a client of the
+    server that the options name."""
 
-    compiled: Callable[[Plan, Options], str]
+    compile_plan: Callable[[Plan, Options], str]
     connect: Callable[[argparse.Namespace], Server]
 
     def add_to(self, commands: Any) -> None:
@@ -71,24 +74,25 @@ class ServerCommands:
         add_run_options(sub)
         sub = add_command(commands, "list", self._list_schedules, "Every recurring run of the experiment")
         add_server_options(sub, experiment=True)
-        for action, change, text in (
-            ("pause", "disable", "Start no more runs"),
-            ("resume", "enable", "Start runs again"),
-            ("delete", "delete", "Forget a recurring run; its runs stay"),
-        ):
-            sub = add_command(commands, action, self._change_schedule, text)
+        changes: tuple[tuple[ScheduleChange, str], ...] = (
+            ("pause", "Start no more runs"),
+            ("resume", "Start runs again"),
+            ("delete", "Delete a recurring run; the runs that it started stay"),
+        )
+        for change, text in changes:
+            sub = add_command(commands, change, self._change_schedule, text)
             sub.add_argument("name", help="name of the recurring run")
             sub.set_defaults(change=change)
             add_server_options(sub, experiment=True)
 
     def _submit(self, args: argparse.Namespace) -> int:
-        plan, options, given = chosen_run(args)
+        plan, options, parameters = choose_run(args)
         name = args.run_name or f"{pipeline_name(plan)} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
         if args.dry_run:
-            print(yaml.safe_dump(given, sort_keys=False), end="")
+            print(yaml.safe_dump(parameters, sort_keys=False), end="")
             return 0
         server = self.connect(args)
-        run_id = server.start(name, self.compiled(plan, options), _launch(args, given))
+        run_id = server.start(name, self.compile_plan(plan, options), _make_launch(args, parameters))
         print(f"Run id: {run_id}", flush=True)
         return _follow(server, run_id, args.timeout) if args.wait else 0
 
@@ -96,35 +100,35 @@ class ServerCommands:
         return _follow(self.connect(args), args.run_id, args.timeout)
 
     def _upload(self, args: argparse.Namespace) -> int:
-        plan, options = chosen(args)
+        plan, options = choose_pipeline(args)
         name = pipeline_name(plan)
-        version = self.connect(args).upload(name, self.compiled(plan, options), version=args.version)
+        version = self.connect(args).upload(name, self.compile_plan(plan, options), version=args.version)
         print(f"{name} {args.version}: {'uploaded' if version.created else 'is there already'}")
         return 0
 
     def _schedule(self, args: argparse.Namespace) -> int:
-        plan, options, given = chosen_run(args)
-        cron = _cron(args.cron)
+        plan, options, parameters = choose_run(args)
+        cron = _normalize_cron(args.cron)
         server = self.connect(args)
-        version = server.upload(pipeline_name(plan), self.compiled(plan, options), version=args.version)
-        changed = server.schedule(args.name, version, cron, _launch(args, given))
+        version = server.upload(pipeline_name(plan), self.compile_plan(plan, options), version=args.version)
+        changed = server.schedule(args.name, version, cron, _make_launch(args, parameters))
         print(f"{args.name}: {'scheduled' if changed else 'is scheduled so already'} ({cron})")
         return 0
 
     def _list_schedules(self, args: argparse.Namespace) -> int:
-        for name, cron, mode, given in self.connect(args).schedules(args.experiment):
+        for name, cron, mode, parameters in self.connect(args).list_schedules(args.experiment):
             state = "paused" if mode == "DISABLE" else "active"
-            print(f"{name}  {cron}  {state}  {given.get('corpus_uri', '')}".rstrip())
+            print(f"{name}  {cron}  {state}  {parameters.get('corpus_uri', '')}".rstrip())
         return 0
 
     def _change_schedule(self, args: argparse.Namespace) -> int:
         self.connect(args).change_schedule(args.name, args.experiment, args.change)
-        print(f"{args.name}: {args.change}d")
+        print(f"{args.name}: {_CHANGED[args.change]}")
         return 0
 
 
 def _follow(server: Server, run_id: str, timeout: float) -> int:
-    """Show the run's progress and what it came to. Raises ActionNeeded when it does not succeed."""
+    """Print the progress and the figures of a run. Raises ActionNeeded when it does not succeed."""
     goes_on = f"the run goes on, and `python pipeline.py wait {run_id}` follows it"
     try:
         run = server.wait(run_id, timeout=timeout, show=lambda line: print(line, flush=True))
@@ -132,15 +136,15 @@ def _follow(server: Server, run_id: str, timeout: float) -> int:
         raise Transient(f"{error}; {goes_on}") from None
     except KeyboardInterrupt:
         raise Transient(f"interrupted; {goes_on}") from None
-    for line in _figures(run):
+    for line in _describe_figures(run):
         print(line)
     if run.state != "SUCCEEDED":
         raise ActionNeeded(f"run {run_id} ended as {run.state}: its page shows the task and its log")
     return 0
 
 
-def _figures(run: EndedRun) -> list[str]:
-    """What the run came to: KFP's API has no metrics, the history has them."""
+def _describe_figures(run: EndedRun) -> list[str]:
+    """Return the figures of the run, a line each, from the history: KFP's API has no metrics."""
     history_uri = run.parameters.get("history_uri")
     if not history_uri:
         return []
@@ -148,16 +152,16 @@ def _figures(run: EndedRun) -> list[str]:
         records = History(history_uri).read_runs(since=run.began)
     except (StageError, ImportError) as error:
         return [f"figures: {history_uri} cannot be read from here ({error})"]
-    # Each is named by the time it began and something of its own.
+    # Names of a history's runs begin with the time at which they began.
     return [record.summary() for record in records if not run.ended or record.name.partition("-")[0] <= run.ended]
 
 
-def _launch(args: argparse.Namespace, given: Mapping[str, Any]) -> Launch:
-    return Launch(args.experiment, given, args.pipeline_root, args.service_account)
+def _make_launch(args: argparse.Namespace, parameters: Mapping[str, Any]) -> Launch:
+    return Launch(args.experiment, parameters, args.pipeline_root, args.service_account)
 
 
-def _cron(text: str) -> str:
-    """Six fields for KFP. Raises InputError for what is no cron expression."""
+def _normalize_cron(text: str) -> str:
+    """Return ``text`` as the six fields that KFP takes. Raises InputError if it is not a cron expression."""
     fields = text.split()
     if len(fields) == 5:
         fields.insert(0, "0")

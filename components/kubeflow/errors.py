@@ -1,4 +1,4 @@
-"""What a Kubeflow Pipelines server refuses, and what keeps it from answering, as this project's errors."""
+"""Errors of the Kubeflow Pipelines SDK, translated to this project's errors."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from components.core.errors import ActionNeeded, InputError, StageError, Transie
 
 
 @contextlib.contextmanager
-def asking(what: str) -> Iterator[None]:
-    """Errors of the SDK as ours; ``what`` is asked for."""
+def translate_errors(action: str) -> Iterator[None]:
+    """Raise errors of the SDK as StageError; ``action`` begins their message: "uploading NAME"."""
     try:
         yield
     except StageError:
         raise
     except api.ApiException as error:
-        raise _refused(what, error) from None
+        raise _translate_refusal(action, error) from None
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise Transient(f"{what}: the server cannot be reached ({error}): check --host, then run again") from None
+        raise Transient(f"{action}: the server cannot be reached ({error}): check --host, then run again") from None
     except (ValueError, TypeError, AttributeError) as error:
-        # A login page instead of an answer, for instance.
+        # A login page in place of an answer, for instance.
         raise ActionNeeded(
-            f"{what}: what answers is no Kubeflow Pipelines API ({error}): check --host, KFP_TOKEN and KFP_COOKIES"
+            f"{action}: what answers is no Kubeflow Pipelines API ({error}): check --host, KFP_TOKEN and KFP_COOKIES"
         ) from None
 
 
-def _refused(what: str, error: Any) -> StageError:
+def _translate_refusal(action: str, error: Any) -> StageError:
     try:
         body = json.loads(error.body)
-        said = body.get("error") or body.get("message") or ""
+        reason = body.get("error") or body.get("message") or ""
     except (ValueError, TypeError, AttributeError):
-        said = error.reason or ""
-    problem = f"{what}: the server answers {error.status} {' '.join(str(said).split())[:300]}".rstrip()
+        reason = error.reason or ""
+    problem = f"{action}: the server answers {error.status} {' '.join(str(reason).split())[:300]}".rstrip()
     if error.status in (401, 403):
         return ActionNeeded(f"{problem}: check KFP_TOKEN or KFP_COOKIES and your rights in the namespace")
     if not error.status or error.status in (408, 425, 429) or error.status >= 500:

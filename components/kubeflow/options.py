@@ -1,4 +1,4 @@
-"""The options of pipeline.py's commands, and what they choose: stages, their settings, images, values of the form."""
+"""Options of pipeline.py's commands, and what they choose: stages, their settings, images, values of the run form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 from components.core.errors import InputError
 from components.core.settings import Settings, parse_text
-from components.kubeflow.run_form import NO_GPU, NODE_LABELS, Options, arguments
+from components.kubeflow.run_form import NO_GPU, NODE_LABELS, Options, read_arguments
 from components.recipe.plan import Plan, find_setting, make_plan, resolve, values_for
 from components.recipe.profiles import PROFILES
 from components.recipe.stages import NAMES, STAGES
@@ -25,19 +25,19 @@ SERVING_NODE_SELECTOR = "serving_node_selector"
 def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
-    """Another command, which ``run`` carries out."""
+    """Add the command ``name``, which calls ``run``."""
     sub = commands.add_parser(name, help=text, description=f"{text}.", allow_abbrev=False)
     sub.set_defaults(run=run)
     return sub
 
 
 def add_start(sub: argparse.ArgumentParser) -> None:
-    """The option that chooses one pipeline."""
+    """Add the option that chooses one pipeline."""
     sub.add_argument("--from", dest="start", choices=NAMES, default=NAMES[0], help="first stage (default: sdg)")
 
 
 def add_compile_options(sub: argparse.ArgumentParser) -> None:
-    """Options of how pipelines are compiled, for every command that compiles."""
+    """Add the options of how pipelines are compiled, for every command that compiles."""
     sub.add_argument("--to", dest="end", choices=NAMES, default=NAMES[-1], help="last stage (default: deploy)")
     sub.add_argument("--profile", choices=sorted(PROFILES), default="llama", help="defaults of the run form")
     sub.add_argument(
@@ -68,12 +68,12 @@ def add_compile_options(sub: argparse.ArgumentParser) -> None:
         "--cache-claim", metavar="NAME", help="PersistentVolumeClaim that keeps base models for later runs"
     )
     sub.add_argument(
-        "--set", dest="given", action="append", default=[], metavar="NAME=VALUE", help="another default in the form"
+        "--set", dest="defaults", action="append", default=[], metavar="NAME=VALUE", help="another default in the form"
     )
 
 
 def add_run_options(sub: argparse.ArgumentParser) -> None:
-    """Options of what starts runs, now or by the clock."""
+    """Add the options of commands that start runs, now or on a schedule."""
     sub.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="fields of the run form, corpus_uri=s3://...")
     sub.add_argument("--params", type=Path, metavar="FILE", help="the same as a YAML file; the command line wins")
     add_start(sub)
@@ -84,7 +84,7 @@ def add_run_options(sub: argparse.ArgumentParser) -> None:
 
 
 def add_server_options(sub: argparse.ArgumentParser, *, experiment: bool = False) -> None:
-    """Which server is asked. There is no option for credentials: the environment has them."""
+    """Add the options that name the server. There is none for credentials: they come from the environment."""
     sub.add_argument(
         "--host",
         metavar="URL",
@@ -97,16 +97,16 @@ def add_server_options(sub: argparse.ArgumentParser, *, experiment: bool = False
 
 
 def add_timeout(sub: argparse.ArgumentParser, what: str) -> None:
-    """How long a run is followed."""
+    """Add the option that limits how long a run is followed."""
     sub.add_argument("--timeout", type=float, default=86400, metavar="SECONDS", help=f"{what} (default: a day)")
 
 
-def images() -> dict[str, str]:
-    """Image of each kind (``cpu``, ``gpu``, ...): images/pins.env, or environment variables of the same names.
+def read_images() -> dict[str, str]:
+    """Return the image of each kind (``cpu``, ``gpu``, ...) from images/pins.env, or the environment.
 
     Raises InputError for an image without tag or digest, or with the tag latest.
     """
-    found = {}
+    images = {}
     for line in PINS.read_text(encoding="utf-8").splitlines():
         name, equals, pinned = line.strip().partition("=")
         if not name.endswith("_IMAGE") or not equals:
@@ -116,68 +116,71 @@ def images() -> dict[str, str]:
             r"(:(?!latest$)[\w.-]+|@sha256:[0-9a-f]{64})$", image
         ):
             raise InputError(f"{name} = {image}: name an image with a fixed tag or digest, never latest")
-        found[name.removesuffix("_IMAGE").lower()] = image
-    return found
+        images[name.removesuffix("_IMAGE").lower()] = image
+    return images
 
 
-def chosen(args: argparse.Namespace) -> tuple[Plan, Options]:
-    """The one pipeline that ``args`` choose."""
-    ((plan, configs),) = requested(argparse.Namespace(**{**vars(args), "starts": [args.start]}))
-    return plan, Options(configs, images(), args.node_labels, args.queue, args.cache_claim)
+def choose_pipeline(args: argparse.Namespace) -> tuple[Plan, Options]:
+    """Return the one pipeline that ``args`` choose, and how to compile it."""
+    ((plan, configs),) = plan_pipelines(argparse.Namespace(**{**vars(args), "starts": [args.start]}))
+    return plan, Options(configs, read_images(), args.node_labels, args.queue, args.cache_claim)
 
 
-def chosen_run(args: argparse.Namespace) -> tuple[Plan, Options, dict[str, Any]]:
-    """The chosen pipeline and what its form is filled in with."""
-    plan, options = chosen(args)
+def choose_run(args: argparse.Namespace) -> tuple[Plan, Options, dict[str, Any]]:
+    """Return the chosen pipeline, how to compile it, and the values of its run form."""
+    plan, options = choose_pipeline(args)
     texts = _parameter_file(args.params) if args.params else {}
     for text in args.parameters:
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"'{text}': expected NAME=VALUE")
         texts[name] = value
-    return plan, options, arguments(plan, options, texts)
+    return plan, options, read_arguments(plan, options, texts)
 
 
 def _parameter_file(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise InputError(f"{path}: expected names and values")
-    return {str(name): value for name, value in found.items()}
+    return {str(name): value for name, value in content.items()}
 
 
-def requested(args: argparse.Namespace) -> list[tuple[Plan, dict[str, Settings]]]:
-    """Every plan to compile with its settings.
+def plan_pipelines(args: argparse.Namespace) -> list[tuple[Plan, dict[str, Settings]]]:
+    """Return every plan to compile with the settings of its stages.
 
-    With several starts, what a plan has no use for is left out of it; InputError for what none has use for.
+    With several starts, an option that a plan has no use for does not apply to it. Raises InputError for an option
+    that no plan has use for.
     """
     plans = []
     for start in args.starts or NAMES:
         plan = make_plan(start, args.end)
-        offered = {name for stage in plan.stages for name in stage.optional_inputs} - set(plan.made)
-        replaceable = {name for stage in plan.stages for name in stage.replaced_by} & set(plan.brought)
+        offered = {name for stage in plan.stages for name in stage.optional_inputs} - set(plan.output_artifacts)
+        replaceable = {name for stage in plan.stages for name in stage.replaced_by} & set(plan.required_artifacts)
         extra = [name for name in args.extra if name in offered]
         without = [name for name in args.without if name in replaceable]
         plans.append(make_plan(start, args.end, extra=extra, without=without))
     for name in args.extra:
-        if not any(name in plan.brought for plan in plans):
+        if not any(name in plan.required_artifacts for plan in plans):
             raise InputError(f"--with {name}: no chosen stage takes it from outside")
     for name in args.without:
-        if not any(name in plan.left_out for plan in plans):
+        if not any(name in plan.replaced_artifacts for plan in plans):
             raise InputError(f"--without {name}: no chosen stage can do without it")
-    given = dict(_assignment(text) for text in args.given)
+    defaults = dict(_parse_assignment(text) for text in args.defaults)
     chosen = [stage for stage in STAGES if any(stage in plan.stages for plan in plans)]
     if any(SERVING_NODE_SELECTOR in stage.config.model_fields for stage in chosen):
         # The model that deploy starts runs on nodes of the same cluster.
         labels = {} if args.node_labels == NO_GPU else NODE_LABELS[args.node_labels]["A100"]
-        given = {SERVING_NODE_SELECTOR: labels} | given
-    resolve(chosen, profile_name=args.profile, given=given)
-    return [(plan, resolve(plan.stages, profile_name=args.profile, given=_meant_for(plan, given))) for plan in plans]
+        defaults = {SERVING_NODE_SELECTOR: labels} | defaults
+    resolve(chosen, profile_name=args.profile, given=defaults)
+    return [
+        (plan, resolve(plan.stages, profile_name=args.profile, given=_select_values(plan, defaults))) for plan in plans
+    ]
 
 
-def _assignment(text: str) -> tuple[str, Any]:
+def _parse_assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise InputError(f"--set {text}: expected NAME=VALUE")
@@ -185,5 +188,8 @@ def _assignment(text: str) -> tuple[str, Any]:
     return key, parse_text(owner.config, name, value)
 
 
-def _meant_for(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in given.items() if any(values_for(stage, {key: value}) for stage in plan.stages)}
+def _select_values(plan: Plan, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that some stage of ``plan`` takes."""
+    return {
+        key: value for key, value in values.items() if any(values_for(stage, {key: value}) for stage in plan.stages)
+    }

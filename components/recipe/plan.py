@@ -1,4 +1,4 @@
-"""From chosen stages to what the user must bring and what can be set; no kfp, no torch."""
+"""The plan of a run: its stages, the artifacts that must be given, and the settings of each; no kfp, no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from components.core.errors import InputError
-from components.core.settings import Settings, in_form, load
+from components.core.settings import Settings, is_in_form, load
 from components.core.stage import Stage
 from components.recipe.profiles import profile
 from components.recipe.stages import NAMES, STAGES, by_name
@@ -20,60 +20,68 @@ from components.recipe.stages import NAMES, STAGES, by_name
 class Plan:
     """Stages that run one after the other.
 
-    ``brought`` are the artifacts that no chosen stage makes; ``brought_by_uri`` those of which every stage only
-    wants the URI, and that may be left out when the settings need none; ``left_out`` those that settings do for.
+    ``required_artifacts`` are read by the stages and made by none of them; ``uri_artifacts`` are those of them that
+    every stage takes as a URI only, which may be empty where the settings need none; ``replaced_artifacts`` are inputs
+    that a setting stands in for.
     """
 
     stages: tuple[Stage, ...]
-    brought: tuple[str, ...]
-    brought_by_uri: tuple[str, ...]
-    left_out: tuple[str, ...] = ()
+    required_artifacts: tuple[str, ...]
+    uri_artifacts: tuple[str, ...]
+    replaced_artifacts: tuple[str, ...] = ()
 
     @property
-    def made(self) -> tuple[str, ...]:
+    def output_artifacts(self) -> tuple[str, ...]:
         """Artifacts that the chosen stages make."""
         return tuple(name for stage in self.stages for name in stage.outputs)
 
     def after(self, stage: Stage) -> tuple[Stage, ...]:
-        """The stages that follow ``stage``, and run only when its gate opens."""
+        """Return the stages that follow ``stage``, and run only when its gate opens."""
         return self.stages[self.stages.index(stage) + 1 :]
 
 
 def make_plan(
     start: str = NAMES[0], end: str = NAMES[-1], *, extra: Iterable[str] = (), without: Iterable[str] = ()
 ) -> Plan:
-    """The stages from ``start`` to ``end``; ``extra`` names optional artifacts that the user brings as well.
+    """Plan the stages from ``start`` to ``end``.
 
-    ``without`` names artifacts that settings do for. Raises InputError for unknown or reversed stages, and for an
-    artifact that no chosen stage takes, or can do without.
+    Args:
+        extra: optional artifacts that the user gives as well.
+        without: artifacts that a setting stands in for.
+
+    Raises InputError for unknown or reversed stages, and for an artifact that no chosen stage takes, or can do without.
     """
     first, last = STAGES.index(by_name(start)), STAGES.index(by_name(end))
     if first > last:
         raise InputError(f"--from {start} comes after --to {end}: the order is {', '.join(NAMES)}")
     stages = STAGES[first : last + 1]
-    made: set[str] = set()
-    brought: dict[str, None] = {}
+    outputs: set[str] = set()
+    required: dict[str, None] = {}
     by_uri: dict[str, None] = {}
     extra = tuple(extra)
     for stage in stages:
-        wanted = stage.inputs + tuple(name for name in stage.optional_inputs if name in extra)
-        brought |= dict.fromkeys(name for name in wanted if name not in made)
-        by_uri |= dict.fromkeys(name for name in stage.by_uri if name not in made)
-        made |= set(stage.outputs)
+        inputs = stage.inputs + tuple(name for name in stage.optional_inputs if name in extra)
+        required |= dict.fromkeys(name for name in inputs if name not in outputs)
+        by_uri |= dict.fromkeys(name for name in stage.by_uri if name not in outputs)
+        outputs |= set(stage.outputs)
     for name in extra:
-        if name not in brought:
+        if name not in required:
             raise InputError(f"none of the stages {start} to {end} takes '{name}' from outside: leave it out")
-    replaceable = {name for stage in stages for name in stage.replaced_by if name in brought}
+    replaceable = {name for stage in stages for name in stage.replaced_by if name in required}
     without = tuple(without)
     for name in without:
         if name not in replaceable:
             raise InputError(f"none of the stages {start} to {end} can do without '{name}'")
-    wanted = tuple(name for name in brought if name not in without)
-    return Plan(stages, wanted, tuple(name for name in by_uri if name not in brought), without)
+    return Plan(
+        stages,
+        tuple(name for name in required if name not in without),
+        tuple(name for name in by_uri if name not in required),
+        without,
+    )
 
 
 def resolve(stages: Iterable[Stage], *, profile_name: str, given: Mapping[str, Any]) -> dict[str, Settings]:
-    """The settings of each stage: its own defaults, then the profile's, then ``given``.
+    """Return the settings of each stage: its defaults, then the profile's values, then ``given``.
 
     A key of ``given`` is ``stage.setting``, or a setting's name alone, meant for every stage that has it.
     Raises InputError for unknown names, values of the wrong type, stages that are not chosen, and a name alone that
@@ -91,14 +99,14 @@ def resolve(stages: Iterable[Stage], *, profile_name: str, given: Mapping[str, A
 
 
 def values_for(stage: Stage, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``values`` that are meant for ``stage``, under the setting's own name; ``stage.setting`` wins."""
+    """Return those of ``values`` that are meant for ``stage``, by the setting's name; ``stage.setting`` wins."""
     plain = {key: value for key, value in values.items() if key in stage.config.model_fields}
     prefix = f"{stage.name}."
     return plain | {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
 
 
 def find_setting(key: str) -> tuple[Stage, str]:
-    """A stage that has the setting which ``key`` names, and the setting's own name.
+    """Return a stage that has the setting which ``key`` names, and the setting's name.
 
     Raises InputError when there is none.
     """
@@ -122,26 +130,26 @@ def _check_key(key: str, chosen: set[str]) -> None:
             )
         return
     owners = {s.name: s.config.model_fields[name] for s in STAGES if name in s.config.model_fields}
-    meant = {owner: (field.annotation, field.default) for owner, field in owners.items() if owner in chosen}
-    if not meant:
+    meanings = {owner: (field.annotation, field.default) for owner, field in owners.items() if owner in chosen}
+    if not meanings:
         raise InputError(f"{key} is a setting of {', '.join(sorted(owners))}, which is not among the chosen stages")
-    if any(meaning != next(iter(meant.values())) for meaning in meant.values()):
-        choices = " or ".join(f"{owner}.{name}" for owner in meant)
-        raise InputError(f"{key} means something else in each of {', '.join(meant)}: write {choices}")
+    if any(meaning != next(iter(meanings.values())) for meaning in meanings.values()):
+        choices = " or ".join(f"{owner}.{name}" for owner in meanings)
+        raise InputError(f"{key} means something else in each of {', '.join(meanings)}: write {choices}")
 
 
 def form_settings(stages: Iterable[Stage]) -> dict[str, FieldInfo]:
-    """Settings that stand in the run form of a pipeline of ``stages``; a name shared by stages stands once."""
-    found: dict[str, FieldInfo] = {}
+    """Return the settings in the run form of a pipeline of ``stages``; a name shared by stages appears once."""
+    fields: dict[str, FieldInfo] = {}
     for stage in stages:
         for name, field in stage.config.model_fields.items():
-            if in_form(field):
-                found.setdefault(name, field)
-    return found
+            if is_in_form(field):
+                fields.setdefault(name, field)
+    return fields
 
 
 def pipeline_name(plan: Plan) -> str:
-    """``nemotron-embed`` for the whole recipe, ``nemotron-embed-from-STAGE`` for a later start."""
+    """Return ``nemotron-embed`` for the whole recipe, ``nemotron-embed-from-STAGE`` for a later start."""
     start, end = plan.stages[0].name, plan.stages[-1].name
     name = "nemotron-embed" if start == NAMES[0] else f"nemotron-embed-from-{start}"
     return name if end == NAMES[-1] else f"{name}-to-{end}"

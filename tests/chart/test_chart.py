@@ -23,8 +23,8 @@ from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
 from components.deploy.objects.render import live_name, render
 from components.deploy.verify import main
-from components.generated.values_schema import derived
-from components.kubeflow.options import images
+from components.generated.values_schema import update_schema
+from components.kubeflow.options import read_images
 from components.kubeflow.run_form import NO_GPU, NODE_LABELS, Options, form_fields
 from components.recipe.plan import make_plan, resolve
 from components.recipe.profiles import PROFILES
@@ -206,7 +206,7 @@ def _objects_of(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_values_keep_in_step_with_the_stages() -> None:
-    assert derived((CHART / "values.schema.json").read_text()) == (CHART / "values.schema.json").read_text()
+    assert update_schema((CHART / "values.schema.json").read_text()) == (CHART / "values.schema.json").read_text()
     keys = {"ngc-api": {"NGC_API_KEY"}, "ngc-pull": {"NGC_API_KEY"}}
     for secret in (secret for stage in STAGES for secret in stage.secrets):
         keys.setdefault(secret.name, set()).add(secret.key)
@@ -216,19 +216,19 @@ def test_values_keep_in_step_with_the_stages() -> None:
         assert {name: set(part["properties"]["data"]["properties"]) for name, part in secrets} == keys
     settings = SCHEMA["properties"]["pipelines"]["properties"]
     assert settings["profile"]["enum"] == sorted(PROFILES)
-    form = {name for start in NAMES for name, *_ in form_fields(make_plan(start), options(start))}
+    form = {field.name for start in NAMES for field in form_fields(make_plan(start), options(start))}
     optional = {f"{name}_uri" for stage in STAGES for name in stage.optional_inputs}
     assert form <= set(settings["schedules"]["items"]["properties"]["parameters"]["properties"])
     assert optional <= set(settings["schedules"]["items"]["properties"]["parameters"]["properties"])
     assert settings["nodeLabels"]["enum"] == [*NODE_LABELS, NO_GPU]
     assert SCHEMA["definitions"]["start"]["enum"] == list(NAMES)
-    assert VALUES["images"] == images()
+    assert VALUES["images"] == read_images()
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == chart["version"] == __version__
 
 
 def options(start: str) -> Options:
-    return Options(resolve(make_plan(start).stages, profile_name="llama", given={}), images())
+    return Options(resolve(make_plan(start).stages, profile_name="llama", given={}), read_images())
 
 
 @pytest.mark.parametrize("profile", sorted(PROFILES))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from components.kubeflow.options import images
+from components.kubeflow.options import read_images
 from images.build import CONFINED
 from tests.pipeline.on_this_host import DockerClient, Task
 
@@ -40,7 +40,7 @@ def why_no_engine() -> str:
     answer = subprocess.run([client(), "info"], capture_output=True, text=True, check=False)
     if answer.returncode:
         return "no container engine answers (DOCKER_HOST)"
-    missing = [image for image in images().values() if not _has(image)]
+    missing = [image for image in read_images().values() if not _has(image)]
     return f"not built: {', '.join(missing)} (make images, with the names of images/pins.env)" if missing else ""
 
 

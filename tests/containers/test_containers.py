@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 
 import pipeline
 from components.core.artifacts import verify
-from components.kubeflow.options import images
+from components.kubeflow.options import read_images
 from images.build import CONFINED
 from tests.containers.companions import LLM_URL, STORE, companions
 from tests.containers.engine import USER, Containers, client, docker, why_no_engine
@@ -82,7 +82,7 @@ def recipe(root: Path) -> Containers:
 def test_every_stage_runs_in_its_image(recipe: Containers, root: Path) -> None:
     stages = ("sdg", "prep", "finetune", "eval", "export", "deploy")
     assert [(task.stage, task.code) for task in recipe.tasks] == [(name, 0) for name in stages]
-    pinned = images()
+    pinned = read_images()
     kinds = ("cpu", "gpu", "gpu", "gpu", "export", "cpu")
     assert [task.image for task in recipe.tasks] == [pinned[kind] for kind in kinds]
     for name in ("qa_pairs", "training_data", "eval_data", "checkpoint", "eval_results", "exported_model"):
@@ -94,7 +94,7 @@ def test_the_server_image_serves_the_exported_model(recipe: Containers, root: Pa
     model = artifact(root, "exported_model")
     options = [*CONFINED, "--user", USER, "--network", "host", "--volume", f"{model}:/model:ro"]
     arguments = ["--model", "/model", "--name", NAME, "--host", "127.0.0.1", "--port", "18477"]
-    container = docker("run", "--detach", *options, images()["server"], *arguments)
+    container = docker("run", "--detach", *options, read_images()["server"], *arguments)
     try:
         body = {"model": NAME, "input": ["how do I leave a loop"], "input_type": "query"}
         vector = _posted("http://127.0.0.1:18477/v1/embeddings", body)["data"][0]["embedding"]
@@ -116,7 +116,7 @@ def _posted(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_generation_reaches_the_llm_and_the_store_and_nothing_else(root: Path) -> None:
-    path, image = compiled(root, "--from", "sdg", "--to", "sdg"), images()["cpu"]
+    path, image = compiled(root, "--from", "sdg", "--to", "sdg"), read_images()["cpu"]
     with companions(client(), image, "store", "llm") as network:
         run = Containers({"sdg": network}, {"sdg": {**STORE, "NVIDIA_API_KEY": "nvapi-canary"}})
         settings = {"llm_base_url": LLM_URL, "ledger_uri": "s3://bucket/ledger", "num_files": 4}
@@ -132,7 +132,7 @@ def test_generation_reaches_the_llm_and_the_store_and_nothing_else(root: Path) -
 
 
 def test_training_keeps_its_states_in_the_store_and_reaches_nothing_else(recipe: Containers, root: Path) -> None:
-    path, image = compiled(root, "--from", "finetune", "--to", "finetune"), images()["gpu"]
+    path, image = compiled(root, "--from", "finetune", "--to", "finetune"), read_images()["gpu"]
     with companions(client(), image, "store") as network:
         run = Containers({"finetune": network}, {"finetune": STORE})
         with running_on(run, root):
@@ -171,7 +171,7 @@ def test_a_stage_that_fails_fails_the_run(root: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu", "export", "server"])
 def test_an_image_is_what_a_restricted_cluster_takes(kind: str) -> None:
-    image = images()[kind]
+    image = read_images()[kind]
     config = json.loads(docker("image", "inspect", "--format", "{{json .Config}}", image))
     user, _, group = config["User"].partition(":")
     assert user.isdigit() and int(user) >= 10000 and group == "0"

@@ -25,7 +25,7 @@ from components.recipe.stages import NAMES, STAGES
 )
 def test_what_no_chosen_stage_makes_is_brought(start: str, end: str, brought: set[str], by_uri: set[str]) -> None:
     plan = make_plan(start, end)
-    assert (set(plan.brought), set(plan.brought_by_uri)) == (brought, by_uri)
+    assert (set(plan.required_artifacts), set(plan.uri_artifacts)) == (brought, by_uri)
 
 
 def test_a_corpus_without_news_and_a_model_that_is_no_better_end_the_run() -> None:
@@ -34,13 +34,13 @@ def test_a_corpus_without_news_and_a_model_that_is_no_better_end_the_run() -> No
 
 
 def test_optional_artifacts_are_brought_only_when_asked_for() -> None:
-    assert "golden_eval" not in make_plan().brought
-    assert "golden_eval" in make_plan(extra=["golden_eval"]).brought
+    assert "golden_eval" not in make_plan().required_artifacts
+    assert "golden_eval" in make_plan(extra=["golden_eval"]).required_artifacts
 
 
 def test_what_a_setting_does_for_can_be_left_out() -> None:
     plan = make_plan(without=["corpus"])
-    assert (plan.brought, plan.left_out) == ((), ("corpus",))
+    assert (plan.required_artifacts, plan.replaced_artifacts) == ((), ("corpus",))
     for start, name in (("prep", "corpus"), ("prep", "qa_pairs")):
         with pytest.raises(InputError, match=f"do without '{name}'"):
             make_plan(start, without=[name])

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError, model_validator
 
 from components.core.errors import InputError
-from components.core.settings import Settings, in_form, load, parse_text, setting
+from components.core.settings import Settings, is_in_form, load, parse_text, setting
 
 
 class TrialConfig(Settings):
@@ -91,7 +91,7 @@ def test_settings_do_not_change_after_parsing() -> None:
 
 
 def test_the_form_shows_what_it_was_told_to() -> None:
-    assert [name for name, field in TrialConfig.model_fields.items() if in_form(field)] == ["name"]
+    assert [name for name, field in TrialConfig.model_fields.items() if is_in_form(field)] == ["name"]
 
 
 class Kept(Settings):

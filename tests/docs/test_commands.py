@@ -12,7 +12,7 @@ import pytest
 
 import pipeline
 from components.command_line.cli import parse
-from components.kubeflow.options import chosen_run
+from components.kubeflow.options import choose_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -90,14 +90,14 @@ def _pipeline(words: list[str]) -> None:
             word for word in words if word in ("submit", "wait", "compile", "upload", "schedule", "create", "list")
         ]
         with pytest.raises(SystemExit, match="0"):
-            pipeline._parser().parse_known_args([*names, "--help"])
+            pipeline._build_parser().parse_known_args([*names, "--help"])
         return
-    args, rest = pipeline._parser().parse_known_args(words)
+    args, rest = pipeline._build_parser().parse_known_args(words)
     assert not [word for word in rest if word.startswith("-") or "=" not in word]
     if words[0] == "submit" or words[:2] == ["schedule", "create"]:
         args.parameters += rest
         if args.params is None and args.parameters and not any("..." in word for word in args.parameters):
-            chosen_run(args)
+            choose_run(args)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

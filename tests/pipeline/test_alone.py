@@ -17,7 +17,7 @@ from kfp.components import load_component_from_file, load_component_from_url
 
 import pipeline
 from components.core.artifacts import ARTIFACTS
-from components.kubeflow.options import images
+from components.kubeflow.options import read_images
 from components.recipe.stages import STAGES
 from tests.exported import Exported
 from tests.pipeline.compiled import dangling, parse
@@ -38,7 +38,7 @@ def example(path: Path) -> Any:
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_a_component_loads_from_its_file_and_says_what_it_takes(stage: Any) -> None:
     path = ROOT / "components" / stage.name / "component.yaml"
-    assert path.read_text(encoding="utf-8") == pipeline.alone(stage, images()[stage.image])
+    assert path.read_text(encoding="utf-8") == pipeline.compile_component(stage, read_images()[stage.image])
     loaded = load_component_from_file(str(path))
     assert loaded.name == stage.name
     inputs, outputs = loaded.component_spec.inputs, loaded.component_spec.outputs
@@ -84,7 +84,7 @@ def test_an_example_compiles_and_everything_in_it_refers_to_something(path: Path
     assert used
     for name in used:
         stage = next(stage for stage in STAGES if f"exec-{stage.name}" == name)
-        assert whole.container(stage.name).image == images()[stage.image]
+        assert whole.container(stage.name).image == read_images()[stage.image]
 
 
 def test_eval_alone_compares_two_checkpoints(minilm: Exported, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2 as kfp
 
 import pipeline
-from components.kubeflow.options import images
+from components.kubeflow.options import read_images
 from components.recipe.plan import make_plan
 from components.recipe.stages import NAMES, STAGES
 from tests.deploy import schemas
@@ -282,7 +282,7 @@ def test_containers_run_the_stage_from_a_pinned_image(compiled: Compile) -> None
         container = whole.container(stage.name)
         assert list(container.command) == ["python", "-m", "components", stage.name]
         assert list(container.args) == ["--executor-input", "{{$}}"]
-        assert container.image == images()[stage.image]
+        assert container.image == read_images()[stage.image]
         assert re.search(r":[\w.-]+(@sha256:[0-9a-f]{64})?$", container.image)
         assert not container.image.endswith(":latest")
 
@@ -404,7 +404,7 @@ def test_only_what_the_user_brings_has_no_default(compiled: Compile) -> None:
         fields = whole.spec.root.input_definitions.parameters
         empty = {name for name, field in fields.items() if not field.HasField("default_value")}
         plan = make_plan(start)
-        assert empty == {f"{name}_uri" for name in plan.brought}
+        assert empty == {f"{name}_uri" for name in plan.required_artifacts}
 
 
 def test_json_of_node_selectors_is_a_dictionary_for_the_form(compiled: Compile) -> None:

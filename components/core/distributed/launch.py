@@ -29,7 +29,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from components.core import log
 from components.core.distributed.process_group import destroy_process_group, init_process_group
-from components.core.errors import InputError, StageError, Transient, told
+from components.core.errors import InputError, StageError, Transient, error_from_exit_code
 
 _REQUEST, _RESULT, _ERROR = "request.json", "result.json", "error-{}.json"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -137,7 +137,7 @@ def _select_error(folder: Path, codes: list[int], *, interrupted: bool = False) 
     if interrupted and all(error["follows"] for error in reported):
         return Transient("interrupted, and killed before everything was written: run again to continue from what was")
     if reported:
-        return told(reported[0]["exit_code"], reported[0]["message"])
+        return error_from_exit_code(reported[0]["exit_code"], reported[0]["message"])
     return Transient("a process was interrupted or made no progress: run again")
 
 

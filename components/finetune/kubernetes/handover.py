@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from components.core.errors import StageError, Transient, told
+from components.core.errors import StageError, Transient, error_from_exit_code
 from components.core.store import Store, read_file_chunks
 
 REQUEST, RESULT, ERROR = "input/request.json", "output/result.json", "output/error.json"
@@ -69,4 +69,4 @@ def received_error(store: Store) -> StageError | None:
         found = json.loads(store.read(ERROR))
     except FileNotFoundError:
         return None
-    return told(found["exit_code"], found["message"])
+    return error_from_exit_code(found["exit_code"], found["message"])
