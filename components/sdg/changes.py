@@ -1,52 +1,70 @@
-"""What is new in a corpus since the last run that was carried through, and whether there is anything to do."""
+"""Compares the corpus with the last run that was carried through: what is new, and is there anything to do."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 from components import __version__
-from components.core.history import CorpusChange, History, RunContext, new_run_name
+from components.core.history import CorpusChange, History, RunContext, RunRecord, new_run_name
 from components.sdg.component import SdgConfig
 from components.sdg.read.corpus import Corpus
 
 _log = logging.getLogger(__name__)
 
 
-def look(read: Corpus, config: SdgConfig) -> tuple[RunContext, dict[str, str]]:
-    """This run among the earlier ones at ``history_uri``, and sha256 by document.
+def compare_with_history(corpus: Corpus, config: SdgConfig) -> tuple[RunContext, dict[str, str]]:
+    """Compare the corpus and the settings with those of earlier runs at ``history_uri``.
 
-    Without a history everything is new. ``corpus.unchanged_since`` is set when the last run that was carried through
-    read the same documents with the same settings of sdg and the same release.
+    Args:
+        corpus: The documents that this run has read.
+        config: All settings of sdg.
+
+    Returns:
+        Where this run stands among the earlier ones, and the sha256 of each document by its source_id. Without a
+        history everything is new. ``corpus.unchanged_since`` is set when the last run that was carried through read
+        the same documents with the same settings of sdg and the same release.
     """
-    documents = {one.source_id: hashlib.sha256(one.text.encode()).hexdigest() for one in read.documents}
-    digests = {"documents_digest": _digest(documents), "settings_digest": _settings_digest(config)}
+    documents = {
+        document.source_id: hashlib.sha256(document.text.encode()).hexdigest() for document in corpus.documents
+    }
+    documents_digest, settings_digest = _hash_json(documents), _hash_settings(config)
     if config.history_uri is None:
-        change = CorpusChange(documents=len(documents), new=len(documents), changed=0, removed=0, **digests)
+        change = CorpusChange(
+            documents=len(documents),
+            new=len(documents),
+            changed=0,
+            removed=0,
+            documents_digest=documents_digest,
+            settings_digest=settings_digest,
+        )
         return RunContext("", "", change), documents
     history = History(config.history_uri)
     last = history.find_last_settled_run()
     before = history.read_document_digests(last.name) if last else {}
-    same = last is not None and last.corpus is not None and _same(last.corpus, digests)
+    is_unchanged = config.skip_unchanged and _has_digests(last, documents_digest, settings_digest)
     change = CorpusChange(
         documents=len(documents),
         new=len(documents.keys() - before.keys()),
         changed=sum(documents[name] != before[name] for name in documents.keys() & before.keys()),
         removed=len(before.keys() - documents.keys()),
-        unchanged_since=last.name if last and same and config.skip_unchanged else None,
+        unchanged_since=last.name if last and is_unchanged else None,
         compared_with=last.name if last else None,
-        **digests,
+        documents_digest=documents_digest,
+        settings_digest=settings_digest,
     )
     return RunContext(config.history_uri, new_run_name(), change, history.find_champion()), documents
 
 
-def note(run: RunContext, documents: dict[str, str], artifact: Path | None) -> list[str]:
-    """Write the artifact ``past_runs``, and what was found into the history; return its last runs, newest first."""
-    if artifact is not None:
-        run.write(artifact)
+def record_run(run: RunContext, documents: dict[str, str], artifact: Path) -> list[str]:
+    """Write the artifact ``past_runs``, and what the run read into the history.
+
+    Returns:
+        The last runs of the history, one line each, newest first; none without a history.
+    """
+    run.write(artifact)
     if not run.history_uri:
         return []
     history = run.history
@@ -55,13 +73,17 @@ def note(run: RunContext, documents: dict[str, str], artifact: Path | None) -> l
     return history.summarize_last_runs()
 
 
-def _same(change: CorpusChange, digests: Mapping[str, str]) -> bool:
-    return (change.documents_digest, change.settings_digest) == tuple(digests.values())
+def _has_digests(run: RunRecord | None, documents_digest: str, settings_digest: str) -> bool:
+    change = run.corpus if run else None
+    return change is not None and (change.documents_digest, change.settings_digest) == (
+        documents_digest,
+        settings_digest,
+    )
 
 
-def _settings_digest(config: SdgConfig) -> str:
-    return _digest({"release": __version__, "settings": config.dump_what_affects_result()})
+def _hash_settings(config: SdgConfig) -> str:
+    return _hash_json({"release": __version__, "settings": config.dump_what_affects_result()})
 
 
-def _digest(content: object) -> str:
+def _hash_json(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

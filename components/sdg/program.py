@@ -13,7 +13,7 @@ from typing import Any
 from components.core.errors import InputError
 from components.core.history import RunContext
 from components.core.progress import track
-from components.sdg.changes import look, note
+from components.sdg.changes import compare_with_history, record_run
 from components.sdg.component import SdgConfig
 from components.sdg.generation import Generated, generate
 from components.sdg.llm.budget import Budget, describe, estimate
@@ -21,7 +21,7 @@ from components.sdg.offline import OfflineGenerator
 from components.sdg.passages.bundles import bundle, to_record
 from components.sdg.read.corpus import Corpus, read_corpus
 from components.sdg.read.existing import read_existing
-from components.sdg.read.sources import opened
+from components.sdg.read.sources import open_sources
 from components.sdg.report import build_report, unchanged_report
 from components.sdg.source_shares import OVER_WEIGHT, asked_for, by_source, weighted
 
@@ -49,7 +49,7 @@ def run(
     """
     read, records = _prepare(config, corpus)
     _log.info("%s", _describe(read, records, config))
-    run_, documents = look(read, config)
+    run_, documents = compare_with_history(read, config)
     if run_.corpus.unchanged_since:
         return _end_early(run_, documents, generation_report, past_runs)
     for warning in _doubts(read):
@@ -78,13 +78,13 @@ def run(
     (qa_pairs / "generation_result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     generation_report.write_text(build_report(config, records, read, made), encoding="utf-8")
     paid = {name: made.metrics.get(name) for name in ("paid_answers", "reused_documents")}
-    note(replace(run_, corpus=run_.corpus.model_copy(update=paid)), documents, past_runs)
+    record_run(replace(run_, corpus=run_.corpus.model_copy(update=paid)), documents, past_runs)
     return {**counts, **made.metrics, "skipped_files": sum(read.skipped.values()), "changed": True}
 
 
 def _end_early(run_: RunContext, documents: dict[str, str], generation_report: Path, past_runs: Path) -> dict[str, Any]:
     """The same documents and settings gave a model that is served, or that the gate refused."""
-    runs = note(run_, documents, past_runs)
+    runs = record_run(run_, documents, past_runs)
     generation_report.write_text(unchanged_report(run_, runs), encoding="utf-8")
     return {"documents": len(documents), "changed": False}
 
@@ -117,15 +117,15 @@ def sample(config: SdgConfig, *, corpus: Path | None = None) -> str:
 
 
 def _prepare(config: SdgConfig, corpus: Path | None) -> tuple[Corpus, list[dict[str, Any]]]:
-    with opened(config, corpus) as places:
+    with open_sources(config, corpus) as sources:
         if config.task != "generate":
-            read, records = read_existing(places, config)
+            read, records = read_existing(sources, config)
         else:
-            read = read_corpus(places, config)
+            read = read_corpus(sources, config)
             fits = _fits_passage(config) if config.chunk_by_tokens else None
             if config.multi_doc_manifest:
-                places[0].fetch([config.multi_doc_manifest])
-            bundles = bundle(read.documents, places[0].root, config)
+                sources[0].fetch([config.multi_doc_manifest])
+            bundles = bundle(read.documents, sources[0].root, config)
             records = [to_record(documents, config, fits) for documents in bundles]
     return weighted(read, records, config)
 

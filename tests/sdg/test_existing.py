@@ -13,7 +13,7 @@ from components.__main__ import main
 from components.core.errors import InputError
 from components.sdg.component import SdgConfig
 from components.sdg.read.existing import read_existing
-from components.sdg.read.sources import directory
+from components.sdg.read.sources import list_directory
 from tests.sdg.llm_server import LlmServer, llm_server
 
 CHUNKS = ["The valve of pump 7 opens at 3 bar.", "The pump stops when the tank is full.", "Oil is changed each May."]
@@ -117,4 +117,4 @@ def test_what_sdg_made_can_be_judged_again(server: LlmServer, tmp_path: Path) ->
 def test_records_that_cannot_be_used_are_named(tmp_path: Path, task: str, line: str, words: str) -> None:
     (tmp_path / "records.jsonl").write_text(line)
     with pytest.raises(InputError, match=words):
-        read_existing([directory(tmp_path, SdgConfig(task=task))], SdgConfig(task=task))
+        read_existing([list_directory(tmp_path, SdgConfig(task=task))], SdgConfig(task=task))

@@ -13,7 +13,7 @@ from components.__main__ import main
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.sdg.component import SdgConfig
 from components.sdg.read.corpus import read_corpus
-from components.sdg.read.sources import opened
+from components.sdg.read.sources import open_sources
 from tests.sdg.hub_server import HubServer, hub_server
 from tests.sdg.llm_server import LlmServer, llm_server
 from tests.storage.s3_server import S3Server, s3_server
@@ -53,7 +53,7 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> Iterator[LlmServer]:
 
 def read(*sources: dict[str, Any], corpus: Path | None = None, **settings: Any) -> dict[str, str]:
     config = SdgConfig(sources=list(sources), **settings)
-    with opened(config, corpus) as places:
+    with open_sources(config, corpus) as places:
         return {document.source_id: document.text for document in read_corpus(places, config).documents}
 
 

@@ -1,4 +1,4 @@
-"""Reads corpora: the texts of their files, each once."""
+"""Reads the texts of corpora, and keeps each text once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from components.core.errors import InputError
 from components.core.retrieval.near_duplicates import NearDuplicates
 from components.sdg.read.formats import Unreadable, read_text
-from components.sdg.read.sources import Place, suffix_of
+from components.sdg.read.sources import SourceFiles, get_suffix
 from components.sdg.settings.reading_settings import ReadingSettings
 
 _log = logging.getLogger(__name__)
@@ -22,7 +22,13 @@ _PHRASE_WORDS = 5  # whole documents that share most of their phrases of this le
 
 @dataclass(frozen=True)
 class Document:
-    """A document: its path inside the corpus, with slashes, its text, and the name of the corpus among several."""
+    """A text of the corpus.
+
+    Attributes:
+        source_id: Path inside the corpus, with slashes, after the name of the corpus among several.
+        text: The whole text.
+        source: Name of the corpus among several; empty when there is only one.
+    """
 
     source_id: str
     text: str
@@ -31,26 +37,27 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents in order of their paths, and how many files were left out, by reason."""
+    """Documents in order of their paths, and how many files were left out, by reason."""
 
     documents: list[Document]
     skipped: dict[str, int]
 
 
-def read_corpus(places: Sequence[Place], settings: ReadingSettings) -> Corpus:
-    """The usable documents of all ``places``, in their order.
+def read_corpus(sources: Sequence[SourceFiles], settings: ReadingSettings) -> Corpus:
+    """Read the usable documents of all ``sources``, in their order; equal and nearly equal texts are kept once.
 
-    Equal and nearly equal texts are kept once. Raises InputError when nothing of a place is usable, with the reasons,
-    and what fetching raises.
+    Raises:
+        InputError: No file of a source is usable; the message has the reasons.
+        StageError: What fetching the files raises.
     """
     reader = _Reader(settings)
-    for place in places:
-        reader.read(place)
+    for source in sources:
+        reader.read(source)
     return Corpus(reader.documents, dict(sorted(reader.skipped.items())))
 
 
 class _Reader:
-    """Documents so far, and what was left out."""
+    """Collects documents, and counts what is left out."""
 
     def __init__(self, settings: ReadingSettings) -> None:
         self._settings = settings
@@ -59,29 +66,29 @@ class _Reader:
         self._seen: set[str] = set()
         self._near = NearDuplicates(settings.near_duplicate_threshold, words=_PHRASE_WORDS)
 
-    def read(self, place: Place) -> None:
+    def read(self, source: SourceFiles) -> None:
         before = len(self.documents)
-        skipped = Counter(place.skipped)
-        for start in range(0, len(place.names), _FETCHED_AT_ONCE):
-            names = place.names[start : start + _FETCHED_AT_ONCE]
+        skipped = Counter(source.skipped)
+        for start in range(0, len(source.names), _FETCHED_AT_ONCE):
+            names = source.names[start : start + _FETCHED_AT_ONCE]
             if not self._is_full(before):
-                place.fetch(names)
+                source.fetch(names)
             for name in names:
                 if self._is_full(before):
                     skipped["over num_files"] += 1
-                elif reason := self._add(place, name):
+                elif reason := self._add(source, name):
                     skipped[reason] += 1
         if len(self.documents) == before:
-            raise InputError(_nothing(place, self._settings, skipped))
+            raise InputError(_explain_empty(source, self._settings, skipped))
         self.skipped += skipped
 
     def _is_full(self, before: int) -> bool:
         return self._settings.num_files is not None and len(self.documents) - before >= self._settings.num_files
 
-    def _add(self, place: Place, name: str) -> str | None:
-        """Take the file in, or say why it is left out."""
+    def _add(self, source: SourceFiles, name: str) -> str | None:
+        """Add the file's text to the documents, or return why it is left out."""
         try:
-            text = _read(place.root / name, suffix_of(name), self._settings)
+            text = _read_document(source.root / name, get_suffix(name), self._settings)
         except Unreadable as reason:
             _log.warning("left out %s: %s", name, reason)
             return str(reason)
@@ -91,28 +98,28 @@ class _Reader:
         self._seen.add(digest)
         if self._settings.near_duplicate_threshold < 1 and self._near.is_one(text):
             return "nearly the same text as another file"
-        source_id = f"{place.source}/{name}" if place.source else name
-        self.documents.append(Document(source_id, text, place.source))
+        source_id = f"{source.source}/{name}" if source.source else name
+        self.documents.append(Document(source_id, text, source.source))
         return None
 
 
-def _read(path: Path, suffix: str, settings: ReadingSettings) -> str:
-    """The text of ``path``. Raises Unreadable with the reason why it is left out."""
+def _read_document(path: Path, suffix: str, settings: ReadingSettings) -> str:
+    """Return the text of ``path``. Raises Unreadable with the reason why it is left out."""
     text = read_text(path, suffix, settings)
     if len(text.strip()) < settings.min_text_length:
         raise Unreadable(f"shorter than min_text_length ({settings.min_text_length} characters)")
     return text
 
 
-def _nothing(place: Place, settings: ReadingSettings, skipped: Counter[str]) -> str:
+def _explain_empty(source: SourceFiles, settings: ReadingSettings, skipped: Counter[str]) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common() if count)
-    if not place.suffixes:
+    if not source.suffixes:
         left_out = f" that can be read ({reasons})" if reasons else ""
-        return f"{place.where} holds no files{left_out}: give a place with documents"
-    if not set(place.suffixes) & {extension or "(none)" for extension in settings.extensions}:
-        found = ", ".join(f"{count} {suffix}" for suffix, count in place.suffixes.most_common(5))
+        return f"{source.where} holds no files{left_out}: give a place with documents"
+    if not set(source.suffixes) & {extension or "(none)" for extension in settings.extensions}:
+        suffixes = ", ".join(f"{count} {suffix}" for suffix, count in source.suffixes.most_common(5))
         return (
-            f"no document in {place.where} has an extension in {settings.file_extensions} (found {found}): "
+            f"no document in {source.where} has an extension in {settings.file_extensions} (found {suffixes}): "
             f"change file_extensions or corpus"
         )
-    return f"no document in {place.where} can be used ({reasons}): give UTF-8 text files"
+    return f"no document in {source.where} can be used ({reasons}): give UTF-8 text files"

@@ -11,14 +11,14 @@ from typing import Any
 from components.core.errors import InputError
 from components.sdg.read.corpus import Corpus, Document
 from components.sdg.read.formats import Unreadable, read_text
-from components.sdg.read.sources import RECORDS, Place
+from components.sdg.read.sources import RECORDS, SourceFiles
 from components.sdg.settings.reading_settings import ReadingSettings
 
 _FORM = '{"source_id": ..., "chunks": ["text", ...], "questions": ["text", ...]}, or lines of qa_pairs.jsonl'
 
 
-def read_existing(places: Sequence[Place], settings: ReadingSettings) -> tuple[Corpus, list[dict[str, Any]]]:
-    """The records of all ``*.jsonl`` files of ``places``, in the recipe's form.
+def read_existing(sources: Sequence[SourceFiles], settings: ReadingSettings) -> tuple[Corpus, list[dict[str, Any]]]:
+    """The records of all ``*.jsonl`` files of ``sources``, in the recipe's form.
 
     Chunks are texts or the recipe's records; questions are texts or pairs with ``question``, ``answer`` and
     ``segment_ids``. Raises InputError naming file and line for what is no such record, lacks what ``task`` needs, or
@@ -26,16 +26,16 @@ def read_existing(places: Sequence[Place], settings: ReadingSettings) -> tuple[C
     """
     skipped: Counter[str] = Counter()
     records: dict[str, dict[str, Any]] = {}
-    for place in places:
-        skipped += place.skipped
+    for source in sources:
+        skipped += source.skipped
         before = len(records)
-        place.fetch(place.names)
-        for where, line in (found for name in place.names for found in _lines(place.root / name, settings)):
-            record = _record(line, where, settings) | ({"source": place.source} if place.source else {})
+        source.fetch(source.names)
+        for where, line in (found for name in source.names for found in _lines(source.root / name, settings)):
+            record = _record(line, where, settings) | ({"source": source.source} if source.source else {})
             if records.setdefault(record["source_id"], record) is not record:
                 raise InputError(f"{where}: source_id {record['source_id']!r} is there twice: give each its own")
         if len(records) == before:
-            raise InputError(f"{place.where} holds no records for task={settings.task}: give .jsonl files of {_FORM}")
+            raise InputError(f"{source.where} holds no records for task={settings.task}: give .jsonl files of {_FORM}")
     found = list(records.values())
     documents = [Document(one["source_id"], one["text"], one.get("source", "")) for one in found]
     return Corpus(documents, dict(sorted(skipped.items()))), found
