@@ -61,7 +61,8 @@ def execute(
         if name not in inputs:
             raise InputError(f"{stage.name}: {name} is not given: name it" + _or_setting(stage, name))
     input_digests = {name: check_input(name, source) for name, source in inputs.items()}
-    _log.info("settings %s", json.dumps(config.model_dump(mode="json"), sort_keys=True))
+    _log.info("%s ...", stage.summary)
+    _log.debug("settings %s", json.dumps(config.model_dump(mode="json"), sort_keys=True))
     staging = {name: _clear(outputs[name].with_name(outputs[name].name + ".partial")) for name in stage.outputs}
     started = time.monotonic()
     try:
@@ -83,8 +84,21 @@ def execute(
         for path in staging.values():
             _remove(path)
     outcome = Outcome(_collect_metrics(returned, seconds=time.monotonic() - started), results, digests)
-    _log.info("metrics %s", json.dumps(outcome.metrics, sort_keys=True))
+    _log.debug("metrics %s", json.dumps(outcome.metrics, sort_keys=True))
+    _log.info("%s", _describe_end(stage, outcome.metrics))
     return outcome
+
+
+def _describe_end(stage: Stage, metrics: Mapping[str, float | int | bool | str]) -> str:
+    """Return the line that ends a stage: how long it took, and the metrics of its headline."""
+    figures = [f"{name.replace('_', ' ')} {_format(metrics[name])}" for name in stage.headline if name in metrics]
+    return f"done in {metrics['seconds']:.0f} s" + (f": {', '.join(figures)}" if figures else "")
+
+
+def _format(value: float | int | bool | str) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _or_setting(stage: Stage, name: str) -> str:

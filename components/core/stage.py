@@ -52,18 +52,31 @@ class StageGate:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the recipe.
+    """One step of the recipe. Inputs and outputs are names of artifacts; stages are wired by these names.
 
-    ``inputs`` and ``outputs`` are artifact names; wiring is by name. ``replaced_by`` names the setting that does for
-    an input that is not given. ``optional_inputs`` are used when an earlier stage made them or the user brings them.
-    ``by_uri`` are artifacts that the program gets as a URI and that are never downloaded for it; the URI of one that
-    is not there is empty, and the program says when it needs it. ``from_champion`` names optional inputs and the
-    artifact of the champion in ``past_runs`` that the runner fetches for each when it is not given. ``results`` are
-    output parameters: the program returns them among its metrics; one called ``<artifact>_uri`` is filled in with the
-    URI of that output or input. ``gate`` decides by one of them whether the run goes on. ``retries`` is how often KFP
-    starts a failed task again.
-    ``previews`` says that the program has a ``preview``, which a dry run calls, and a ``sample``.
-    ``check_on_this_machine`` raises InputError for settings that a run without KFP cannot carry out.
+    Attributes:
+        name: command and folder of the stage.
+        summary: what it does, in a few words.
+        config: class of its settings.
+        outputs: artifacts that it makes.
+        inputs: artifacts that it needs.
+        replaced_by: for an input that may be missing, the setting that stands in for it.
+        optional_inputs: artifacts that it uses when an earlier stage made them or the user gives them.
+        by_uri: artifacts that the program gets as a URI and that are never downloaded for it. The URI of a missing one
+            is empty, and the program raises InputError when it needs it.
+        from_champion: for an optional input that is not given, the artifact of the champion in ``past_runs`` that the
+            runner fetches in its place.
+        results: output parameters. The program returns them among its metrics; one called ``<artifact>_uri`` is the URI
+            of that output or input.
+        gate: decides, by one of ``results``, whether the stages after this one run.
+        image: kind of the image, a target of images/.
+        node: CPU, memory and GPU that a pod asks for.
+        secrets: keys of Secrets that the pod gets as environment variables.
+        cache: whether KFP may reuse the outputs of an equal task.
+        retries: how often KFP starts a failed task again.
+        headline: metrics that the last log line of the stage shows.
+        previews: whether the program has a function ``preview``, which a dry run calls, and a function ``sample``.
+        check_on_this_machine: raises InputError for settings that a run without KFP cannot carry out.
     """
 
     name: str
@@ -82,6 +95,7 @@ class Stage:
     secrets: tuple[Secret, ...] = ()
     cache: bool = True
     retries: int = 2
+    headline: tuple[str, ...] = ()
     previews: bool = False
     check_on_this_machine: Callable[[Any], None] | None = None
 

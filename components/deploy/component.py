@@ -87,6 +87,7 @@ STAGE = Stage(
     by_uri=("exported_model", "checkpoint"),
     outputs=("deployment",),
     results={"endpoint": str, "previous_endpoint": str, "reindex_required": bool},
+    headline=("served_mean_cosine", "served_min_cosine"),
     image="cpu",
     node=Node(cpu="2", memory="4Gi"),
     # Of release_prefix and the history, where there is no workload identity, and of git_repository.

@@ -86,6 +86,7 @@ STAGE = Stage(
     outputs=("eval_results", "report"),
     results={"passed": bool},
     gate=StageGate("passed", "quality-gate"),
+    headline=("gain", "passed"),
     image="gpu",
     node=Node(gpu="A100", cpu="8", memory="64Gi", shared_memory="16Gi"),
     secrets=(

@@ -89,6 +89,7 @@ STAGE = Stage(
     outputs=("exported_model", "deploy_bundle"),
     # Of the checkpoint too: deploy hands it to servers that take no export.
     results={"exported_model_uri": str, "checkpoint_uri": str},
+    headline=("parity_mean_cosine", "parity_min_cosine"),
     image="export",
     node=Node(gpu="A100", cpu="8", memory="64Gi", shared_memory="16Gi"),
     secrets=(Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"),),

@@ -176,6 +176,7 @@ STAGE = Stage(
     config=FinetuneConfig,
     inputs=("training_data",),
     outputs=("checkpoint", "training_report"),
+    headline=("examples", "steps", "first_loss", "last_loss"),
     image="gpu",
     node=Node(gpu="H100", cpu="16", memory="128Gi", shared_memory="32Gi"),
     # checkpoints-s3: of checkpoint_uri and tensorboard_uri only; workload identity needs none. Figures go to W&B and

@@ -89,6 +89,7 @@ STAGE = Stage(
     optional_inputs=("golden_eval", "frozen_eval", "miner", "checker", "past_runs"),
     from_champion={"frozen_eval": "eval_data"},
     outputs=("training_data", "eval_data", "data_report"),
+    headline=("train_questions", "mined_negatives", "eval_queries"),
     image="gpu",
     node=Node(gpu="A100", cpu="16", memory="64Gi", shared_memory="16Gi"),
     secrets=(Secret(env="HF_TOKEN", name="huggingface-token", key="HF_TOKEN"), *s3_secrets("history-s3")),

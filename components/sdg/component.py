@@ -38,6 +38,7 @@ STAGE = Stage(
     outputs=("qa_pairs", "generation_report", "past_runs"),
     results={"changed": bool},
     gate=StageGate("changed", "new-documents", keeps=True),
+    headline=("documents", "passages", "pairs"),
     image="cpu",
     node=Node(cpu="8", memory="16Gi"),
     secrets=(

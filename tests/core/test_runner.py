@@ -35,6 +35,7 @@ TRIAL = Stage(
     by_uri=("exported_model",),
     outputs=("eval_results", "report"),
     results={"passed": bool, "eval_results_uri": str},
+    headline=("gain", "passed", "missing"),
 )
 URIS = {"exported_model": "s3://bucket/model", "eval_results": "s3://bucket/run/eval_results", "report": "s3://b/r"}
 # A program that has written half of its output when it says so, and then waits.
@@ -99,6 +100,18 @@ def _no_program_is_left() -> Any:
     yield
     for name in ("components.trial", "components.trial.program"):
         sys.modules.pop(name, None)
+
+
+def test_a_person_reads_what_runs_and_its_headline_and_no_json(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(good)
+    with caplog.at_level("INFO", logger="components"):
+        run_trial(tmp_path)
+    assert caplog.messages == ["Writes lines ...", "done in 0 s: gain 0.5, passed yes"]
+    with caplog.at_level("DEBUG", logger="components"):
+        run_trial(tmp_path)
+    assert 'settings {"size": 3}' in caplog.messages
 
 
 def test_publishes_what_the_program_made(tmp_path: Path) -> None:
