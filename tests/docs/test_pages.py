@@ -62,3 +62,11 @@ def test_pictures_are_small() -> None:
     assert sum(path.stat().st_size for path in (ROOT / "docs").rglob("*") if path.suffix in (".png", ".svg")) <= (
         LARGEST_PICTURES
     )
+
+
+def test_modules_named_in_the_architecture_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+\.py)`", text))
+    modules = [f"/{path.relative_to(ROOT)}" for path in (*ROOT.glob("*.py"), *ROOT.glob("[ct]*/**/*.py"))]
+    assert len(named) > 40
+    assert {name for name in named if not any(module.endswith(f"/{name}") for module in modules)} == set()
