@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.cli import components
+from tests.cli.cli import components, forked_components
 
 
 @pytest.fixture
@@ -28,14 +28,14 @@ def test_on_one_machine_vectors_are_kept_in_work(tmp_path: Path, pairs: Path) ->
     given = ("--profile", "small", "--work", work, "--qa-pairs", pairs, "hard_neg_margin=1.0")
     shown = components("prep", "--dry-run", *given).output
     assert f"embedding_cache_uri: {work / 'embedding_cache'}" in shown
-    assert components("prep", *given).code == 0
+    assert forked_components("prep", *given).code == 0
     assert {path.suffix for path in (work / "embedding_cache").rglob("*") if path.is_file()} == {".keys", ".vectors"}
 
 
 def test_an_error_of_several_processes_is_one_line_with_its_exit_code(tmp_path: Path, pairs: Path) -> None:
     (tmp_path / "broken").mkdir()
     given = ("--profile", "small", "--work", tmp_path / "work", "--qa-pairs", pairs, "--miner", tmp_path / "broken")
-    done = components("prep", *given, "num_processes=2")
+    done = forked_components("prep", *given, "num_processes=2")
     assert done.code == 2
     assert len(done.said) == 1
     assert done.said[0].startswith("error: ") and "is no checkpoint" in done.said[0]

@@ -15,12 +15,11 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from components.deploy.local.releases_on_disk import stop_service
-from tests.cli.cli import Done, components
+from tests.cli.cli import Done, components, forked_components
 from tests.exported import Exported
 
 NAME = "test-run"
 TOPICS = ["assert", "booleans", "break", "continue", "del", "for", "global", "if", "lambda", "return", "while", "yield"]
-LIMIT_SECONDS = 400
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def service(tmp_path: Path) -> Iterator[list[str]]:
 
 
 def run(work: Path, *arguments: str | Path) -> Done:
-    return components("run", "--profile", "small", "--work", work, *arguments, timeout=LIMIT_SECONDS)
+    return forked_components("run", "--profile", "small", "--work", work, *arguments)
 
 
 def times(work: Path) -> dict[str, int]:
@@ -83,6 +82,7 @@ def test_the_whole_chain_twice(corpus: Path, service: list[str], tmp_path: Path)
 
 @pytest.mark.slow
 def test_from_labelled_records(tmp_path: Path) -> None:
+    """Every process a new one, as a user starts them."""
     records = tmp_path / "records"
     records.mkdir()
     lines = [
@@ -90,7 +90,8 @@ def test_from_labelled_records(tmp_path: Path) -> None:
         for name in TOPICS
     ]
     (records / "mine.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    done = run(tmp_path / "work", "--from", "prep", "--to", "eval", "--qa-pairs", records, "eval.min_eval_queries=1")
+    given = ["--work", tmp_path / "work", "--from", "prep", "--to", "eval", "--qa-pairs", records]
+    done = components("run", "--profile", "small", *given, "eval.min_eval_queries=1")
     assert (done.code, done.said) == (0, [])
     assert re.search(r"test set, \d quer(y|ies)", done.output)
     assert SentenceTransformer(str(tmp_path / "work/checkpoint"), device="cpu").encode("x").shape == (384,)

@@ -7,7 +7,6 @@ four calls of the ``docker`` package that it makes are replaced.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -16,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+from tests.forked import ForkedCommand
 
 
 @dataclass
@@ -59,26 +60,21 @@ class Host(DockerClient):
         assert command[:3] == ["python", "-m", "components"], command
         task = Task(command[3], image)
         self.tasks.append(task)
-        process = subprocess.Popen(
-            [sys.executable, *command[1:]], env={**self.environment, **(environment or {})},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        return _Container(task, process)
+        return _Container(task, ForkedCommand(command[3:], {**self.environment, **(environment or {})}))
 
 
 @dataclass
 class _Container:
     task: Task
-    process: subprocess.Popen[str]
+    command: ForkedCommand
 
     def logs(self, stream: bool) -> Iterator[bytes]:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            self.task.output += line
-            yield line.encode()
+        self.task.code, output, errors = self.command.wait()
+        self.task.output = output + errors
+        yield self.task.output.encode()
 
     def wait(self) -> dict[str, int]:
-        self.task.code = self.process.wait()
+        assert self.task.code is not None
         return {"StatusCode": self.task.code}
 
 
