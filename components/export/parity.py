@@ -47,7 +47,7 @@ class Parity:
     def figures(self) -> dict[str, float]:
         optional = {"largest_norm_error": self.norm_error, "largest_dimension_error": self.dimension_error}
         found = {name: round(value, 8) for name, value in optional.items() if value is not None}
-        return {**self.closeness.figures(), "repeat": round(self.repeat, 7), **found}
+        return {**self.closeness.to_figures(), "repeat": round(self.repeat, 7), **found}
 
     def require(self, limits: ParityLimits) -> None:
         """Raise InputError naming the figures unless all of them are within the limits."""

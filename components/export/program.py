@@ -44,7 +44,7 @@ def run(
         facts, figures = write_forms(config, encoder, Proof(probes, tuned, noise), eval_data, exported_model)
     else:
         facts, figures = _as_checkpoint(checkpoint, exported_model)
-    facts["noise_floor"] = {**noise.figures(), "deviation": round(noise.deviation, 7)}
+    facts["noise_floor"] = {**noise.to_figures(), "deviation": round(noise.deviation, 7)}
     encoder.config.write(exported_model)
     write_probes(exported_model, probes, tuned, base)
     manifest = _manifest(encoder, checkpoint, exported_model, facts)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from components.core.errors import ActionNeeded, InputError, Transient
-from components.core.serving import client as endpoint_module
 from components.core.serving.client import EmbeddingClient
 
 Reply = tuple[int, dict[str, str], bytes]
@@ -67,7 +66,7 @@ def serving(script: Script) -> Iterator[str]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long the client would have waited."""
     waited: list[float] = []
-    monkeypatch.setattr(endpoint_module.time, "sleep", waited.append)
+    monkeypatch.setattr("time.sleep", waited.append)
     return waited
 
 

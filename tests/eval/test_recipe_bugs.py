@@ -19,7 +19,6 @@ import pipeline
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
 from components.core.retrieval.beir_data import BeirData, read_beir
-from components.core.serving import client as endpoint_module
 from components.core.settings import load
 from components.eval.component import EvalConfig
 from components.eval.program import run
@@ -129,7 +128,7 @@ def service(requests: list[dict[str, Any]], faults: Iterator[int]) -> Iterator[s
 def test_b40_a_busy_service_is_asked_again_with_the_key_and_cuts_long_texts_as_we_do(
     collection: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint_module.time, "sleep", lambda _: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setenv("NIM_API_KEY", "the-key")
     data: dict[str, BeirData] = {"test": read_beir(collection)}
     requests: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What export, deploy and servers agree on: bundle, model manifest, client of an endpoint.
+"""Formats and clients that export, deploy and servers share: bundle, model manifest, embedding client.
 
 Imports core.encoder.config.
 """

@@ -20,7 +20,7 @@ ApiName = Literal["nim", "vllm"]
 
 @dataclass(frozen=True)
 class EmbedRequest:
-    """``texts`` of one ``kind``; ``dimensions``, when given, asks for shorter vectors."""
+    """Request for the vectors of ``texts`` of one ``kind``; ``dimensions``, unless None, asks for shorter vectors."""
 
     model: str
     texts: Sequence[str]
@@ -31,13 +31,13 @@ class EmbedRequest:
 
 
 class NimApi:
-    """NIM 1.x and 2.x, this project's ONNX server, and OpenAI's API as far as it goes."""
+    """API of NIM 1.x and 2.x and of this project's ONNX server, and OpenAI's as far as it goes."""
 
     ready_path = "/v1/health/ready"
     embed_path = "/v1/embeddings"
 
     def build_body(self, request: EmbedRequest) -> dict[str, Any]:
-        """The request as JSON."""
+        """Return the request as JSON."""
         body: dict[str, Any] = {
             "model": request.model,
             "input": list(request.texts),
@@ -48,18 +48,18 @@ class NimApi:
         return body if request.dimensions is None else body | {"dimensions": request.dimensions}
 
     def read_rows(self, answer: Any, _: EmbedRequest) -> list[tuple[int, Any]]:
-        """Position and vector of each row. Raises KeyError or TypeError for another form."""
+        """Return position and vector of each row. Raises KeyError or TypeError for an answer in another form."""
         return [(row["index"], row["embedding"]) for row in answer["data"]]
 
 
 class VllmApi:
-    """vLLM's Cohere API. Its word for a passage is ``document``."""
+    """Cohere's API as vLLM speaks it. Its word for a passage is ``document``."""
 
     ready_path = "/health"
     embed_path = "/v2/embed"
 
     def build_body(self, request: EmbedRequest) -> dict[str, Any]:
-        """The request as JSON."""
+        """Return the request as JSON."""
         body: dict[str, Any] = {
             "model": request.model,
             "texts": list(request.texts),
@@ -70,7 +70,7 @@ class VllmApi:
         return body if request.dimensions is None else body | {"output_dimension": request.dimensions}
 
     def read_rows(self, answer: Any, request: EmbedRequest) -> list[tuple[int, Any]]:
-        """Position and vector of each row. Raises KeyError or TypeError for another form."""
+        """Return position and vector of each row. Raises KeyError or TypeError for an answer in another form."""
         return list(enumerate(answer["embeddings"][request.encoding]))
 
 

@@ -1,4 +1,4 @@
-"""What proves a served model without its weights: probe texts and the vectors they must get."""
+"""The deploy bundle, which proves a served model without its weights: probe texts and the vectors they must get."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Bundle:
-    """The probes, and their vectors by the checkpoint and by the base model.
+    """Probes with their vectors by the checkpoint and by the base model, and the descriptions of the model.
 
     ``tuned``, ``base``: float32 [probes, dimension], computed by PyTorch in fp32.
     """
@@ -42,7 +42,10 @@ class Bundle:
 
 
 def write_probes(directory: Path, probes: list[Probe], tuned: np.ndarray, base: np.ndarray) -> None:
-    """Write probe texts and their reference vectors into ``directory``."""
+    """Write probe texts and their reference vectors into ``directory``.
+
+    ``tuned`` and ``base`` are float32 [len(probes), dimension].
+    """
     lines = (json.dumps({"kind": probe.kind, "text": probe.text}, ensure_ascii=False) for probe in probes)
     (directory / PROBES).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     save_file({"tuned": tuned, "base": base}, directory / REFERENCE_VECTORS)
@@ -56,7 +59,7 @@ def write_bundle(bundle: Bundle, directory: Path) -> None:
 
 
 def read_bundle(directory: Path) -> Bundle:
-    """The deploy bundle, or the exported model, which has the same files. Raises InputError when it is not whole."""
+    """Read a deploy bundle, or an exported model, which has the same files. Raises InputError when it is not whole."""
     manifest = read_model_manifest(directory)
     try:
         # Not splitlines(): a text may hold U+2028, which ends no line of JSON Lines.

@@ -1,10 +1,9 @@
-"""Client of an embedding endpoint, of NIM's API or vLLM's; it believes no answer unchecked."""
+"""Client of an embedding endpoint that speaks NIM's API or vLLM's; it checks every answer."""
 
 from __future__ import annotations
 
 import base64
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,19 +13,26 @@ import numpy as np
 
 from components.core.encoder.config import Kind
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
+from components.core.retry import RETRY_STATUSES, RetryPolicy, TryAgain, parse_retry_after
 from components.core.serving.api import APIS, ApiName, EmbedRequest, Encoding, Truncate
 
 _log = logging.getLogger(__name__)
-_TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
-_LONGEST_WAIT_SECONDS = 30.0
 
 
 class EmbeddingClient:
-    """An embedding service at ``url`` that answers to the name ``model``. Use it as a context manager.
+    """Client of the embedding service at ``url`` that serves ``model``; use it as a context manager.
 
-    ``api`` is what it speaks. The service puts its own prefixes before texts: this client sends them as they are. A
-    vector that holds NaN or infinity is asked for again, by itself, up to ``invalid_retries`` times. ``retries`` counts
-    requests that had to be repeated, ``invalid`` those among them for such a vector.
+    The service puts its own prefixes before texts: this client sends them as they are. ``retries`` counts requests that
+    had to be repeated, ``invalid`` those among them for a vector with NaN or infinity.
+
+    Args:
+        url: address of the service, without ``/v1``.
+        model: name that the service answers to.
+        timeout: seconds for one request.
+        api_key: bearer token, sent with every request.
+        attempts: how often a request is sent before the service counts as away.
+        api: the API that the service speaks.
+        invalid_retries: how often a text is sent again, by itself, whose vector holds NaN or infinity.
     """
 
     def __init__(
@@ -44,7 +50,8 @@ class EmbeddingClient:
         self.model = model
         self.retries = self.invalid = 0
         self._invalid_retries = invalid_retries
-        self._attempts, self._api = attempts, APIS[api]
+        self._api = APIS[api]
+        self._policy = RetryPolicy(attempts, first_wait=0.25, longest_wait=30.0, jitter=0.0)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=False)
 
@@ -55,20 +62,17 @@ class EmbeddingClient:
         self._client.close()
 
     def is_ready(self) -> bool:
-        """Whether the service says that it can answer now."""
+        """Return whether the service says that it can answer now. Raises InputError for a malformed URL."""
         try:
             return self._client.get(f"{self.url}{self._api.ready_path}").status_code == httpx.codes.OK
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise self._no_url(error) from None
+            raise self._to_url_error(error) from None
         except httpx.HTTPError:
             return False
 
-    def _no_url(self, error: Exception) -> InputError:
-        return InputError(f"{self.url} is no URL ({error}): correct it")
-
     def list_models(self) -> list[str]:
-        """Names that the service answers to."""
-        body = self._json(self._send("GET", "/v1/models"))
+        """Return the names that the service answers to. Raises as ``embed`` does."""
+        body = self._parse_json(self._send("GET", "/v1/models"))
         try:
             return [str(model["id"]) for model in body["data"]]
         except (KeyError, TypeError):
@@ -85,94 +89,114 @@ class EmbeddingClient:
         dimension: int | None = None,
         shortened_to: int | None = None,
     ) -> np.ndarray:
-        """Vectors of ``texts``: float32 [len(texts), d], in their order.
+        """Return the vectors of ``texts`` in their order.
 
-        ``dimension``, when given, is what d must be; ``shortened_to`` asks for shorter vectors,
-        which some services ignore.
-        Raises ActionNeeded for refused credentials and for answers that are no vectors, InputError for a refused
-        request, Transient when the service stays unavailable.
+        Args:
+            texts: the texts, without prefixes.
+            kind: whether they are queries or passages.
+            batch_size: texts in one request.
+            truncate: which end of a text that is too long the service cuts; NONE asks it to refuse the text.
+            encoding_format: how vectors travel.
+            dimension: what the length of a vector must be; None accepts any.
+            shortened_to: length of shorter vectors to ask for, which some services ignore.
+
+        Returns:
+            float32 [len(texts), d].
+
+        Raises:
+            ActionNeeded: for refused credentials and for answers that are no vectors.
+            InputError: for a refused request and a malformed URL.
+            Transient: when the service stays unavailable.
         """
-        found: list[np.ndarray] = []
+        chunks: list[np.ndarray] = []
         for start in range(0, len(texts), batch_size):
             batch = list(texts[start : start + batch_size])
             request = EmbedRequest(self.model, batch, kind, truncate, encoding_format, shortened_to)
-            found.append(self._sound(request, dimension))
-        if not found:
+            chunks.append(self._embed_batch(request, dimension))
+        if not chunks:
             return np.empty((0, dimension or 0), dtype=np.float32)
-        if len({vectors.shape[1] for vectors in found}) > 1:
+        if len({vectors.shape[1] for vectors in chunks}) > 1:
             raise ActionNeeded(f"{self.url} answers with vectors of several lengths: it does not serve one model")
-        return np.concatenate(found)
+        return np.concatenate(chunks)
 
-    def _sound(self, request: EmbedRequest, dimension: int | None) -> np.ndarray:
-        """The vectors of ``request``, finite; a broken one is asked for again by itself."""
-        vectors = self._ask(request)
-        for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
-            for _ in range(self._invalid_retries):
-                self.retries, self.invalid = self.retries + 1, self.invalid + 1
-                alone = self._ask(replace(request, texts=[request.texts[row]]))
-                if alone.shape[1] != vectors.shape[1]:
-                    raise ActionNeeded(f"{self.url} answers with vectors of several lengths")
-                vectors[row] = alone[0]
-                if np.isfinite(vectors[row]).all():
-                    break
-            else:
-                raise ActionNeeded(
-                    f"{self.url} answers with vectors that hold NaN or infinity: the served model is broken"
-                )
+    def _embed_batch(self, request: EmbedRequest, dimension: int | None) -> np.ndarray:
+        """Return finite vectors of one request, float32 [texts, d]."""
+        vectors = self._request_vectors(request)
+        for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
+            vectors[row] = self._repeat_invalid(replace(request, texts=[request.texts[row]]), vectors.shape[1])
         if dimension is not None and vectors.shape[1] != dimension:
             raise ActionNeeded(f"{self.url} answers with {vectors.shape[1]} dimensions, the model has {dimension}")
         return vectors
 
-    def _ask(self, request: EmbedRequest) -> np.ndarray:
-        return self._vectors(
-            self._json(self._send("POST", self._api.embed_path, self._api.build_body(request))), request
-        )
+    def _repeat_invalid(self, request: EmbedRequest, dimension: int) -> np.ndarray:
+        """Return a finite vector of the only text of ``request``, float32 [dimension]."""
+        for _ in range(self._invalid_retries):
+            self.retries, self.invalid = self.retries + 1, self.invalid + 1
+            vector: np.ndarray = self._request_vectors(request)[0]
+            if len(vector) != dimension:
+                raise ActionNeeded(f"{self.url} answers with vectors of several lengths")
+            if np.isfinite(vector).all():
+                return vector
+        raise ActionNeeded(f"{self.url} answers with vectors that hold NaN or infinity: the served model is broken")
+
+    def _request_vectors(self, request: EmbedRequest) -> np.ndarray:
+        response = self._send("POST", self._api.embed_path, self._api.build_body(request))
+        return self._read_vectors(self._parse_json(response), request)
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        """The answer to one request, repeated while the service is busy or away."""
-        problem = ""
-        for attempt in range(self._attempts):
-            wait = min(0.25 * 2**attempt, _LONGEST_WAIT_SECONDS)
-            try:
-                response = self._client.request(method, f"{self.url}{path}", json=body)
-            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-                raise self._no_url(error) from None
-            except httpx.HTTPError as error:
-                problem = str(error) or type(error).__name__
-            else:
-                if response.is_success:
-                    return response
-                problem = f"{response.status_code} {_message(response)}"
-                if response.status_code not in _TRY_AGAIN:
-                    raise self._refused(response.status_code, path, problem)
-                wait = min(_retry_after(response) or wait, _LONGEST_WAIT_SECONDS)
-            if attempt + 1 < self._attempts:
-                self.retries += 1
-                _log.info("%s%s: %s; again in %.1f s", self.url, path, problem, wait)
-                time.sleep(wait)
-        raise Transient(f"{self.url}{path} did not answer {self._attempts} times ({problem}): is the service up?")
+        """Return the answer to a request, which is repeated while the service is busy or away."""
+        address = f"{self.url}{path}"
+        retrying = self._policy.retrying(what=address, log=_log, on_retry=self._count_retry)
+        try:
+            return retrying(self._send_once, method, path, body)
+        except TryAgain as problem:
+            raise Transient(
+                f"{address} did not answer {self._policy.attempts} times ({problem}): is the service up?"
+            ) from None
 
-    def _refused(self, status: int, path: str, problem: str) -> StageError:
+    def _send_once(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        try:
+            response = self._client.request(method, f"{self.url}{path}", json=body)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise self._to_url_error(error) from None
+        except httpx.HTTPError as error:
+            raise TryAgain(str(error) or type(error).__name__) from None
+        if response.is_success:
+            return response
+        problem = f"{response.status_code} {_read_message(response)}"
+        if response.status_code in RETRY_STATUSES:
+            # A server that asks for no wait at all gets the policy's.
+            asked = parse_retry_after(response.headers.get("retry-after", ""))
+            raise TryAgain(problem, wait_seconds=asked or None)
+        raise self._to_refusal(response.status_code, path, problem)
+
+    def _count_retry(self) -> None:
+        self.retries += 1
+
+    def _to_url_error(self, error: Exception) -> InputError:
+        return InputError(f"{self.url} is no URL ({error}): correct it")
+
+    def _to_refusal(self, status: int, path: str, problem: str) -> StageError:
         if status in (401, 402, 403):
             return ActionNeeded(f"{self.url}{path} refuses access ({problem}): check the key and its rights")
         return InputError(f"{self.url}{path} refuses the request ({problem}): check the URL and the model's name")
 
-    def _json(self, response: httpx.Response) -> Any:
+    def _parse_json(self, response: httpx.Response) -> Any:
         try:
             return response.json()
         except ValueError:
             raise ActionNeeded(f"{self.url} does not answer with JSON: something else stands before it") from None
 
-    def _vectors(self, answer: Any, request: EmbedRequest) -> np.ndarray:
-        """The vectors of one answer, checked: model, count, order, one length, none of zeros."""
+    def _read_vectors(self, answer: Any, request: EmbedRequest) -> np.ndarray:
+        """Return the vectors of one answer, float32 [texts, d], once model, count, order and lengths are right."""
         count = len(request.texts)
-        said = answer.get("model") if isinstance(answer, dict) else None
-        if isinstance(said, str) and said != request.model:
-            raise ActionNeeded(f"{self.url} answers as {said} when asked for {request.model}: another model is served")
+        model = answer.get("model") if isinstance(answer, dict) else None
+        if isinstance(model, str) and model != request.model:
+            raise ActionNeeded(f"{self.url} answers as {model} when asked for {request.model}: another model is served")
         try:
             rows = self._api.read_rows(answer, request)
             order = [int(position) for position, _ in rows]
-            values = [_decode(embedding) for _, embedding in rows]
+            values = [_decode_vector(embedding) for _, embedding in rows]
         except (KeyError, TypeError, ValueError):
             raise ActionNeeded(f"{self.url}{self._api.embed_path}: the answer has no vectors: check the URL") from None
         if sorted(order) != list(range(count)):
@@ -185,22 +209,15 @@ class EmbeddingClient:
         return vectors
 
 
-def _decode(embedding: Any) -> np.ndarray:
-    """A vector sent as numbers or as base64 of little-endian float32."""
+def _decode_vector(embedding: object) -> np.ndarray:
+    """Return a vector that was sent as numbers or as base64 of little-endian float32."""
     if isinstance(embedding, str):
         return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4").astype(np.float32)
     return np.asarray(embedding, dtype=np.float32)
 
 
-def _retry_after(response: httpx.Response) -> float | None:
-    try:
-        return max(0.0, float(response.headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None
-
-
-def _message(response: httpx.Response) -> str:
-    """What the service says about its refusal, on one line."""
+def _read_message(response: httpx.Response) -> str:
+    """Return what the service says about its refusal, on one line."""
     try:
         body = response.json()
         error = body.get("error", body)

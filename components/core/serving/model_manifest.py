@@ -1,4 +1,4 @@
-"""The exported model's own description: which files are served, what they must hash to, what was proven of them."""
+"""The manifest of an exported model: which files are served, what they must hash to, and what was measured."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ONNX_FOLDER, TENSORRT_FOLDER, CHECKPOINT_FOLDER = "onnx", "tensorrt", "checkpoin
 
 
 class ServedFile(BaseModel):
-    """What a served file must be."""
+    """Hash and size of a served file."""
 
     sha256: str
     bytes: int
 
 
 class TensorRTPlanInfo(BaseModel):
-    """What a TensorRT plan runs on and takes. ``batch`` and ``length``: least, best and greatest of its profile.
+    """Hardware that a TensorRT plan runs on, and sizes that it takes: least, best and greatest of its profile.
 
     ``compute_capability`` and ``gpu`` are those it was built on: all it runs on without ``hardware_compatibility``.
     """
@@ -39,7 +39,7 @@ class TensorRTPlanInfo(BaseModel):
 
 
 class LatencyMeasurement(BaseModel):
-    """Median time of one call of one form of the model with ``batch`` texts of ``length`` tokens."""
+    """Median time of one call of one format of the model, with ``batch`` texts of ``length`` tokens."""
 
     form: str
     runs_on: str
@@ -88,7 +88,7 @@ class ModelManifest(BaseModel):
 
     @property
     def limits(self) -> ParityLimits:
-        """What its vectors are held to wherever they are served: those of ``precision``, above ``noise_floor``."""
+        """Limits for its vectors wherever they are served: those of ``precision``, lowered for ``noise_floor``."""
         return choose_limits(self.precision, CosineSummary.from_figures(self.noise_floor) if self.noise_floor else None)
 
     def write(self, directory: Path) -> None:
@@ -97,23 +97,23 @@ class ModelManifest(BaseModel):
 
 
 def hash_files(directory: Path, names: list[str]) -> dict[str, ServedFile]:
-    """sha256 and size of the files ``names`` of ``directory``."""
-    found = {}
+    """Return sha256 and size of the files ``names`` of ``directory``."""
+    files = {}
     for name in sorted(names):
         with (directory / name).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[name] = ServedFile(sha256=digest, bytes=(directory / name).stat().st_size)
-    return found
+        files[name] = ServedFile(sha256=digest, bytes=(directory / name).stat().st_size)
+    return files
 
 
 def compute_digest(files: dict[str, ServedFile]) -> str:
-    """The digest of a set of files, by their paths and contents."""
+    """Return the sha256 over the sorted lines ``path sha256`` of a set of files."""
     lines = "".join(f"{path} {file.sha256}\n" for path, file in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def read_model_manifest(directory: Path) -> ModelManifest:
-    """Raises InputError when ``directory`` holds none, or one that contradicts itself."""
+    """Read the manifest in ``directory``. Raises InputError when there is none, or one that contradicts itself."""
     path = directory / MODEL_MANIFEST
     if not path.is_file():
         raise InputError(f"{directory} has no {MODEL_MANIFEST}: give the directory that export made")
@@ -132,7 +132,7 @@ def read_model_manifest(directory: Path) -> ModelManifest:
 
 
 def check_files(directory: Path, manifest: ModelManifest) -> None:
-    """Raises InputError naming the first served file that is missing or changed."""
+    """Check the files that ``manifest`` lists. Raises InputError naming the first that is missing or changed."""
     for name, expected in sorted(manifest.files.items()):
         if not (directory / name).is_file():
             raise InputError(f"{directory}: {name} is missing: copy the exported model again from its source")

@@ -27,10 +27,10 @@ class ParityLimits:
     ndcg_loss: float
 
     def compute_allowed_loss(self, queries: int) -> float:
-        """How much of nDCG@10 over so many queries may be lost.
+        """Return how much of nDCG@10 over so many queries may be lost.
 
-        Between two nearly equal passages any rounding decides: one query whose answer changes places is no finding,
-        however few queries there are.
+        Between two nearly equal passages any rounding decides: one query whose answer changes places must not fail a
+        model, however few queries there are.
         """
         return max(self.ndcg_loss, 1 / queries)
 
@@ -49,14 +49,12 @@ PARITY_LIMITS: dict[Precision, ParityLimits] = {
     "int8_sq": _INT8,
     "int8": _INT8,
 }
-NORM_TOLERANCE: dict[Precision, float] = {
-    precision: 1e-4 if precision == "fp32" else 1e-2 for precision in PARITY_LIMITS
-}
+NORM_TOLERANCE: dict[Precision, float] = {name: 1e-4 if name == "fp32" else 1e-2 for name in PARITY_LIMITS}
 
 
 @dataclass(frozen=True)
 class CosineSummary:
-    """Cosines of rows that should be equal, summed up. ``deviation`` is their standard deviation."""
+    """Summary of the cosines of rows that should be equal; ``deviation`` is their standard deviation."""
 
     mean: float
     p1: float
@@ -64,56 +62,63 @@ class CosineSummary:
     deviation: float = 0.0
 
     def is_within(self, limits: ParityLimits) -> bool:
-        """Whether all three figures reach ``limits``; NaN never does."""
+        """Return whether mean, first percentile and minimum reach ``limits``; NaN never does."""
         return self.mean >= limits.mean and self.p1 >= limits.p1 and self.minimum >= limits.minimum
 
-    def figures(self) -> dict[str, float]:
+    def to_figures(self) -> dict[str, float]:
+        """Return mean, first percentile and minimum, rounded, as manifests and reports name them."""
         return {"mean": round(self.mean, 7), "p1": round(self.p1, 7), "min": round(self.minimum, 7)}
 
     @classmethod
     def from_figures(cls, figures: dict[str, float]) -> CosineSummary:
-        """From ``figures()``, with ``deviation`` beside them."""
+        """Return the summary that ``to_figures`` wrote, with ``deviation`` when it stands beside them."""
         return cls(figures["mean"], figures["p1"], figures["min"], figures.get("deviation", 0.0))
 
 
 def choose_limits(precision: Precision, noise: CosineSummary | None = None) -> ParityLimits:
-    """The limits of ``precision``, lowered to what the model itself can keep in half precision.
+    """Return the limits of ``precision``, lowered to what the model itself can keep in half precision.
 
-    ``noise`` is how close the checkpoint's own vectors in half precision (PyTorch) are to those in float32: nothing
-    that computes in less can be closer, so each limit is at most three standard deviations below it. fp32 has no such
-    excuse, and no noise lowers a limit below those of INT8.
+    ``noise`` says how close the checkpoint's own vectors in half precision (PyTorch) are to those in float32. Nothing
+    that computes in less can be closer, so each limit is at most three standard deviations below it. The limits of
+    fp32 are never lowered, and none falls below that of INT8.
     """
     limits = PARITY_LIMITS[precision]
     if noise is None or precision == "fp32":
         return limits
 
-    def lowered(limit: float, floor: float, least: float) -> float:
+    def lower(limit: float, floor: float, least: float) -> float:
         reachable = floor - 3 * noise.deviation
         return max(min(limit, reachable), least) if reachable == reachable else limit
 
     return replace(
         limits,
-        mean=lowered(limits.mean, noise.mean, _INT8.mean),
-        p1=lowered(limits.p1, noise.p1, _INT8.p1),
-        minimum=lowered(limits.minimum, noise.minimum, _INT8.minimum),
+        mean=lower(limits.mean, noise.mean, _INT8.mean),
+        p1=lower(limits.p1, noise.p1, _INT8.p1),
+        minimum=lower(limits.minimum, noise.minimum, _INT8.minimum),
     )
 
 
-def compare_vectors(found: np.ndarray, expected: np.ndarray) -> CosineSummary:
-    """Of two float arrays [rows, dimension], row by row."""
-    cosines = compute_row_cosines(found, expected)
+def compare_vectors(vectors: np.ndarray, expected: np.ndarray) -> CosineSummary:
+    """Summarise the cosines of each row of ``vectors`` with the same row of ``expected``, floats [rows, dimension]."""
+    cosines = compute_row_cosines(vectors, expected)
     return CosineSummary(
         float(cosines.mean()), float(np.percentile(cosines, 1)), float(cosines.min()), float(cosines.std())
     )
 
 
 def compute_row_cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Cosine of each row of ``left`` with the same row of ``right``: float64 [rows]; NaN for zero vectors."""
+    """Compute the cosine of each row of ``left`` with the same row of ``right``, both floats [rows, dimension].
+
+    Returns float64 [rows]; NaN for zero vectors.
+    """
     left, right = left.astype(np.float64), right.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (left * right).sum(axis=1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
+        cosines: np.ndarray = (left * right).sum(axis=1) / (
+            np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+        )
+    return cosines
 
 
 def compute_norm_error(vectors: np.ndarray) -> float:
-    """How far the length of any row of [rows, dimension] is from 1."""
+    """Compute the largest distance of any row's length from 1; ``vectors``: floats [rows, dimension]."""
     return float(np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1).max())

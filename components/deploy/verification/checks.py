@@ -90,7 +90,7 @@ def norm(served: ProbedEndpoint) -> Check:
 def nearness(served: ProbedEndpoint) -> Check:
     """Whether each vector is the checkpoint's, as far as the precision allows."""
     found = compare_vectors(served.vectors, served.bundle.tuned)
-    return Check("cosine to fine-tuned", found.is_within(served.limits), found.figures(), str(served.limits))
+    return Check("cosine to fine-tuned", found.is_within(served.limits), found.to_figures(), str(served.limits))
 
 
 def identity(served: ProbedEndpoint) -> Check:
@@ -112,7 +112,7 @@ def long_texts(served: ProbedEndpoint) -> Check:
     if not rows:
         return Check("long texts", None, {"reason": f"no probe has more than {_LONG_WORDS} words"}, limit)
     found = compare_vectors(served.vectors[rows], served.bundle.tuned[rows])
-    return Check("long texts", found.mean >= served.limits.mean, {"probes": len(rows), **found.figures()}, limit)
+    return Check("long texts", found.mean >= served.limits.mean, {"probes": len(rows), **found.to_figures()}, limit)
 
 
 def neighbours(served: ProbedEndpoint) -> Check:
