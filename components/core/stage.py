@@ -19,12 +19,12 @@ class Secret:
     key: str
 
 
-_S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ALLOW_HTTP")
+S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ALLOW_HTTP")
 
 
 def s3_secrets(name: str) -> tuple[Secret, ...]:
     """What obstore's S3 client reads from the environment, in the Secret ``name``."""
-    return tuple(Secret(env=variable, name=name, key=variable) for variable in _S3_VARIABLES)
+    return tuple(Secret(env=variable, name=name, key=variable) for variable in S3_VARIABLES)
 
 
 @dataclass(frozen=True)

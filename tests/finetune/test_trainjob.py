@@ -14,16 +14,15 @@ from typing import Any
 
 import pytest
 import yaml
-from kubernetes.client import ApiException
 
 from components.core.distributed.process_group import ProcessGroup
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.core.store import open_store
 from components.finetune.component import FinetuneConfig
-from components.finetune.kubernetes import node, trainjob
-from components.finetune.kubernetes.handover import received_error
-from components.finetune.kubernetes.jobs import Jobs, Place
-from components.finetune.kubernetes.trainjob import job_name, render
+from components.finetune.kubernetes import trainjob, worker
+from components.finetune.kubernetes.job_files import receive_error
+from components.finetune.kubernetes.trainjob_api import TrainJobs
+from components.finetune.kubernetes.trainjob_manifest import PodSettings, compute_job_name, render_trainjob
 from tests.deploy.cluster.server import StandInCluster, running, write_kubeconfig
 from tests.deploy.cluster.store import GROUPS
 from tests.deploy.pod_security import violations
@@ -33,7 +32,7 @@ EXAMPLES = 7
 ROLE = Path(__file__).parents[2] / "manifests" / "trainjob" / "role.yaml"
 
 
-class Trainer:
+class StandInTrainer:
     """What Kubeflow Trainer does with a TrainJob: runs its command with the variables of the torch runtime."""
 
     def __init__(self, cluster: StandInCluster) -> None:
@@ -43,7 +42,7 @@ class Trainer:
         """Why the job's pod waits instead of running."""
         self._over = threading.Event()
 
-    def __enter__(self) -> Trainer:
+    def __enter__(self) -> StandInTrainer:
         self._thread = threading.Thread(target=self._reconcile, daemon=True)
         self._thread.start()
         return self
@@ -134,7 +133,7 @@ def test_a_trainjob_trains_as_this_machine_does(
     tiny: Path, data: Path, tmp_path: Path, cluster: StandInCluster
 ) -> None:
     config = in_job(tiny, tmp_path)
-    with Trainer(cluster) as trainer:
+    with StandInTrainer(cluster) as trainer:
         outcome = finetune(tmp_path / "job", data, config)
         again = finetune(tmp_path / "again", data, config)
     finetune(tmp_path / "here", data, settings(tiny, num_epochs=2, global_batch_size=4))
@@ -151,7 +150,7 @@ def test_what_stops_the_training_stops_the_task(
     tiny: Path, data: Path, tmp_path: Path, cluster: StandInCluster
 ) -> None:
     config = in_job(tiny, tmp_path, learning_rate=1e30, lr_warmup_steps=0)
-    with Trainer(cluster), pytest.raises(ActionNeeded, match="training diverged and nothing was saved"):
+    with StandInTrainer(cluster), pytest.raises(ActionNeeded, match="training diverged and nothing was saved"):
         finetune(tmp_path / "job", data, config)
     assert not (tmp_path / "job" / "checkpoint").exists()
 
@@ -162,8 +161,8 @@ def test_a_retry_watches_the_job_that_runs(
     """And one that somebody deletes is a reason to try again."""
     caplog.set_level("INFO", "components")
     config = in_job(tiny, tmp_path)
-    name = job_name(config, data)
-    job = render(name, config, f"{config.checkpoint_uri}/jobs/{name}", Place("registry/gpu:1"))
+    name = compute_job_name(config, data)
+    job = render_trainjob(name, config, f"{config.checkpoint_uri}/jobs/{name}", PodSettings("registry/gpu:1"))
     with cluster.store.lock:
         uid = cluster.store.create("trainjobs", job)["metadata"]["uid"]
 
@@ -183,7 +182,10 @@ def test_pods_that_cannot_start_are_named(
     tiny: Path, data: Path, tmp_path: Path, cluster: StandInCluster, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(trainjob, "_PATIENCE_SECONDS", 0.3)
-    with Trainer(cluster) as trainer, pytest.raises(ActionNeeded, match="node-0-0-x: ImagePullBackOff: no such image"):
+    with (
+        StandInTrainer(cluster) as trainer,
+        pytest.raises(ActionNeeded, match="node-0-0-x: ImagePullBackOff: no such image"),
+    ):
         trainer.reason = "ImagePullBackOff"
         finetune(tmp_path / "job", data, in_job(tiny, tmp_path))
 
@@ -227,10 +229,10 @@ def test_any_process_of_a_job_leaves_word_of_its_own_fault(
     def fails(*_: object) -> None:
         raise failure
 
-    monkeypatch.setattr(node, "init_process_group", lambda: ProcessGroup(1, 2))
-    monkeypatch.setattr(node, "_train", fails)
-    assert node.main(str(tmp_path)) == code
-    left = received_error(open_store(str(tmp_path), setting="checkpoint_uri"))
+    monkeypatch.setattr(worker, "init_process_group", lambda: ProcessGroup(1, 2))
+    monkeypatch.setattr(worker, "_train", fails)
+    assert worker.main(str(tmp_path)) == code
+    left = receive_error(open_store(str(tmp_path), setting="checkpoint_uri"))
     if word is None:
         assert left is None
     else:
@@ -239,28 +241,21 @@ def test_any_process_of_a_job_leaves_word_of_its_own_fault(
 
 
 @pytest.mark.parametrize("status", [400, 404], ids=["starts again", "gone"])
-def test_a_pod_without_a_log_says_nothing(
-    status: int, cluster: StandInCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pod_without_a_log_says_nothing(status: int, cluster: StandInCluster) -> None:
     pod = {"metadata": {"name": "job-node-0-0-x", "labels": {"jobset.sigs.k8s.io/jobset-name": "job"}}}
     cluster.store.objects["pods", "job-node-0-0-x"] = pod | {
         "spec": {"containers": []},
         "status": {"phase": "Running"},
     }
-    jobs = Jobs(None)
-
-    def no_log(*_: object, **__: object) -> None:
-        raise ApiException(status=status, reason="no log")
-
-    monkeypatch.setattr(jobs._core, "read_namespaced_pod_log", no_log)
-    assert jobs.last_line("job") == ""
+    cluster.fault = lambda _, path: (status, "no log") if path.endswith("/log") else None
+    assert TrainJobs(None).read_last_log_line("job") == ""
 
 
 def test_the_job_is_what_was_asked_for(tiny: Path, data: Path) -> None:
     config = settings(tiny, trainer="trainjob", num_nodes=3, gpus_per_node=8, checkpoint_uri="s3://bucket/states")
     secret = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "huggingface-token", "key": "HF_TOKEN"}}}
-    place = Place("registry/gpu:1", "default-editor", {"gpu": "H100"}, [{"operator": "Exists"}], [secret])
-    job = render("finetune-abc", config, "s3://bucket/states/jobs/finetune-abc", place)
+    pod_settings = PodSettings("registry/gpu:1", "default-editor", {"gpu": "H100"}, [{"operator": "Exists"}], [secret])
+    job = render_trainjob("finetune-abc", config, "s3://bucket/states/jobs/finetune-abc", pod_settings)
     trainer = job["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (3, 8)
     assert trainer["resourcesPerNode"]["limits"] == {"nvidia.com/gpu": "8"}
@@ -269,13 +264,14 @@ def test_the_job_is_what_was_asked_for(tiny: Path, data: Path) -> None:
     (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = node["template"]["spec"]["template"]["spec"]
     assert pod["nodeSelector"] == {"gpu": "H100"} and pod["serviceAccountName"] == "default-editor"
-    assert job_name(config, data) == job_name(config, data) != job_name(config.model_copy(update={"seed": 7}), data)
+    name = compute_job_name(config, data)
+    assert name == compute_job_name(config, data) != compute_job_name(config.model_copy(update={"seed": 7}), data)
 
 
 def test_namespaces_with_the_restricted_pod_standard_take_the_pods(tiny: Path) -> None:
     """What the job patches, upon a pod as the torch runtime of Kubeflow Trainer leaves it: nothing about security."""
     config = settings(tiny, trainer="trainjob", checkpoint_uri="s3://bucket/states")
-    job = render("finetune-abc", config, "s3://bucket/states/jobs/finetune-abc", Place("registry/gpu:1"))
+    job = render_trainjob("finetune-abc", config, "s3://bucket/states/jobs/finetune-abc", PodSettings("registry/gpu:1"))
     (patch,) = job["spec"]["runtimePatches"]
     (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = node["template"]["spec"]["template"]["spec"]

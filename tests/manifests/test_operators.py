@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from components.finetune.component import FinetuneConfig
-from components.finetune.kubernetes.jobs import Place
-from components.finetune.kubernetes.trainjob import render
+from components.finetune.kubernetes.trainjob_manifest import PodSettings, render_trainjob
 from tests.chart.rendering import CUSTOM, Object, objects
 from tests.chart.test_chart import CASES, EVERYTHING
 from tests.deploy.schemas import FILES, OPERATOR_DIRECTORY, OPERATOR_FILES, operators_needed, problems
@@ -22,8 +21,8 @@ def made() -> list[Object]:
     """One of each kind at least, and every one in the manifests."""
     config = FinetuneConfig(trainer="trainjob", num_nodes=3, gpus_per_node=8, checkpoint_uri="s3://bucket/states")
     secret = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "huggingface-token", "key": "HF_TOKEN"}}}
-    place = Place("registry/gpu:1", "default-editor", {"gpu": "H100"}, [{"operator": "Exists"}], [secret])
-    found = [render("finetune-abc", config, "s3://bucket/states/jobs/finetune-abc", place)]
+    pod_settings = PodSettings("registry/gpu:1", "default-editor", {"gpu": "H100"}, [{"operator": "Exists"}], [secret])
+    found = [render_trainjob("finetune-abc", config, "s3://bucket/states/jobs/finetune-abc", pod_settings)]
     found += [item for values in CASES.values() for item in objects(values)]
     for path in [*(MANIFESTS / "components").rglob("*.yaml"), *(MANIFESTS / "gitops").glob("*.yaml")]:
         found += documents(path) if path.name != "kustomization.yaml" else []

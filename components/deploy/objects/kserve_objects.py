@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from components.core.kubernetes.pod_security import restricted_container_security, restricted_pod_security
 from components.core.kubernetes.resource_kinds import Object
 from components.core.serving.bundle import Bundle
 from components.deploy.backends.contracts import PORT, Contract
@@ -49,13 +50,7 @@ def inference_service(
         **_scale(config),
         "terminationGracePeriodSeconds": 60,
         "automountServiceAccountToken": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": user,
-            "runAsGroup": user,
-            "fsGroup": user,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": restricted_pod_security(runAsUser=user, runAsGroup=user, fsGroup=user),
         "deploymentStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         "model": {
             "modelFormat": {"name": contract.name, "version": "1"},
@@ -134,13 +129,9 @@ def _container(config: DeployConfig, bundle: Bundle | None, contract: Contract) 
         "readinessProbe": probe(contract.ready, period=10, failures=3),
         "livenessProbe": probe(contract.live, period=20, failures=6),
         "resources": resources(config, contract),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "privileged": False,
-            "readOnlyRootFilesystem": not contract.needs_writable_root,
-            "runAsNonRoot": True,
-        },
+        "securityContext": restricted_container_security(
+            privileged=False, readOnlyRootFilesystem=not contract.needs_writable_root, runAsNonRoot=True
+        ),
         "volumeMounts": [{"name": "cache", "mountPath": contract.cache}],
     }
     if contract.needs_shared_memory:

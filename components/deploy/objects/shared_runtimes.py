@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from components.core.kubernetes.pod_security import SECCOMP_PROFILE
 from components.core.kubernetes.resource_kinds import Object
 from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
@@ -44,7 +45,7 @@ def _shared(config: DeployConfig) -> Object:
     found = runtime(f"nemotron-embed-{config.backend}", config, None, how, labels, "")
     del found["metadata"]["namespace"]
     (container,) = found["spec"]["containers"]
-    container["securityContext"] |= {"runAsUser": how.user, "seccompProfile": {"type": "RuntimeDefault"}}
+    container["securityContext"] |= {"runAsUser": how.user, "seccompProfile": SECCOMP_PROFILE}
     return found
 
 

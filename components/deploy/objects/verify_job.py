@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from components.core.kubernetes.pod_security import restricted_container_security, restricted_pod_security
 from components.core.kubernetes.resource_kinds import Object
 from components.core.serving.api import ApiName
 from components.core.serving.model_manifest import CHECKPOINT_FOLDER
+from components.core.stage import S3_VARIABLES
 from components.deploy.component import DeployConfig
 from components.deploy.labels import as_object, metadata_labels
 from components.deploy.objects.render import Release
-
-_S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ALLOW_HTTP")
 
 
 def verify_job(config: DeployConfig, release: Release, model_uri: str, api: ApiName) -> Object:
@@ -21,21 +21,16 @@ def verify_job(config: DeployConfig, release: Release, model_uri: str, api: ApiN
         "args": _arguments(config, release, model_uri, api),
         "env": [
             {"name": name, "valueFrom": {"secretKeyRef": {"name": "models-s3", "key": name, "optional": True}}}
-            for name in _S3_VARIABLES
+            for name in S3_VARIABLES
         ],
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-            "runAsNonRoot": True,
-        },
+        "securityContext": restricted_container_security(readOnlyRootFilesystem=True, runAsNonRoot=True),
         "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "2Gi"}},
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
     pod: Object = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
-        "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": restricted_pod_security(runAsUser=10001),
         "containers": [container],
         "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}],
     }

@@ -1,4 +1,4 @@
-"""python -m components.finetune.kubernetes.node URI: one process of a TrainJob, started by torchrun in its pods."""
+"""python -m components.finetune.kubernetes.worker URI: one process of a TrainJob, started by torchrun in its pods."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from components.core.errors import StageError, Transient
 from components.core.store import open_store
 from components.core.store.errors import to_stage_error, translate_errors
 from components.finetune.component import FinetuneConfig
-from components.finetune.kubernetes.handover import ERROR, REQUEST, RESULT, receive, send, send_error
+from components.finetune.kubernetes.job_files import ERROR, REQUEST, RESULT, receive_files, send_error, send_files
 
 
 def main(uri: str) -> int:
-    """Train on what lies at ``uri``, leave the result there; return the exit code."""
+    """Train on what lies at ``uri``, write the result there; return the exit code."""
     log.configure("finetune")
     try:
         with tempfile.TemporaryDirectory() as directory:
             _train(init_process_group(), uri, Path(directory))
     except (Exception, KeyboardInterrupt) as error:
-        found, follows = explain_failure(error)
-        print(f"error: {found}", file=sys.stderr)
-        if not follows:
-            _leave_word(uri, found)
-        return found.exit_code
+        problem, is_consequence = explain_failure(error)
+        print(f"error: {problem}", file=sys.stderr)
+        if not is_consequence:
+            _report_error(uri, problem)
+        return problem.exit_code
     destroy_process_group()
     return 0
 
 
-def _leave_word(uri: str, error: StageError) -> None:
-    """For the task that waits for the job, whichever process it was."""
+def _report_error(uri: str, error: StageError) -> None:
+    """Write the error to where the task that waits for the job reads it."""
     try:
         send_error(open_store(uri, setting="checkpoint_uri"), error)
     except Exception as failed:  # the error itself matters more, and its exit code
@@ -53,7 +53,7 @@ def _train(process_group: ProcessGroup, uri: str, work: Path) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         shutil.rmtree(shared, ignore_errors=True)
         with translate_errors(where):
-            about = receive(store, "input", REQUEST, shared)
+            about = receive_files(store, "input", REQUEST, shared)
         if about is None:
             raise Transient(
                 f"{uri} holds no request: the finetune task writes it before it starts the job; run it again"
@@ -69,7 +69,8 @@ def _train(process_group: ProcessGroup, uri: str, work: Path) -> None:
     )
     if process_group.is_main:
         with translate_errors(where):
-            send(store, "output", RESULT, {"checkpoint": checkpoint, "training_report": report}, {"figures": figures})
+            artifacts = {"checkpoint": checkpoint, "training_report": report}
+            send_files(store, "output", RESULT, artifacts, {"figures": figures})
 
 
 if __name__ == "__main__":

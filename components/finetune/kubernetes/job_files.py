@@ -1,4 +1,4 @@
-"""What a TrainJob's pods are given and what they give back, through a bucket that both sides reach.
+"""Files that a TrainJob's pods get and give back, through a bucket that both sides reach.
 
 <checkpoint_uri>/jobs/<name>/input/training_data/...     input/request.json last: settings, and sha256 of every file
 <checkpoint_uri>/jobs/<name>/output/checkpoint/...       output/result.json last: figures, and sha256 of every file
@@ -20,7 +20,7 @@ from components.core.store import Store, read_file_chunks
 REQUEST, RESULT, ERROR = "input/request.json", "output/result.json", "output/error.json"
 
 
-def send(store: Store, kind: str, last: str, directories: Mapping[str, Path], about: Mapping[str, Any]) -> None:
+def send_files(store: Store, kind: str, last: str, directories: Mapping[str, Path], about: Mapping[str, Any]) -> None:
     """Write the files of ``directories`` below ``kind``, then ``last`` with ``about`` and the hash of each file."""
     files = {}
     for name, directory in directories.items():
@@ -36,37 +36,37 @@ def send(store: Store, kind: str, last: str, directories: Mapping[str, Path], ab
     store.write(last, json.dumps({**about, "files": files}, sort_keys=True).encode())
 
 
-def receive(store: Store, kind: str, last: str, directory: Path) -> dict[str, Any] | None:
-    """Read what ``send`` wrote into ``directory``; its ``about``, or None when it was not written to its end.
+def receive_files(store: Store, kind: str, last: str, directory: Path) -> dict[str, Any] | None:
+    """Read into ``directory`` what ``send_files`` wrote, and return its ``about``; None when it is not complete.
 
     Raises Transient for a file that is not what was sent.
     """
     try:
-        about = json.loads(store.read(last))
+        about: dict[str, Any] = json.loads(store.read(last))
     except FileNotFoundError:
         return None
     for name, expected in about.pop("files").items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         with path.open("wb") as file:
             for chunk in store.read_chunks(f"{kind}/{name}"):
-                found.update(chunk)
+                digest.update(chunk)
                 file.write(chunk)
-        if found.hexdigest() != expected:
+        if digest.hexdigest() != expected:
             raise Transient(f"{kind}/{name} does not have the sha256 that it was sent with: run again")
     return about
 
 
 def send_error(store: Store, error: StageError) -> None:
-    """Leave word of what stopped the training."""
+    """Write what stopped the training."""
     store.write(ERROR, json.dumps({"exit_code": error.exit_code, "message": str(error)}).encode())
 
 
-def received_error(store: Store) -> StageError | None:
-    """What stopped the training, if it left word."""
+def receive_error(store: Store) -> StageError | None:
+    """Return what stopped the training; None when no process wrote it."""
     try:
-        found = json.loads(store.read(ERROR))
+        error = json.loads(store.read(ERROR))
     except FileNotFoundError:
         return None
-    return error_from_exit_code(found["exit_code"], found["message"])
+    return error_from_exit_code(error["exit_code"], error["message"])
