@@ -18,7 +18,7 @@ LLM := $(if $(NVIDIA_API_KEY)$(LLM_BASE_URL),sdg.generator=llm sdg.num_pairs=7) 
        $(if $(LLM_MODEL),$(foreach role,artifact_extraction qa_generation quality_judge,sdg.$(role)_model=$(LLM_MODEL)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop demo-containers test lint types format compile docs check images push release sbom stage lock clean checkov
+.PHONY: help demo demo-stop demo-containers test test-fast lint types format compile docs check images push release sbom stage lock clean checkov
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-16s%s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ demo-stop: ## Stop the demo's service
 
 test: $(VENV)/.test ## Run every test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest
+
+test-fast: $(VENV)/.test ## Run the tests that take a moment each: in seconds what a change breaks
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 -m "not slow"
 
 lint: $(VENV)/.test ## Check style
 	$(RUN) -m ruff check .

@@ -25,7 +25,7 @@ FAST_TIER = "not slow"
 # a busy neighbour makes no test fail.
 FAST_CPU_SECONDS = 8.0
 _CPU_BEFORE = pytest.StashKey[float]()
-_ALL_SLOW = re.compile(r"^pytestmark = pytest\.mark\.slow$", re.MULTILINE)
+_ALL_SLOW = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

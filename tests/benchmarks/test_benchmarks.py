@@ -13,6 +13,8 @@ import pytest
 from benchmarks import accuracy, encode, finetune, kernels, quality, scaling, stages
 from benchmarks.report import chosen
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def rows_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any], list[dict[str, Any]]]:

@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks import search
 
+pytestmark = pytest.mark.slow
+
 
 def test_all_contestants_run_and_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["mining", "--tiny", "--json", str(tmp_path / "results.json")])

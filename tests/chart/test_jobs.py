@@ -79,6 +79,7 @@ def schedule(server: KfpApi, **changes: Any) -> Object:
     return job(server, "nemotron-embed-schedule-nightly", schedules=[wanted], nodeLabels="gke")
 
 
+@pytest.mark.slow
 def test_a_schedule_is_made_once_and_changed_with_its_values(server: KfpApi, image: Path) -> None:
     for text in ("scheduled (0 0 2 * * *)", "is scheduled so already"):
         done = start(schedule(server), image)

@@ -9,6 +9,8 @@ import pytest
 
 from tests.cli.cli import components, forked_components
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:

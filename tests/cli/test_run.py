@@ -18,6 +18,8 @@ from components.deploy.local.releases_on_disk import stop_service
 from tests.cli.cli import Done, components, forked_components
 from tests.exported import Exported
 
+pytestmark = pytest.mark.slow
+
 NAME = "test-run"
 TOPICS = ["assert", "booleans", "break", "continue", "del", "for", "global", "if", "lambda", "return", "while", "yield"]
 
@@ -46,7 +48,6 @@ def times(work: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in work.glob("*/manifest.json")}
 
 
-@pytest.mark.slow
 def test_the_whole_chain_twice(corpus: Path, service: list[str], tmp_path: Path) -> None:
     work = tmp_path / "work"
     settings = ["eval.min_eval_queries=1", "eval.min_gain=-1", "num_probes=8", *service]
@@ -80,7 +81,6 @@ def test_the_whole_chain_twice(corpus: Path, service: list[str], tmp_path: Path)
     assert "with.txt" in (work / "qa_pairs" / "qa_pairs.jsonl").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_from_labelled_records(tmp_path: Path) -> None:
     """Every process a new one, as a user starts them."""
     records = tmp_path / "records"

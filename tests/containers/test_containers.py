@@ -27,7 +27,10 @@ from tests.containers.companions import LLM_URL, STORE, companions
 from tests.containers.engine import USER, Containers, client, docker, why_no_engine
 from tests.pipeline.on_this_host import running_on
 
-pytestmark = pytest.mark.skipif(bool(why_no_engine()), reason=f"NOT RUN IN THEIR IMAGES: {why_no_engine()}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(why_no_engine()), reason=f"NOT RUN IN THEIR IMAGES: {why_no_engine()}"),
+]
 
 CORPUS = ["assert", "booleans", "break", "continue", "del", "for", "global", "if", "lambda", "return", "while", "yield"]
 FEW = {"eval_overrides": {"min_eval_queries": 1}, "export_overrides": {"num_probes": 8}}

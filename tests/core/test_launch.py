@@ -14,6 +14,8 @@ import pytest
 from components.core.distributed.launch import count_processes, launch
 from components.core.errors import InputError, StageError
 
+pytestmark = pytest.mark.slow
+
 WAITS = """
 import sys
 from components.core.errors import StageError

@@ -25,6 +25,8 @@ from components.core.errors import ActionNeeded, InputError, StageError, Transie
 from tests.deploy.lab import IS_REAL, Lab, real, stand_in
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = int(os.environ.get("ROUNDS", "1"))
 Preparation = Callable[[Lab, pytest.MonkeyPatch, Path], AbstractContextManager[None]]
 

@@ -199,6 +199,7 @@ def test_a_service_that_was_left_stopped_is_started_again(team: Team) -> None:
         assert endpoint.is_ready()
 
 
+@pytest.mark.slow
 def test_the_role_is_exactly_what_is_asked_for_and_used(team: Team) -> None:
     """The stand-in refuses whatever the Role does not grant; nothing is granted that no deployment needs."""
     role = next(item for item in yaml.safe_load_all(RBAC.read_text(encoding="utf-8")) if item["kind"] == "Role")

@@ -36,6 +36,8 @@ from components.deploy.verify import main as verify_command
 from tests.exported import Exported
 from tests.waiting import LIMIT_SECONDS, wait_for
 
+pytestmark = pytest.mark.slow
+
 NAME = "test/model"
 
 

@@ -27,6 +27,8 @@ from tests.deploy.conftest import Team
 from tests.exported import Exported
 from tests.waiting import LIMIT_SECONDS, wait_for
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

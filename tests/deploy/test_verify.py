@@ -22,6 +22,8 @@ from tests.deploy.bundles import write_bundle
 from tests.deploy.service import Fault, Service, serving
 from tests.exported import Exported
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bundle(llama: Exported) -> Bundle:

@@ -16,6 +16,8 @@ from components.core.runner import Source, execute
 from components.eval.component import STAGE, EvalConfig
 from components.eval.program import run
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"k_values": [1, 10], "encode_batch_tokens": 2048}
 
 

@@ -20,6 +20,8 @@ from components.eval.bm25 import bm25_top_k
 from components.eval.metrics import Scores, check_ids, measure, metric_name, search_depth, to_run
 from components.eval.systems import search_with_encoder
 
+pytestmark = pytest.mark.slow
+
 CUTOFFS = [1, 3, 10, 100]
 
 

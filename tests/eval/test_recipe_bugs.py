@@ -24,6 +24,8 @@ from components.eval.component import EvalConfig
 from components.eval.program import run
 from components.eval.systems import search_with_endpoint
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"k_values": [1, 10], "encode_batch_tokens": 2048, "eval_bm25": False}
 
 

@@ -13,6 +13,8 @@ from components.eval.gate import decide
 from components.eval.metrics import Evaluation, measure
 from components.eval.report import build_report
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = [
     "<script>alert(1)</script>",
     "</title></style></svg><script src=//evil.example/x.js></script>",

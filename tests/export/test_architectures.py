@@ -17,6 +17,8 @@ from components.export.islands import to_half
 from components.export.onnx_graph import write_onnx
 from components.export.sessions import OnnxSession
 
+pytestmark = pytest.mark.slow
+
 _SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 

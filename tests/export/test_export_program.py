@@ -28,6 +28,8 @@ from components.export.component import ExportConfig
 from components.recipe.stages import by_name
 from tests.exported import Exported
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["a", "How do I open a file for reading?", "Größe 数据 🚀", "one " * 40, "def f(x): return x"]
 
 

@@ -11,6 +11,8 @@ from components.export.component import ExportConfig
 from components.export.probes import choose_probes
 from tests.exported import Exported
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def encoder(minilm: Exported) -> Encoder:

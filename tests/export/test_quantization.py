@@ -29,6 +29,8 @@ from components.export.sessions import OnnxSession
 from components.recipe.stages import by_name
 from tests.exported import Exported
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [f"Part {n} of the manual says how to fit valve {n} and test it." for n in range(0, 30, 3)]
 
 
@@ -107,7 +109,6 @@ def test_int8_of_a_small_model_passes_the_gate(
     assert manifest.parity["repeat"] > 0.9999
 
 
-@pytest.mark.slow
 def test_smoothquant_of_real_weights_fits_the_texts_that_calibrated_it(minilm: Exported, tmp_path: Path) -> None:
     encoder = load_checkpoint(minilm.checkpoint)
     quantize(encoder, "int8_sq", [("passage", text) for text in TEXTS], batch_size=4)
@@ -116,7 +117,6 @@ def test_smoothquant_of_real_weights_fits_the_texts_that_calibrated_it(minilm: E
     assert lowest_cosine(OnnxSession(model, 384), minilm) > 0.97
 
 
-@pytest.mark.slow
 def test_fp8_is_written_as_nodes_that_say_so(minilm: Exported, tmp_path: Path) -> None:
     encoder = load_checkpoint(minilm.checkpoint)
     quantize(encoder, "fp8", [("passage", text) for text in TEXTS], batch_size=4)

@@ -11,6 +11,8 @@ from components.export.component import ExportConfig
 from components.export.retrieval import SearchSample, choose_search, compare
 from tests.exported import Exported
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 
 

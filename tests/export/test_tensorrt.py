@@ -22,6 +22,8 @@ from components.export.tensorrt_plan import PLAN_FILE, PlanSession, build_plan, 
 from tests.export.tensorrt_standin import tensorrt
 from tests.exported import Exported
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["a", "how to fit valve 7?", "one two three four five six seven eight nine ten"] * 3
 
 

@@ -20,6 +20,8 @@ from components.core.errors import ActionNeeded, InputError
 from components.finetune.component import FinetuneConfig
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 7
 
 

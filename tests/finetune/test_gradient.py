@@ -16,6 +16,8 @@ from components.finetune.gradients.packed_gradient import PackedGradient
 from components.finetune.gradients.padded_gradient import PaddedGradient
 from tests.exported import Exported
 
+pytestmark = pytest.mark.slow
+
 QUERIES, PASSAGES = 6, 7
 
 

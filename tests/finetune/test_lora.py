@@ -15,6 +15,8 @@ from components.finetune.lora import add_lora, merge_lora
 from tests.finetune.test_resume import Stopped, stop_at_step, weights
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
 
+pytestmark = pytest.mark.slow
+
 RANK = 3
 
 

@@ -25,7 +25,7 @@ from tests.finetune.test_resume import Stopped, stop_at_step
 from tests.finetune.test_validation import VAL, by_formula, write_val
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 EXAMPLES = 48
 EIGHT_BITS = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
 COURSE = {"global_batch_size": 8, "num_epochs": 2, "val_every_steps": 4}

@@ -22,6 +22,8 @@ from components.finetune.component import FinetuneConfig
 from tests.finetune.test_validation import VAL, write_val
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 11
 SHORT = {"global_batch_size": 8, "num_epochs": 2, "val_every_steps": 2, "hang_timeout_seconds": 60}
 IN_BATCH = {"in_batch_negatives": True, "local_batch_size": 4}
@@ -133,7 +135,6 @@ def same_training(one: Path, other: Path, base: Path) -> None:
     assert (found - wanted).norm() < 0.02 * (wanted - start).norm()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_ranks_train_as_one(name: str, tiny: Path, data_of: Any, by_two: Any, tmp_path: Path) -> None:
     work, figures = by_two
@@ -144,7 +145,6 @@ def test_two_ranks_train_as_one(name: str, tiny: Path, data_of: Any, by_two: Any
     assert figures[name]["phases"] == PHASES.get(name, figures[name]["phases"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FAULTY if name.startswith("memory")])
 def test_memory_that_runs_out_on_one_rank_halves_the_passes_of_all(
     name: str, tiny: Path, data_of: Any, by_two: Any, tmp_path: Path
@@ -154,7 +154,6 @@ def test_memory_that_runs_out_on_one_rank_halves_the_passes_of_all(
     same_training(tmp_path, work / name, tiny)
 
 
-@pytest.mark.slow
 def test_memory_that_runs_out_in_a_spread_model_ends_the_run_in_one_line(
     tiny: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -167,7 +166,6 @@ def test_memory_that_runs_out_in_a_spread_model_ends_the_run_in_one_line(
     assert not (tmp_path / "checkpoint" / "model.safetensors").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nan", "nan in-batch"])
 def test_a_loss_that_is_no_number_on_one_rank_stops_all(name: str, by_two: Any) -> None:
     work, figures = by_two
@@ -175,7 +173,6 @@ def test_a_loss_that_is_no_number_on_one_rank_stops_all(name: str, by_two: Any) 
     assert not (work / name / "checkpoint" / "model.safetensors").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["terminated", "terminated fsdp"])
 def test_a_state_that_two_ranks_saved_is_continued_by_one(
     name: str, tiny: Path, data: Path, by_two: Any, tmp_path: Path
@@ -202,7 +199,6 @@ except launch.StageError as error:
 """
 
 
-@pytest.mark.slow
 def test_a_state_that_cannot_be_written_in_time_leaves_the_one_before(tiny: Path, data: Path, tmp_path: Path) -> None:
     """The launcher kills the ranks when they have not ended some time after SIGTERM: 30 s, here 2."""
     config = made(tiny, tmp_path / "states", num_epochs=4)
@@ -222,7 +218,6 @@ def test_a_state_that_cannot_be_written_in_time_leaves_the_one_before(tiny: Path
     same_training(tmp_path / "whole", tmp_path / "rest", tiny)
 
 
-@pytest.mark.slow
 def test_several_processes_look_like_one_from_outside(tiny: Path, data: Path, tmp_path: Path) -> None:
     """SIGTERM to the command saves and ends it with 75; another number of processes goes on from there."""
     states = tmp_path / "states"

@@ -35,6 +35,8 @@ from components.finetune.resume.interruption import Watchdog
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
 from tests.storage.s3_server import s3_server
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 12
 
 
@@ -67,7 +69,6 @@ def stop_at_step(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseExceptio
     monkeypatch.setattr(StepGradient, "add", counted)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("where", ["folder", "s3"])
 def test_killed_runs_end_with_the_weights_of_an_unkilled_one(
     where: str, tiny: Path, data: Path, tmp_path: Path

@@ -19,6 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from components.core.store import open_store
 from components.finetune.observe.trackers import MLflow, TensorBoard, Trackers, WeightsAndBiases, wanted_trackers
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"base_model": "nvidia/some-model", "num_epochs": 3, "learning_rate": 1e-5}
 STEPS = [(1, {"loss": 2.5, "mfu": 0.5}), (2, {"loss": 1.5, "mfu": 0.6}), (3, {"loss": 1.0, "mfu": 0.6, "val": 0.75})]
 

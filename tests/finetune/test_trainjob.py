@@ -28,6 +28,8 @@ from tests.deploy.cluster.store import GROUPS
 from tests.deploy.pod_security import violations
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 7
 ROLE = Path(__file__).parents[2] / "manifests" / "trainjob" / "role.yaml"
 
@@ -128,7 +130,6 @@ def in_job(tiny: Path, tmp_path: Path, **given: Any) -> FinetuneConfig:
     )
 
 
-@pytest.mark.slow
 def test_a_trainjob_trains_as_this_machine_does(
     tiny: Path, data: Path, tmp_path: Path, cluster: StandInCluster
 ) -> None:
@@ -145,7 +146,6 @@ def test_a_trainjob_trains_as_this_machine_does(
     assert ("create", "trainer.kubeflow.org", "trainjobs") in cluster.requests
 
 
-@pytest.mark.slow
 def test_what_stops_the_training_stops_the_task(
     tiny: Path, data: Path, tmp_path: Path, cluster: StandInCluster
 ) -> None:

@@ -18,6 +18,8 @@ from components.finetune.validation import Selection, Validation, read_validatio
 from tests.finetune.test_resume import Stopped, stop_at_step, weights
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 12
 
 

@@ -14,6 +14,8 @@ import pipeline
 from tests.chart.rendering import CHART, Object, objects, one, problems, without_labels
 from tests.manifests.kustomize import MANIFESTS, built, documents, needs_kubectl
 
+pytestmark = pytest.mark.slow
+
 OVERLAYS = ["gke", "eks", "onprem", "openshift", "kind"]
 KUSTOMIZATIONS = sorted(path.parent for path in MANIFESTS.rglob("kustomization.yaml"))
 COMPONENTS = sorted(path.parent for path in (MANIFESTS / "components").glob("*/kustomization.yaml"))

@@ -87,6 +87,7 @@ def test_an_example_compiles_and_everything_in_it_refers_to_something(path: Path
         assert whole.container(stage.name).image == read_images()[stage.image]
 
 
+@pytest.mark.slow
 def test_eval_alone_compares_two_checkpoints(minilm: Exported, tmp_path: Path) -> None:
     compiled = tmp_path / "compare.yaml"
     compiler.Compiler().compile(example(ROOT / "examples" / "compare_checkpoints.py"), str(compiled))

@@ -19,6 +19,8 @@ from components.deploy.local.releases_on_disk import stop_service
 from tests.exported import Exported
 from tests.pipeline.on_this_host import Host, host
 
+pytestmark = pytest.mark.slow
+
 NAME = "test-pipeline"
 CORPUS = ["assert", "booleans", "break", "continue", "del", "for", "global", "if", "lambda", "return", "while", "yield"]
 

@@ -19,6 +19,8 @@ from components.deploy.local.releases_on_disk import stop_service
 from tests.pipeline.on_this_host import Task, host
 from tests.sdg.llm_server import LlmServer, llm_server
 
+pytestmark = pytest.mark.slow
+
 NAME = "recurring"
 FIRST = ["assert", "booleans", "break", "continue", "del", "for", "global", "if", "lambda", "return", "while", "yield"]
 STAGES = ["sdg", "prep", "finetune", "eval", "export", "deploy"]

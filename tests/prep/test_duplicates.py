@@ -22,6 +22,7 @@ def edited(words: list[str], rng: random.Random) -> list[str]:
     return words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.95, 1.0])
 def test_clusters_are_the_components_of_comparing_all_pairs(threshold: float) -> None:
     rng = random.Random(threshold)

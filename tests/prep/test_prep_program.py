@@ -20,6 +20,8 @@ from components.prep.component import STAGE, PrepConfig
 from components.recipe.plan import resolve
 from components.recipe.stages import by_name
 
+pytestmark = pytest.mark.slow
+
 PARTS = ("valve", "pump", "filter", "motor", "sensor", "bearing")
 TRAINING_FILE = "train_mined.automodel_unrolled.json"
 

@@ -33,6 +33,8 @@ from components.sdg.component import SdgConfig
 from tests.finetune.training import finetune, records, settings, texts, write_base, write_data
 from tests.sdg.reading import read_directory
 
+pytestmark = pytest.mark.slow
+
 PARTS = ("valve", "pump", "filter", "motor", "sensor", "bearing")
 
 

@@ -214,6 +214,7 @@ def test_sections_of_bundles_by_strategy() -> None:
     assert sections("interleaved") == ["aba", "baa"]
 
 
+@pytest.mark.slow
 def test_prep_takes_what_the_llm_path_makes_of_the_demos_corpus_as_it_is(server: LlmServer, tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     for name, text in topics.items():

@@ -27,6 +27,8 @@ from components.server.model import OnnxModel
 from tests.exported import Exported
 from tests.server.serving import serving
 
+pytestmark = pytest.mark.slow
+
 NAME = "team/embed"
 LONG = "word " * 200
 

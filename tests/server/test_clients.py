@@ -15,6 +15,8 @@ from components.server.model import OnnxModel
 from tests.exported import Exported
 from tests.server.serving import serving
 
+pytestmark = pytest.mark.slow
+
 NAME = "team/embed"
 PASSAGES = ["Part 1 of the manual.", "Größe 数据 🚀", "def f(x): return x"]
 QUERY = "how to fit valve 7?"

@@ -20,7 +20,10 @@ from tests.sdg.kills import made, run, write_corpus
 from tests.sdg.llm_server import llm_server
 from tests.storage.ceph import Ceph, ceph_s3, why_no_ceph
 
-pytestmark = pytest.mark.skipif(bool(why_no_ceph()), reason=f"NOT RUN ON A REAL S3: {why_no_ceph()}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(why_no_ceph()), reason=f"NOT RUN ON A REAL S3: {why_no_ceph()}"),
+]
 
 
 @pytest.fixture(scope="module")

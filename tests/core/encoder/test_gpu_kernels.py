@@ -11,7 +11,7 @@ from components.core.encoder.kernels.rms_norm import add_rms_norm, rms_norm, rms
 from components.core.encoder.kernels.rotary import rotate, rotate_back
 from components.core.encoder.kernels.swiglu import gate, gate_back
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 TOKENS, EPSILON = 301, 1e-5
 # heads, key heads, size of a head, type
 SHAPES = [(32, 8, 64, torch.bfloat16), (6, 2, 8, torch.float32), (12, 3, 96, torch.float32)]

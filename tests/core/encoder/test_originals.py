@@ -22,6 +22,8 @@ from components.core.encoder.config import EncoderConfig
 from components.core.encoder.model import Encoder
 from components.core.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["How long is the warranty?", "Loosen the screw, then press the valve down.", "valve " * 30]
 # Published models bring code like this: it is for those who load them without this project.
 CODE = """
