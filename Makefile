@@ -9,8 +9,9 @@ DOCKER ?= docker
 REGISTRY ?= registry.example.com/nemotron-embed
 VARIANT ?=
 OPTIONS ?=
-IMAGE_TOOL = $(PYTHON) images/build.py
-IMAGE_OPTIONS = --engine $(DOCKER) --registry $(REGISTRY) $(if $(VARIANT),--variant $(VARIANT))
+IMAGE_TOOL = $(PYTHON) -m images.build
+ENGINE_OPTIONS = --engine $(DOCKER) --registry $(REGISTRY)
+IMAGE_OPTIONS = $(ENGINE_OPTIONS) $(if $(VARIANT),--variant $(VARIANT))
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' components/__init__.py)
 # With a key or an endpoint of one's own the demo asks the LLM; without, it works offline.
 LLM := $(if $(NVIDIA_API_KEY)$(LLM_BASE_URL),sdg.generator=llm sdg.num_pairs=7) \
@@ -64,7 +65,7 @@ check: lint types ## Check style and types, and that compiled pipelines and gene
 images: ## Build the images (REGISTRY=, DOCKER=docker, podman or buildah, VARIANT=cpu or gpu)
 	@$(IMAGE_TOOL) build $(IMAGE_OPTIONS)
 
-checkov: $(VENV)/.test ## Chart, overlays and Dockerfiles by checkov, in an environment of its own
+checkov: $(VENV)/.test ## Chart, overlays and Dockerfile by checkov, in an environment of its own
 	@$(RUN) -m tests.chart.render_all build/rendered
 	@test -x build/checkov/bin/checkov || { $(PYTHON) -m venv build/checkov && build/checkov/bin/pip install --quiet checkov==3.3.30; }
 	build/checkov/bin/checkov --config-file checkov.yaml -d build/rendered -d images
@@ -77,11 +78,11 @@ release: images push compile ## Build and push the images, and compile pipelines
 sbom: ## List what each image holds: work/sbom/IMAGE.cdx.json (CycloneDX)
 	@$(IMAGE_TOOL) sbom $(IMAGE_OPTIONS)
 
-stage: ## Run a stage in its image: make stage STAGE=eval ARGS='k_values=[1,10]' WORK=work/demo
-	@$(IMAGE_TOOL) stage $(IMAGE_OPTIONS) --work $(WORK) $(STAGE) $(ARGS)
+stage: $(VENV)/.kfp ## Run a stage in its image: make stage STAGE=eval ARGS='k_values=[1,10]' WORK=work/demo
+	@$(RUN) -m images.run_stage $(ENGINE_OPTIONS) --work $(WORK) $(STAGE) $(ARGS)
 
 lock: ## Write the images' requirements with hashes, from pyproject.toml and constraints.txt (needs uv)
-	@$(PYTHON) images/build.py lock
+	@$(PYTHON) -m images.lock
 
 demo-containers: $(VENV)/.test ## The compiled pipelines in the images, confined as on a cluster (needs Docker)
 	@for image in CPU GPU EXPORT SERVER; do \

@@ -11,7 +11,8 @@ name=${1:-python:3.11-slim-bookworm}
 docker=${DOCKER:-docker}
 mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' | awk '$2 == "bookworm" { print $1; exit }')}
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+# What is printed is for eval: after a failure that is `false`, so that `eval "$(...)" && make images` stops.
+trap 'code=$?; rm -rf "$work"; if [ "$code" != 0 ]; then echo "error: images/local_base.sh made no base" >&2; echo false; fi' EXIT
 
 debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip bookworm "$work/root" ${mirror:+"$mirror"} >&2
 ln -s /usr/bin/python3 "$work/root/usr/local/bin/python"
@@ -22,8 +23,9 @@ tar -C "$work/root" --exclude='./dev/*' --exclude='./proc/*' -c . | "$docker" im
 
 mkdir -p "$work/build/wheels"
 cp -L /etc/ssl/certs/ca-certificates.crt "$work/build/authorities.crt"
-for place in ${PIP_FIND_LINKS:-}; do
-  if [ -d "$place" ]; then cp "$place"/*.whl "$work/build/wheels/"; fi
+for folder in ${PIP_FIND_LINKS:-}; do
+  # Addresses and empty folders have no wheel to bring.
+  if [ -d "$folder" ]; then find "$folder" -maxdepth 1 -name '*.whl' -exec cp -t "$work/build/wheels" {} +; fi
 done
 printf '[global]\ncert = /etc/ssl/certs/authorities.crt\nfind-links = /opt/wheels\n' > "$work/build/pip.conf"
 cat > "$work/build/Dockerfile" <<EOF

@@ -12,13 +12,13 @@ from typing import Any
 import yaml
 
 from components.core.errors import InputError
+from components.core.pinned_images import read_pins, stage_images
 from components.core.settings import Settings, parse_text
 from components.kubeflow.run_form import NO_GPU, NODE_LABELS, Options, read_arguments
 from components.recipe.plan import Plan, find_setting, make_plan, resolve, values_for
 from components.recipe.profiles import PROFILES
 from components.recipe.stages import NAMES, STAGES
 
-PINS = Path(__file__).resolve().parents[2] / "images" / "pins.env"
 SERVING_NODE_SELECTOR = "serving_node_selector"
 
 
@@ -106,17 +106,12 @@ def read_images() -> dict[str, str]:
 
     Raises InputError for an image without tag or digest, or with the tag latest.
     """
-    images = {}
-    for line in PINS.read_text(encoding="utf-8").splitlines():
-        name, equals, pinned = line.strip().partition("=")
-        if not name.endswith("_IMAGE") or not equals:
-            continue
-        image = os.environ.get(name, pinned)
+    images = stage_images(read_pins(environment=os.environ))
+    for kind, image in images.items():
         if not re.fullmatch(r"[^\s:@]+(:\d+)?[^\s:@]*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?", image) or not re.search(
             r"(:(?!latest$)[\w.-]+|@sha256:[0-9a-f]{64})$", image
         ):
-            raise InputError(f"{name} = {image}: name an image with a fixed tag or digest, never latest")
-        images[name.removesuffix("_IMAGE").lower()] = image
+            raise InputError(f"{kind.upper()}_IMAGE = {image}: name an image with a fixed tag or digest, never latest")
     return images
 
 

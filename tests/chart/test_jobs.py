@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import yaml
 
 from components import __version__
 from tests.chart.rendering import Object, objects, one
+from tests.images.dockerfile import copies
 from tests.pipeline.kfp_api import KfpApi, serving
 
 ROOT = Path(__file__).parents[2]
@@ -37,10 +37,9 @@ def server() -> Iterator[KfpApi]:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """What images/cpu/Dockerfile copies besides the packages."""
-    dockerfile = (ROOT / "images" / "cpu" / "Dockerfile").read_text()
+    """What the target cpu of images/Dockerfile holds besides the packages."""
     assert "\nkfp==" in (ROOT / "images" / "cpu" / "requirements.txt").read_text()
-    for source, target in re.findall(r"^COPY (\S+) (/opt/nemotron-embed/\S*)$", dockerfile, re.MULTILINE):
+    for source, target in copies("cpu"):
         if source != "components":  # which PYTHONPATH brings
             (tmp_path / target[1:]).mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / source, tmp_path / target[1:])

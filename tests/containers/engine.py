@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from components.kubeflow.options import read_images
-from images.build import CONFINED
+from images.run_stage import CONFINED
 from tests.pipeline.on_this_host import DockerClient, Task
 
 USER = "10001:0"

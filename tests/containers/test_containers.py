@@ -22,7 +22,7 @@ from sentence_transformers import SentenceTransformer
 import pipeline
 from components.core.artifacts import verify
 from components.kubeflow.options import read_images
-from images.build import CONFINED
+from images.run_stage import CONFINED
 from tests.containers.companions import LLM_URL, STORE, companions
 from tests.containers.engine import USER, Containers, client, docker, why_no_engine
 from tests.pipeline.on_this_host import running_on

@@ -13,12 +13,12 @@ from kubernetes import client
 
 from components.core.encoder.config import EncoderConfig
 from components.core.errors import InputError
+from components.core.pinned_images import read_pins
 from components.core.serving.bundle import Bundle, read_bundle
 from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
 from components.deploy.objects.render import Release, live_service, render
 from components.deploy.program import run
-from components.kubeflow.options import PINS
 from tests.deploy.bundles import write_bundle
 from tests.deploy.schemas import needed, problems
 
@@ -188,7 +188,7 @@ def test_vllm_is_started_as_a_pooling_server_of_the_checkpoint(bundle: Bundle) -
 
 
 def test_usual_images_are_the_pinned_ones(bundle: Bundle) -> None:
-    pins = dict(line.split("=", 1) for line in PINS.read_text().splitlines() if "=" in line and line[0] != "#")
+    pins = read_pins()
     assert container(rendered(bundle))["image"] == pins["NIM_SERVER"]
     assert container(rendered(bundle, backend="vllm"))["image"] == pins["VLLM_SERVER"]
 

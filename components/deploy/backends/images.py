@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 
 from components.core.errors import InputError
+from components.core.pinned_images import read_pins
 from components.deploy.backends.contracts import ONNX_SERVER, VLLM_CONTRACTS, Contract, Table, list_nim_contracts
 from components.deploy.component import DeployConfig
 
-# As in images/pins.env.
+_PINS = read_pins()
 DEFAULT_IMAGES = {
-    "nim": "nvcr.io/nim/nvidia/llama-nemotron-embed-1b-v2:1.13.0",
-    "vllm": "docker.io/vllm/vllm-openai:v0.24.0",
+    "nim": _PINS["NIM_SERVER"],
+    "nim-operator": _PINS["NIM_SERVER"],
+    "vllm": _PINS["VLLM_SERVER"],
 }
-DEFAULT_IMAGES["nim-operator"] = DEFAULT_IMAGES["nim"]
 _NIM_REPOSITORY = "nvcr.io/nim/"
 
 
