@@ -18,7 +18,7 @@ from benchmarks.batch import Batch, explicit_loss, make_batch
 from benchmarks.peers import padded
 from benchmarks.workload import LLAMA_1B, TINY, llama
 from components.core.encoder.packed.encoder import PackedEncoder
-from components.core.encoder.packed.packing import bins
+from components.core.encoder.packed.packing import pack_in_bins
 
 Vectors = Callable[[LlamaModel], Tensor]
 
@@ -56,7 +56,7 @@ def main() -> None:
 
     def packed_vectors(model: LlamaModel, *, fp8: bool = False) -> Tensor:
         packed = PackedEncoder(model, "avg", fp8=fp8)
-        parts = bins(batch.ids, 4096, device)
+        parts = pack_in_bins(batch.ids, 4096, device)
         back = torch.tensor([row for part in parts for row in part.rows]).argsort()
         return torch.cat([packed(part) for part in parts])[back.to(device)]
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from benchmarks.batch import NEGATIVES, TEMPERATURE, Batch, explicit_loss, in_batch_loss
 from benchmarks.peers import flat, liger, padded, sentence_transformer
 from benchmarks.workload import Shape, llama, text
-from components.core.encoder.kernels.attention import only_torch
+from components.core.encoder.kernels.attention import AttentionBackend
 from components.core.encoder.kernels.master_weights import ComputeCopy
 from components.core.encoder.packed.encoder import PackedEncoder
-from components.core.encoder.packed.packing import balanced
-from components.core.encoder.training.contrastive import backward
+from components.core.encoder.packed.packing import balance_bins
+from components.core.encoder.training.contrastive import contrastive_backward
 
 Step = Callable[[], float]
 
@@ -120,7 +120,7 @@ def hand_loop(shape: Shape, device: torch.device, batch: Batch, *, capacity: int
 
         def step() -> float:
             total = 0.0
-            for places in balanced(sizes, capacity):
+            for places in balance_bins(sizes, capacity):
                 rows = [row for place in places for row in batch.groups[place]]
                 vectors = flat(copy.module, [batch.ids[row] for row in rows]).view(len(places), 2 + NEGATIVES, -1)
                 loss = explicit_loss(vectors) / len(batch.groups)
@@ -142,15 +142,12 @@ def ours(
     capacity: int = 24576,
     in_batch: bool = False,
     fp8: bool = False,
-    newest: bool = True,
+    attention_backend: AttentionBackend = "auto",
 ) -> Iterator[Step]:
-    """Packed, float32 masters; each distinct text once where that is cheaper.
-
-    ``newest``: the attention of flash-attn-4 where that is installed, else that of torch.
-    """
+    """Packed texts, float32 master weights; each distinct text is encoded once where that is cheaper."""
     master = llama(shape, device, torch.float32)
     copy = ComputeCopy(master)
-    packed = PackedEncoder(copy.module, "avg", fp8=fp8)
+    packed = PackedEncoder(copy.module, "avg", fp8=fp8, attention_backend=attention_backend)
     optimizer = adamw(master)
     loss_of = in_batch_loss if in_batch else explicit_loss
 
@@ -158,8 +155,9 @@ def ours(
         def share(vectors: Tensor) -> Tensor:
             return loss_of(vectors) / len(batch.groups)
 
-        with contextlib.nullcontext() if newest else only_torch():
-            total = backward(packed, batch.ids, batch.groups, share, capacity=capacity, together=in_batch)
+        total = contrastive_backward(
+            packed, batch.ids, batch.groups, share, capacity=capacity, needs_all_groups=in_batch
+        )
         update(master, optimizer)
         copy.refresh()
         return float(total)

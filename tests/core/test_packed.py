@@ -15,11 +15,11 @@ from transformers import AutoModel
 
 from components.core.encoder.bidirectional import LlamaBidirectionalConfig, LlamaBidirectionalModel
 from components.core.encoder.kernels.master_weights import ComputeCopy
-from components.core.encoder.model import pool
+from components.core.encoder.model import pool_padded
 from components.core.encoder.packed.encoder import PackedEncoder, supports
-from components.core.encoder.packed.packing import balanced, bins
-from components.core.encoder.training.contrastive import backward
-from components.core.encoder.training.schedule import schedule
+from components.core.encoder.packed.packing import balance_bins, pack_in_bins
+from components.core.encoder.training.contrastive import contrastive_backward
+from components.core.encoder.training.phases import plan_phases
 
 LENGTHS = [7, 1, 33, 12, 2, 33, 18]
 
@@ -64,12 +64,12 @@ def padded_reference(backbone: LlamaBidirectionalModel, ids: list[list[int]], po
     tokens = torch.tensor([[*text, *[0] * (longest - len(text))] for text in ids])
     mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in ids])
     hidden = backbone(input_ids=tokens, attention_mask=mask).last_hidden_state
-    return nn.functional.normalize(pool(hidden, mask, pooling), dim=-1)
+    return nn.functional.normalize(pool_padded(hidden, mask, pooling), dim=-1)
 
 
 def packed_vectors(packed: PackedEncoder, ids: list[list[int]], capacity: int, **options: int) -> torch.Tensor:
     rows: list[torch.Tensor] = [torch.empty(0)] * len(ids)
-    for texts in bins(ids, capacity, torch.device("cpu")):
+    for texts in pack_in_bins(ids, capacity, torch.device("cpu")):
         for row, vector in zip(texts.rows, packed(texts, **options), strict=True):
             rows[row] = vector
     return torch.stack(rows)
@@ -121,7 +121,7 @@ def test_a_causal_model_is_not_supported(backbone):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 512), min_size=1, max_size=200), st.integers(1, 4096))
 def test_bins_hold_every_text_once_and_are_even(lengths, capacity):
-    groups = balanced(lengths, capacity)
+    groups = balance_bins(lengths, capacity)
     assert sorted(row for rows in groups for row in rows) == list(range(len(lengths)))
     loads = [sum(lengths[row] for row in rows) for rows in groups]
     assert max(loads) <= sum(lengths) / len(groups) + max(lengths)
@@ -150,15 +150,15 @@ def test_phases_sum_to_the_loss_and_gradients_of_the_batch(backbone, ids, groups
 
     backbone.zero_grad()
     packed = PackedEncoder(ComputeCopy(backbone, torch.float32).module, "avg")
-    assert len(schedule(groups, LENGTHS, capacity=60, layers=3)) == phases
-    loss = backward(packed, ids, groups, loss_of, capacity=60)
+    assert len(plan_phases(groups, LENGTHS, capacity=60, layers=3)) == phases
+    loss = contrastive_backward(packed, ids, groups, loss_of, capacity=60)
     torch.testing.assert_close(loss, expected_loss.detach(), atol=1e-4, rtol=1e-5)
     for name, weight in backbone.named_parameters():
         assert (weight.grad - expected[name]).norm() <= 1e-4 * expected[name].norm(), name
 
 
 def test_a_stream_of_texts_gives_every_row_its_vector(backbone, ids, monkeypatch):
-    monkeypatch.setattr("components.core.encoder.packed.encoder._PIECE", 3)
+    monkeypatch.setattr("components.core.encoder.packed.encoder._TEXTS_PER_CHUNK", 3)
     texts = [" ".join(map(str, text)) for text in ids]
     found = np.full((len(texts), 48), np.nan, dtype=np.float32)
     packed = PackedEncoder(backbone, "avg")

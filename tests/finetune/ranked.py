@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from components.core.distributed.process_group import ProcessGroup
 from components.core.encoder.model import Encoder
 from components.core.encoder.training import contrastive
-from components.core.encoder.training.schedule import Phase, schedule
+from components.core.encoder.training.phases import Phase, plan_phases
 from components.core.errors import StageError
 from components.core.store.directory import DirectoryStore
 from components.finetune import model, program
@@ -54,7 +54,7 @@ def train_all(process_group: ProcessGroup, runs: dict[str, dict[str, Any]], work
         with (
             patch.object(kind, "add", fault),
             patch.object(model, "whole_gradient", made),
-            patch.object(contrastive, "schedule", counted),
+            patch.object(contrastive, "plan_phases", counted),
         ):
             try:
                 found[name] = program.train(process_group, settings, training_data=Path(given["data"]), **places)
@@ -65,10 +65,10 @@ def train_all(process_group: ProcessGroup, runs: dict[str, dict[str, Any]], work
 
 
 def _counting(phases: list[int]) -> Callable[..., list[Phase]]:
-    """``schedule`` that writes down how many phases it found."""
+    """``plan_phases`` that writes down how many phases it found."""
 
     def counting(*arguments: Any, **named: Any) -> list[Phase]:
-        found = schedule(*arguments, **named)
+        found = plan_phases(*arguments, **named)
         phases.append(len(found))
         return found
 

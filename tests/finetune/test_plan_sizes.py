@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from components.core.distributed.process_group import ProcessGroup
-from components.core.encoder.packed.packing import spread
-from components.core.encoder.training.schedule import one_phase, schedule
+from components.core.encoder.packed.packing import split_evenly
+from components.core.encoder.training.phases import plan_phases, plan_single_phase
 from components.finetune.component import FinetuneConfig
 from components.finetune.data.batch import Batch
 from components.finetune.data.training_data import batch_size, batches, steps
@@ -49,7 +49,7 @@ def test_every_query_and_text_of_any_batch_belongs_to_one_rank() -> None:
         for count in RANKS:
             shares = [list(own_queries(batch, ProcessGroup(rank, count))) for rank in range(count)]
             assert sorted(query for own in shares for query in own) == list(range(queries))
-            texts = spread(lengths, count)
+            texts = split_evenly(lengths, count)
             assert sorted(row for own in texts for row in own) == list(range(len(lengths)))
             loads = [sum(lengths[row] for row in own) for own in texts]
             assert max(loads) - min(loads) <= max(lengths)
@@ -73,17 +73,17 @@ def test_bins_of_any_batch_are_computed_by_one_rank_each(capacity: int) -> None:
         lengths = [len(text) for text in batch.texts]
         for count in RANKS:
             limits = {"capacity": capacity, "layers": 4, "num_ranks": count}
-            phases = schedule(batch.groups, lengths, **limits)
+            phases = plan_phases(batch.groups, lengths, **limits)
             assert sorted(query for phase in phases for query in phase.groups) == list(range(queries))
             for phase in phases:
                 assert set(phase.rows) == {row for query in phase.groups for row in batch.groups[query]}
                 assert len(phase.rows) == len(set(phase.rows))
-            whole = one_phase(batch.groups, lengths, **limits)
+            whole = plan_single_phase(batch.groups, lengths, **limits)
             assert sorted(whole.rows) == list(range(len(lengths)))
             for parts in ([phase.rows for phase in phases] if len(phases) > 1 else phases[0].bins, whole.bins):
                 assert len(parts) % count == 0 or len(parts) < count or len(parts) == queries
                 loads = [sum(lengths[row] for row in rows) for rows in parts]
-                busy = [sum(loads[place] for place in own) for own in spread(loads, count)]
+                busy = [sum(loads[place] for place in own) for own in split_evenly(loads, count)]
                 if queries == 128:
                     assert max(busy) < 1.1 * sum(busy) / count
 
@@ -97,7 +97,7 @@ def test_bins_do_not_depend_on_the_number_of_ranks_that_can_share_them() -> None
         [{5 * number} for number in range(128)],
     )
     lengths = [len(text) for text in batch.texts]
-    alone = schedule(batch.groups, lengths, capacity=24576, layers=16)
+    alone = plan_phases(batch.groups, lengths, capacity=24576, layers=16)
     assert len(alone) == 8
     for count in (2, 4, 8):
-        assert schedule(batch.groups, lengths, capacity=24576, layers=16, num_ranks=count) == alone
+        assert plan_phases(batch.groups, lengths, capacity=24576, layers=16, num_ranks=count) == alone

@@ -1,4 +1,4 @@
-"""Text to vectors: the one encoder of mining, training, evaluation and export."""
+"""Text to vectors: the encoder that mining, training, evaluation and export share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.core.encoder.config import EncoderConfig, Kind
-from components.core.encoder.packed import encoder as packed
+from components.core.encoder.packed.encoder import PackedEncoder, is_faster_packed
+from components.core.encoder.pooling import Pooling
 from components.core.progress import Progress
 
 _PLURAL: dict[Kind, str] = {"query": "queries", "passage": "passages"}
 # BERT and its like: compiling takes some seconds, in which a GPU encodes as many texts. Llama compiles nothing.
-_WORTH_COMPILING = 20_000
+_MIN_TEXTS_TO_COMPILE = 20_000
 
 
 class Encoder(nn.Module):
@@ -40,21 +41,22 @@ class Encoder(nn.Module):
 
     @property
     def dimension(self) -> int:
-        """Length of a vector."""
-        return self.backbone.config.hidden_size
+        """Return the length of a vector."""
+        return int(self.backbone.config.hidden_size)
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the weights."""
         return next(self.backbone.parameters()).device
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """int64 [batch, length] twice -> float32 [batch, dimension]."""
+        """Return the vectors of padded texts: int64 [batch, length] twice -> float32 [batch, dimension]."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        vectors = pool(hidden, attention_mask, self.config.pooling)
+        vectors = pool_padded(hidden, attention_mask, self.config.pooling)
         return nn.functional.normalize(vectors, dim=-1) if self.config.l2_normalize else vectors
 
     def tokenize(self, texts: Sequence[str], kind: Kind) -> list[list[int]]:
-        """Token ids of each text with its prefix, cut to the configured length; special tokens included."""
+        """Return the token ids of each text with its prefix, cut to the configured length; with special tokens."""
         prefix = self.config.prefix(kind)
         if not texts:
             return []
@@ -65,10 +67,11 @@ class Encoder(nn.Module):
             return_attention_mask=False,
             return_token_type_ids=False,
         )
-        return encoded["input_ids"]
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
 
     def batch(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """``ids`` padded to the longest, and their attention mask: int64 [len(ids), longest], on the device."""
+        """Return ``ids`` padded to the longest, and their attention mask: int64 [len(ids), longest], on the device."""
         longest = max(len(row) for row in ids)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         padded = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in ids])
@@ -79,7 +82,7 @@ class Encoder(nn.Module):
     def encode(
         self, texts: Sequence[str], kind: Kind, *, batch_tokens: int = 16384, label: str | None = None
     ) -> np.ndarray:
-        """Vectors of ``texts``: float32 [len(texts), dimension].
+        """Return the vectors of ``texts``, float32 [len(texts), dimension].
 
         Equal texts are encoded once; a batch holds about ``batch_tokens`` tokens (one text at least). Texts are packed
         where the model and the device allow it, else those of like length are padded to the longest. Progress is shown
@@ -96,13 +99,13 @@ class Encoder(nn.Module):
         return vectors[[position[text] for text in texts]] if len(unique) < len(texts) else vectors
 
     def _stream(self, texts: Sequence[str], kind: Kind, batch_tokens: int) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Rows of ``texts`` and their vectors, batch by batch."""
-        if packed.fast(self.backbone):
-            model = packed.PackedEncoder(
+        """Yield rows of ``texts`` and their vectors, float32 [rows, dimension], batch by batch."""
+        if is_faster_packed(self.backbone):
+            model = PackedEncoder(
                 self.backbone,
                 self.config.pooling,
                 self.config.l2_normalize,
-                compiled=len(texts) >= _WORTH_COMPILING,
+                compiled=len(texts) >= _MIN_TEXTS_TO_COMPILE,
             )
             yield from model.stream(texts, lambda piece: self.tokenize(piece, kind), batch_tokens)
             return
@@ -111,12 +114,21 @@ class Encoder(nn.Module):
             yield rows, self(*self.batch([ids[row] for row in rows])).float().cpu().numpy()
 
 
-def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, how: str) -> torch.Tensor:
-    """Token vectors [batch, length, dimension] to text vectors, float32 [batch, dimension]; padding on the right."""
+def pool_padded(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """Return one vector per text; padding is on the right.
+
+    Args:
+        hidden: [batch, length, dimension], any floating-point dtype.
+        attention_mask: int64 [batch, length], 0 for padding.
+        pooling: ``avg``: the mean of a text's tokens; ``cls``: the first; ``last``: the last.
+
+    Returns:
+        float32 [batch, dimension].
+    """
     hidden = hidden.float()
-    if how == "cls":
+    if pooling == "cls":
         return hidden[:, 0]
-    if how == "last":
+    if pooling == "last":
         last = attention_mask.sum(dim=1) - 1
         return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
     mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
@@ -124,7 +136,7 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, how: str) -> torch.
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Positions grouped so that each group, padded to its longest, holds at most ``batch_tokens`` tokens.
+    """Return the positions of ``lengths`` in batches that, padded to the longest, hold at most ``batch_tokens`` tokens.
 
     Longest first, so that memory runs out at the start if at all.
     """

@@ -11,8 +11,8 @@ from components.core.distributed.process_group import ProcessGroup
 from components.core.encoder.kernels.master_weights import ComputeCopy
 from components.core.encoder.model import Encoder
 from components.core.encoder.packed.encoder import PackedEncoder
-from components.core.encoder.training.contrastive import backward, vectors_of
-from components.core.encoder.training.schedule import one_phase
+from components.core.encoder.training.contrastive import contrastive_backward, encode_phase
+from components.core.encoder.training.phases import plan_single_phase
 from components.finetune.component import FinetuneConfig
 from components.finetune.data.batch import Batch, own_passages_losses
 from components.finetune.gradients.reduction import add_up
@@ -54,7 +54,7 @@ class PackedGradient:
             """Of ``vectors`` [some queries, 1 + passages of a query, d]."""
             return own_passages_losses(vectors[:, 0], vectors[:, 1:], self.config).sum() * share
 
-        return backward(
+        return contrastive_backward(
             self._packed, batch.texts, batch.groups, loss_of, capacity=self._tokens, process_group=self._process_group
         )
 
@@ -68,7 +68,7 @@ class PackedGradient:
     def encode(self, ids: Sequence[list[int]]) -> Tensor:
         lengths = [len(text) for text in ids]
         limits = {"capacity": self._tokens, "layers": self._exact.layers, "num_ranks": self._process_group.size}
-        return vectors_of(self._exact, ids, one_phase(_alone(ids), lengths, **limits), self._process_group)
+        return encode_phase(self._exact, ids, plan_single_phase(_alone(ids), lengths, **limits), self._process_group)
 
     def discard(self) -> None:
         self._trained.zero_grad(set_to_none=True)
@@ -88,13 +88,13 @@ class PackedGradient:
             """Of ``vectors`` [texts, 1, d]."""
             return batch.losses(vectors[:first, 0], vectors[first:, 0], self.config).sum() * share
 
-        return backward(
+        return contrastive_backward(
             self._packed,
             texts,
             _alone(texts),
             loss_of,
             capacity=self._tokens,
-            together=True,
+            needs_all_groups=True,
             process_group=self._process_group,
         )
 

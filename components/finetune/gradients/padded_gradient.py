@@ -10,7 +10,7 @@ from torch import Tensor
 
 from components.core.distributed.process_group import ProcessGroup
 from components.core.encoder.model import Encoder, batches_by_length
-from components.core.encoder.packed.packing import spread
+from components.core.encoder.packed.packing import split_evenly
 from components.finetune.component import FinetuneConfig
 from components.finetune.data.batch import Batch
 from components.finetune.gradients.gradient import in_order, loss_over_all
@@ -111,7 +111,7 @@ class PaddedGradient:
 
     def _own(self, ids: Sequence[list[int]]) -> list[int]:
         """Rows of the texts that this rank encodes."""
-        return spread([len(row) for row in ids], self._process_group.size)[self._process_group.rank]
+        return split_evenly([len(row) for row in ids], self._process_group.size)[self._process_group.rank]
 
     def _vectors(self, ids: Sequence[list[int]]) -> Tensor:
         """[len(ids), d]. Texts of like length go together: padding is work too."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from components.core.distributed.process_group import ProcessGroup
-from components.core.encoder.training.schedule import place_groups
+from components.core.encoder.training.phases import partition_groups
 from components.finetune.component import FinetuneConfig
 from components.finetune.data.batch import Batch
 
@@ -20,7 +20,7 @@ def own_queries(batch: Batch, process_group: ProcessGroup) -> Sequence[int]:
     """
     if not process_group.is_distributed:
         return range(len(batch.queries))
-    _, members = place_groups(batch.groups, [len(text) for text in batch.texts], process_group.size)
+    _, members = partition_groups(batch.groups, [len(text) for text in batch.texts], process_group.size)
     return sorted(members[process_group.rank])
 
 

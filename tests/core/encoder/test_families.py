@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
@@ -29,10 +28,10 @@ from transformers import (
 from components.core.encoder.bidirectional import LlamaBidirectionalConfig, LlamaBidirectionalModel
 from components.core.encoder.kernels import attention
 from components.core.encoder.kernels.master_weights import ComputeCopy
-from components.core.encoder.model import pool
+from components.core.encoder.model import pool_padded
 from components.core.encoder.packed import llama as packed_llama
 from components.core.encoder.packed.encoder import PackedEncoder, Pooling, supports
-from components.core.encoder.packed.packing import bins
+from components.core.encoder.packed.packing import pack_in_bins
 
 WORDS, PAD = 97, 1
 LENGTHS = [7, 1, 33, 12, 2, 40, 18]
@@ -91,11 +90,11 @@ def padded(backbone: PreTrainedModel, ids: list[list[int]], pooling: Pooling) ->
     tokens = torch.tensor([[*text, *[PAD] * (longest - len(text))] for text in ids], device=backbone.device)
     mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in ids], device=backbone.device)
     hidden = backbone(input_ids=tokens, attention_mask=mask).last_hidden_state
-    return nn.functional.normalize(pool(hidden, mask, pooling), dim=-1)
+    return nn.functional.normalize(pool_padded(hidden, mask, pooling), dim=-1)
 
 
 def packed(encoder: PackedEncoder, ids: list[list[int]], capacity: int) -> Tensor:
-    parts = bins(ids, capacity, encoder.device)
+    parts = pack_in_bins(ids, capacity, encoder.device)
     back = torch.tensor([row for part in parts for row in part.rows]).argsort()
     return torch.cat([encoder(part) for part in parts])[back.to(encoder.device)]
 
@@ -164,19 +163,18 @@ def test_flash_attention_in_bfloat16(make, ids: list[list[int]]) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("length", [40, 1500], ids=["many short texts", "a few long ones"])
-@pytest.mark.parametrize("newest", [True, False], ids=["flash-attn-4 where installed", "torch's kernels"])
-def test_attention_repeats_its_gradients_bit_by_bit(length: int, newest: bool) -> None:
+@pytest.mark.parametrize("backend", ["auto", "torch"], ids=["flash-attn-4 where installed", "torch's kernels"])
+def test_attention_repeats_its_gradients_bit_by_bit(length: int, backend: attention.AttentionBackend) -> None:
     torch.manual_seed(3)
-    bounds = torch.arange(0, 6001, length, dtype=torch.int32, device="cuda")
+    cu_seqlens = torch.arange(0, 6001, length, dtype=torch.int32, device="cuda")
     sizes = {"device": "cuda", "dtype": torch.bfloat16}
     query, gradient = (torch.randn(6000, 8, 64, **sizes) for _ in range(2))
     key, value = (torch.randn(6000, 2, 64, **sizes) for _ in range(2))
-    with contextlib.nullcontext() if newest else attention.only_torch():
-        made = attention.attention_forward(query, key, value, bounds, length)
-        found = [
-            torch.cat(attention.attention_backward(gradient, query, key, value, *made, bounds, length), dim=1)
-            for _ in range(10)
-        ]
+    made = attention.attention_forward(query, key, value, cu_seqlens, length, backend)
+    found = [
+        torch.cat(attention.attention_backward(gradient, query, key, value, *made, cu_seqlens, length, backend), dim=1)
+        for _ in range(10)
+    ]
     assert all(torch.equal(again, found[0]) for again in found)
     assert torch.get_deterministic_debug_mode() == 0
     assert torch.utils.deterministic.fill_uninitialized_memory
@@ -210,9 +208,9 @@ def flash_attn_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     (folder / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    attention._flash_attention_4.cache_clear()
+    attention._import_flash_attention_4.cache_clear()
     yield folder / "interface.py"
-    attention._flash_attention_4.cache_clear()
+    attention._import_flash_attention_4.cache_clear()
     for name in [name for name in sys.modules if name.startswith("flash_attn")]:
         del sys.modules[name]
 
@@ -221,14 +219,13 @@ def flash_attn_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 def test_flash_attn_4_serves_the_sizes_of_heads_that_it_was_measured_with(flash_attn_4: Path, size: int) -> None:
     flash_attn_4.write_text("")
     query = torch.zeros(1, 2, size)
-    assert (attention._newer(query) is not None) == (size == 64)
-    with attention.only_torch():
-        assert attention._newer(query) is None
+    assert (attention._select_flash_attention_4(query, "auto") is not None) == (size == 64)
+    assert attention._select_flash_attention_4(query, "torch") is None
 
 
 def test_a_flash_attn_4_that_cannot_be_imported_is_passed_over(
     flash_attn_4: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     flash_attn_4.write_text("import a_package_that_is_missing")
-    assert attention._newer(torch.zeros(1, 2, 64)) is None
+    assert attention._select_flash_attention_4(torch.zeros(1, 2, 64), "auto") is None
     assert "a_package_that_is_missing" in caplog.text

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from components.core.encoder.kernels.fp8 import rounded
-from components.core.encoder.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_backward, rms_norm_forward
-from components.core.encoder.kernels.rotary import rotate, rotate_back
-from components.core.encoder.kernels.swiglu import gate, gate_back
+from components.core.encoder.kernel_types import RotaryTables
+from components.core.encoder.kernels.fp8 import quantize
+from components.core.encoder.kernels.rms_norm import add_rms_norm_forward, rms_norm, rms_norm_backward, rms_norm_forward
+from components.core.encoder.kernels.rotary import rotary_backward, rotary_forward
+from components.core.encoder.kernels.swiglu import swiglu, swiglu_backward
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 TOKENS, EPSILON = 301, 1e-5
@@ -55,15 +56,18 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("scaled", [False, True])
 def test_rotations(heads: int, key_heads: int, size: int, kind: torch.dtype, scaled: bool) -> None:
     torch.manual_seed(0)
-    joined = torch.randn(TOKENS, (heads + 2 * key_heads) * size).to(kind)
+    qkv = torch.randn(TOKENS, (heads + 2 * key_heads) * size).to(kind)
     angles = torch.randn(TOKENS, size // 2).repeat(1, 2)
-    positions = (angles.cos(), angles.sin(), torch.rand(TOKENS, 1, 1) + 1 if scaled else None)
-    expected = rotate(joined, positions, heads * size, key_heads * size)
-    found = rotate(joined.cuda(), on_gpu(*positions), heads * size, key_heads * size)
+    tables = RotaryTables(angles.cos(), angles.sin(), torch.rand(TOKENS, 1, 1) + 1 if scaled else None)
+    expected = rotary_forward(qkv, tables, heads * size, key_heads * size)
+    found = rotary_forward(qkv.cuda(), RotaryTables(*on_gpu(*tables)), heads * size, key_heads * size)
     for ours, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.cpu(), reference)
     torch.testing.assert_close(
-        rotate_back(*found, on_gpu(*positions)).cpu(), rotate_back(*expected, positions), atol=1e-5, rtol=2e-2
+        rotary_backward(*found, RotaryTables(*on_gpu(*tables))).cpu(),
+        rotary_backward(*expected, tables),
+        atol=1e-5,
+        rtol=2e-2,
     )
 
 
@@ -76,7 +80,7 @@ def test_rms_norm(size: int, kind: torch.dtype) -> None:
     torch.testing.assert_close(found.cpu(), rms_norm_forward(hidden, weight, EPSILON))
     assert torch.equal(found, rms_norm_forward(*on_gpu(hidden, weight), EPSILON))
 
-    total, scaled = add_rms_norm(*on_gpu(hidden, added, weight), EPSILON)
+    total, scaled = add_rms_norm_forward(*on_gpu(hidden, added, weight), EPSILON)
     assert torch.equal(total.cpu(), hidden + added)
     assert torch.equal(scaled, rms_norm_forward(total, weight.cuda(), EPSILON))
 
@@ -108,17 +112,17 @@ def test_autograd_through_rms_norm() -> None:
 
 
 @rows
-def test_gate(size: int, kind: torch.dtype) -> None:
+def test_swiglu(size: int, kind: torch.dtype) -> None:
     gates, ups, gradient = random(3, size, kind)
     gates[0] *= 100  # where exp() leaves float32
     exact_gates, exact_ups = exact(gates, ups)
     opened = nn.functional.silu(exact_gates) * exact_ups
-    found = gate(*on_gpu(gates, ups))
+    found = swiglu(*on_gpu(gates, ups))
     assert_near(found, opened.detach())
-    torch.testing.assert_close(found.cpu(), gate(gates, ups))
-    assert torch.equal(found, gate(*on_gpu(gates, ups)))
+    torch.testing.assert_close(found.cpu(), swiglu(gates, ups))
+    assert torch.equal(found, swiglu(*on_gpu(gates, ups)))
 
-    back, again = (gate_back(*on_gpu(gradient, gates, ups)) for _ in range(2))
+    back, again = (swiglu_backward(*on_gpu(gradient, gates, ups)) for _ in range(2))
     expected = gradients(opened, gradient, exact_gates, exact_ups)
     for ours, repeated, reference in zip(back, again, expected, strict=True):
         assert_near(ours, reference)
@@ -127,8 +131,8 @@ def test_gate(size: int, kind: torch.dtype) -> None:
 
 def assert_rounded(values: Tensor) -> None:
     """``values`` are of the CPU; a row's largest becomes 448, and nothing is further off than 4 significant bits."""
-    found, scale = rounded(values.cuda())
-    expected, expected_scale = rounded(values)
+    found, scale = quantize(values.cuda())
+    expected, expected_scale = quantize(values)
     assert found.is_contiguous()
     torch.testing.assert_close(scale.cpu(), expected_scale, atol=0, rtol=1e-6)
     same = found.cpu().view(torch.uint8) == expected.view(torch.uint8)
@@ -136,7 +140,7 @@ def assert_rounded(values: Tensor) -> None:
     off = found.cpu().double() * scale.cpu().double() - values.double()
     smallest = 2.0**-10 * scale.cpu().double()  # half of the least number above 0
     assert (off.abs() <= (values.double().abs() / 16).maximum(smallest) * (1 + 1e-5)).all()
-    again = rounded(values.cuda())
+    again = quantize(values.cuda())
     assert torch.equal(found.view(torch.uint8), again[0].view(torch.uint8))
     assert torch.equal(scale, again[1])
 
@@ -161,7 +165,7 @@ def test_rounding_to_eight_bits(size: int, kind: torch.dtype) -> None:
 def test_what_is_no_number_stays_none_in_eight_bits() -> None:
     values = torch.ones(3, 100, device="cuda")
     values[1, 7], values[2, 7] = float("nan"), float("inf")
-    found, scale = rounded(values)
+    found, scale = quantize(values)
     assert (found.float() * scale).isfinite().all(1).tolist() == [True, False, False]
 
 
@@ -181,13 +185,16 @@ def test_more_numbers_than_32_bits_count() -> None:
         for ours, reference in zip(found, expected, strict=True):
             assert_near(ours[last] if ours.ndim > 1 else ours, reference.double())
 
-    assert_last(add_rms_norm(hidden, added, weight.cuda(), EPSILON), add_rms_norm(small[0], small[1], weight, EPSILON))
+    assert_last(
+        add_rms_norm_forward(hidden, added, weight.cuda(), EPSILON),
+        add_rms_norm_forward(small[0], small[1], weight, EPSILON),
+    )
     assert_last(
         rms_norm_backward(gradient, hidden, weight.cuda(), EPSILON, added),
         rms_norm_backward(small[2], small[0], weight, EPSILON, small[1]),
     )
-    assert_last((gate(hidden, added),), (gate(*small[:2]),))
-    assert_last(gate_back(gradient, hidden, added), gate_back(small[2], *small[:2]))
-    found, scale = rounded(hidden)
-    expected, expected_scale = rounded(small[0])
+    assert_last((swiglu(hidden, added),), (swiglu(*small[:2]),))
+    assert_last(swiglu_backward(gradient, hidden, added), swiglu_backward(small[2], *small[:2]))
+    found, scale = quantize(hidden)
+    expected, expected_scale = quantize(small[0])
     assert_near((found[last].float() * scale[last]).bfloat16(), expected.double() * expected_scale)

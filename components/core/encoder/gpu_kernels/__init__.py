@@ -1,12 +1,21 @@
-"""What lies between the matrix products of Llama, in one pass over memory: GPUs only.
+"""Triton kernels for what lies between the matrix products of Llama, each in one pass over memory: GPUs only.
 
-What the kernels compute is said, and computed for CPUs, by ``core.encoder.kernels``: ``rms_norm``, ``rotary``,
-``swiglu`` and ``fp8``.
+The functions of the same names in core.encoder.kernels say what they compute, and compute it on CPUs: ``rms_norm``,
+``rotary``, ``swiglu`` and ``fp8``. Imports core.encoder.kernel_types.
 """
 
-from components.core.encoder.gpu_kernels.quantize import rounded
-from components.core.encoder.gpu_kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_backward
-from components.core.encoder.gpu_kernels.rotary import rotate, rotate_back
-from components.core.encoder.gpu_kernels.swiglu import gate, gate_back
+from components.core.encoder.gpu_kernels.quantize import quantize
+from components.core.encoder.gpu_kernels.rms_norm import add_rms_norm_forward, rms_norm_backward, rms_norm_forward
+from components.core.encoder.gpu_kernels.rotary import rotary_backward, rotary_forward
+from components.core.encoder.gpu_kernels.swiglu import swiglu, swiglu_backward
 
-__all__ = ["add_rms_norm", "gate", "gate_back", "rms_norm", "rms_norm_backward", "rotate", "rotate_back", "rounded"]
+__all__ = [
+    "add_rms_norm_forward",
+    "quantize",
+    "rms_norm_backward",
+    "rms_norm_forward",
+    "rotary_backward",
+    "rotary_forward",
+    "swiglu",
+    "swiglu_backward",
+]

@@ -1,4 +1,4 @@
 """Operations of a layer, forward and backward, on CPU and GPU.
 
-Imports nothing else of the encoder.
+Imports core.encoder.kernel_types, and core.encoder.gpu_kernels where a GPU is.
 """

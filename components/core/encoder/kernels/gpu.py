@@ -1,4 +1,4 @@
-"""Where the kernels for GPUs are found."""
+"""Import of the kernels for GPUs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from types import ModuleType
 
 
 @functools.cache
-def kernels() -> ModuleType:
-    """``core.encoder.gpu_kernels``, imported where a GPU is: Triton, which it needs, comes with torch for GPUs only."""
+def load_gpu_kernels() -> ModuleType:
+    """Return ``core.encoder.gpu_kernels``, imported on first use: it needs Triton, which only torch for GPUs brings."""
     return importlib.import_module("components.core.encoder.gpu_kernels")

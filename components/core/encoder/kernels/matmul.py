@@ -1,46 +1,51 @@
-"""Matrix products with weights, in the precision of the weights."""
+"""Products of activations with weights: the protocol that all layers use, and its bfloat16 implementation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 
-class Products(Protocol):
-    """How products of values [tokens, in] with weights [out, in], transposed, are computed: [tokens, out]."""
+class Matmul(Protocol):
+    """Products of activations ``x`` [tokens, in] with a weight [out, in], as ``torch.nn.Linear`` stores it."""
 
-    def each(self, values: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-        """The product of ``values`` with each of ``weights``."""
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return ``x @ weight.T``, [tokens, out]."""
         ...
 
-    def onto(self, total: Tensor, values: Tensor, weight: Tensor) -> Tensor:
-        """``total`` plus the product; ``total`` may be overwritten."""
-        ...
+    def linear_pair(self, x: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``x @ first.T`` and ``x @ second.T``: what must be done to ``x`` is done once."""
+        return self.linear(x, first), self.linear(x, second)
+
+    def linear_add(self, out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Add ``x @ weight.T`` to ``out`` [tokens, out] in place and return it."""
+        return out.add_(self.linear(x, weight))
 
 
-class Exact:
-    """Products as torch makes them."""
+class Bf16Matmul(Matmul):
+    """Products in the dtype of the operands, which is bfloat16 on GPUs; differentiable by autograd."""
 
-    def each(self, values: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-        return [nn.functional.linear(values, weight) for weight in weights]
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return ``x @ weight.T``, [tokens, out]."""
+        return nn.functional.linear(x, weight)
 
-    def onto(self, total: Tensor, values: Tensor, weight: Tensor) -> Tensor:
-        return total.addmm_(values, weight.t())
+    def linear_add(self, out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Add ``x @ weight.T`` to ``out`` in place and return it; on GPUs one kernel does both."""
+        return out.addmm_(x, weight.t())
 
 
-def matrix_product(left: Tensor, right: Tensor) -> Tensor:
-    """``left`` times ``right``, summed and returned in float32 whatever their precision."""
+def matmul_float32(left: Tensor, right: Tensor) -> Tensor:
+    """Return ``left @ right`` ([m, k], [k, n] of any dtype), accumulated and returned in float32."""
     if left.is_cuda and left.dtype != torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
 
 
-def add_matrix_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add ``left`` times ``right`` to ``total``, which is float32."""
+def add_matmul_float32(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left @ right`` ([m, k], [k, n] of any dtype) to ``out``, float32 [m, n], in place."""
     if left.is_cuda and left.dtype != torch.float32:
-        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+        torch.addmm(out, left, right, out_dtype=torch.float32, out=out)
     else:
-        total.addmm_(left.float(), right.float())
+        out.addmm_(left.float(), right.float())

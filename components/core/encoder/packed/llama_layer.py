@@ -1,95 +1,143 @@
-"""One layer of bidirectional Llama over packed texts, its backward pass written out.
+"""One layer of bidirectional Llama over packed texts, with its backward pass written out.
 
-Autograd would find the same gradients. Written out, the product that makes the gradient of a weight adds it to its
-float32 sum at once, and what lies between the products takes as few passes over memory as it can.
+Autograd would compute the same gradients. Written out, the product that makes the gradient of a weight adds it to the
+float32 gradient of the master weight at once, and what lies between the products takes as few passes over memory as it
+can.
 
-RMSNorm: Zhang and Sennrich, 2019; rotary positions: Su et al., 2021; gated units: Shazeer, 2020.
+RMSNorm: Zhang and Sennrich, 2019; rotary positions: Su et al., 2021; SwiGLU: Shazeer, 2020.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from components.core.encoder.kernels.attention import attention_backward, attention_forward
-from components.core.encoder.kernels.master_weights import add_gradients
-from components.core.encoder.kernels.matmul import Products
-from components.core.encoder.kernels.rms_norm import add_rms_norm, rms_norm_backward, rms_norm_forward
-from components.core.encoder.kernels.rotary import Positions, rotate, rotate_back
-from components.core.encoder.kernels.swiglu import gate as gated
-from components.core.encoder.kernels.swiglu import gate_back
+from components.core.encoder.kernel_types import RotaryTables
+from components.core.encoder.kernels.attention import AttentionBackend, attention_backward, attention_forward
+from components.core.encoder.kernels.master_weights import accumulate_weight_grad
+from components.core.encoder.kernels.matmul import Matmul
+from components.core.encoder.kernels.rms_norm import add_rms_norm_forward, rms_norm_backward, rms_norm_forward
+from components.core.encoder.kernels.rotary import rotary_backward, rotary_forward
+from components.core.encoder.kernels.swiglu import swiglu, swiglu_backward
 
 
-class LlamaLayer:
-    """What all layers have in common: the ``epsilon`` of their norms, and how ``products`` are computed."""
+@dataclass(frozen=True)
+class LlamaLayerOptions:
+    """What all layers of a model have in common: the epsilon of RMSNorm and how products and attention are computed."""
 
-    def __init__(self, epsilon: float, products: Products) -> None:
-        self.epsilon, self.products = epsilon, products
-
-    def __call__(
-        self, hidden: Tensor, positions: Positions, bounds: Tensor, max_length: int, weights: Sequence[Tensor]
-    ) -> Tensor:
-        """[tokens, dimension] -> the same. ``weights``: as ``packed_llama`` lists those of a layer."""
-        return _Layer.apply(self, hidden, positions, bounds, max_length, *weights)
+    epsilon: float
+    matmul: Matmul
+    attention_backend: AttentionBackend = "auto"
 
 
-class _Layer(torch.autograd.Function):
+class LlamaLayerWeights(NamedTuple):
+    """Weights of a layer: norms [dimension], projections [out, in]."""
+
+    attention_norm: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    mlp_norm: Tensor
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+
+
+class LlamaLayerGrads(NamedTuple):
+    """Gradients of ``LlamaLayerWeights``; None where they were added to those of the master weights instead."""
+
+    attention_norm: Tensor
+    q: Tensor | None
+    k: Tensor | None
+    v: Tensor | None
+    o: Tensor | None
+    mlp_norm: Tensor
+    gate: Tensor | None
+    up: Tensor | None
+    down: Tensor | None
+
+
+class LlamaLayer(torch.autograd.Function):
+    """A transformer layer, [tokens, dimension] -> [tokens, dimension].
+
+    ``LlamaLayer.apply(options, residual, rotary, cu_seqlens, max_length, *weights)``: ``cu_seqlens`` is int32
+    [texts + 1], ``weights`` are ``LlamaLayerWeights``.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
-        layer: LlamaLayer,
-        hidden: Tensor,
-        positions: Positions,
-        bounds: Tensor,
+        options: LlamaLayerOptions,
+        residual: Tensor,
+        rotary: RotaryTables,
+        cu_seqlens: Tensor,
         max_length: int,
         *weights: Tensor,
     ) -> Tensor:
-        attention_norm, q, k, v, o, mlp_norm, gate, up, down = weights
-        products = layer.products
-        normed = rms_norm_forward(hidden, attention_norm, layer.epsilon)
+        w, matmul = LlamaLayerWeights(*weights), options.matmul
+        attn_in = rms_norm_forward(residual, w.attention_norm, options.epsilon)
         # One product for three: joining the weights costs 0.1 % of it, and they keep their own names and gradients.
-        (joined,) = products.each(normed, [torch.cat((q, k, v))])
-        query, key, value = rotate(joined, positions, q.shape[0], k.shape[0])
-        mixed, log_sum_exp = attention_forward(query, key, value, bounds, max_length)
-        (attended,) = products.each(mixed.flatten(1), [o])
-        middle, entered = add_rms_norm(hidden, attended, mlp_norm, layer.epsilon)
+        qkv = matmul.linear(attn_in, torch.cat((w.q, w.k, w.v)))
+        query, key, value = rotary_forward(qkv, rotary, w.q.shape[0], w.k.shape[0])
+        attn_out, log_sum_exp = attention_forward(query, key, value, cu_seqlens, max_length, options.attention_backend)
+        projected = matmul.linear(attn_out.flatten(1), w.o)
+        mlp_residual, mlp_in = add_rms_norm_forward(residual, projected, w.mlp_norm, options.epsilon)
         # Two products, not one: the backward pass of one would have to join two gradients in memory first.
-        gates, ups = products.each(entered, [gate, up])
-        opened = gated(gates, ups)
-        ctx.layer, ctx.weights, ctx.positions, ctx.max_length = layer, weights, positions, max_length
+        gate, up = matmul.linear_pair(mlp_in, w.gate, w.up)
+        activation = swiglu(gate, up)
+        ctx.options, ctx.weights, ctx.rotary, ctx.max_length = options, w, rotary, max_length
         ctx.save_for_backward(
-            hidden, normed, query, key, value, mixed, log_sum_exp, middle, entered, gates, ups, opened, bounds
-        )
-        return products.onto(middle.clone(), opened, down)
+            residual, attn_in, query, key, value, attn_out, log_sum_exp, mlp_residual, mlp_in, gate, up, activation,
+            cu_seqlens,
+        )  # fmt: skip
+        return matmul.linear_add(mlp_residual.clone(), activation, w.down)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        attention_norm, q, k, v, o, mlp_norm, gate, up, down = ctx.weights
-        layer, products = ctx.layer, ctx.layer.products
-        hidden, normed, query, key, value, mixed, log_sum_exp, middle, entered, gates, ups, opened, bounds = (
-            ctx.saved_tensors
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        w, options, matmul = ctx.weights, ctx.options, ctx.options.matmul
+        (
+            residual, attn_in, query, key, value, attn_out, log_sum_exp, mlp_residual, mlp_in, gate, up, activation,
+            cu_seqlens,
+        ) = ctx.saved_tensors  # fmt: skip
+        grad_out = grad_out.contiguous()
+
+        grad_activation = matmul.linear(grad_out, w.down.t())
+        grad_gate, grad_up = swiglu_backward(grad_activation, gate, up)
+        grad_mlp_in = matmul.linear(grad_gate, w.gate.t())
+        grad_mlp_in = matmul.linear_add(grad_mlp_in, grad_up, w.up.t())
+        grad_mlp_residual, grad_mlp_norm = rms_norm_backward(
+            grad_mlp_in, mlp_residual, w.mlp_norm, options.epsilon, grad_out
         )
-        gradient = gradient.contiguous()
-        (of_opened,) = products.each(gradient, [down.t()])
-        of_gates, of_ups = gate_back(of_opened, gates, ups)
-        (of_entered,) = products.each(of_gates, [gate.t()])
-        of_entered = products.onto(of_entered, of_ups, up.t())
-        of_middle, of_mlp_norm = rms_norm_backward(of_entered, middle, mlp_norm, layer.epsilon, gradient)
-        (of_mixed,) = products.each(of_middle, [o.t()])
-        of_turned = attention_backward(
-            of_mixed.view_as(mixed), query, key, value, mixed, log_sum_exp, bounds, ctx.max_length
+
+        grad_attn_out = matmul.linear(grad_mlp_residual, w.o.t())
+        grad_query, grad_key, grad_value = attention_backward(
+            grad_attn_out.view_as(attn_out), query, key, value, attn_out, log_sum_exp, cu_seqlens, ctx.max_length,
+            options.attention_backend,
+        )  # fmt: skip
+        grad_qkv = rotary_backward(grad_query, grad_key, grad_value, ctx.rotary)
+        grad_attn_in = matmul.linear(grad_qkv, torch.cat((w.q, w.k, w.v)).t())
+        grad_residual, grad_attention_norm = rms_norm_backward(
+            grad_attn_in, residual, w.attention_norm, options.epsilon, grad_mlp_residual
         )
-        of_joined = rotate_back(*of_turned, ctx.positions)
-        (of_normed,) = products.each(of_joined, [torch.cat((q, k, v)).t()])
-        of_hidden, of_attention_norm = rms_norm_backward(of_normed, hidden, attention_norm, layer.epsilon, of_middle)
-        return (
-            *(None, of_hidden, None, None, None),
-            *(of_attention_norm, *add_gradients([q, k, v], of_joined, normed)),
-            *(*add_gradients([o], of_middle, mixed.flatten(1)), of_mlp_norm),
-            *add_gradients([gate], of_gates, entered),
-            *add_gradients([up], of_ups, entered),
-            *add_gradients([down], gradient, opened),
+
+        grad_q, grad_k, grad_v = accumulate_weight_grad([w.q, w.k, w.v], grad_qkv, attn_in)
+        (grad_o,) = accumulate_weight_grad([w.o], grad_mlp_residual, attn_out.flatten(1))
+        (grad_gate_weight,) = accumulate_weight_grad([w.gate], grad_gate, mlp_in)
+        (grad_up_weight,) = accumulate_weight_grad([w.up], grad_up, mlp_in)
+        (grad_down,) = accumulate_weight_grad([w.down], grad_out, activation)
+        grads = LlamaLayerGrads(
+            attention_norm=grad_attention_norm,
+            q=grad_q,
+            k=grad_k,
+            v=grad_v,
+            o=grad_o,
+            mlp_norm=grad_mlp_norm,
+            gate=grad_gate_weight,
+            up=grad_up_weight,
+            down=grad_down,
         )
+        return None, grad_residual, None, None, None, *grads

@@ -11,75 +11,84 @@ from components.core.distributed.process_group import ProcessGroup
 from components.core.distributed.transfer import to_device
 from components.core.encoder.packed.encoder import PackedEncoder
 from components.core.encoder.packed.packing import pack
-from components.core.encoder.training.schedule import Phase, one_phase, schedule, shares
+from components.core.encoder.training.phases import Phase, plan_phases, plan_single_phase, split_across_ranks
 
 
-def backward(
-    packed: PackedEncoder,
+def contrastive_backward(
+    encoder: PackedEncoder,
     ids: Sequence[Sequence[int]],
     groups: Sequence[Sequence[int]],
-    loss_of: Callable[[Tensor], Tensor],
+    compute_loss: Callable[[Tensor], Tensor],
     *,
     capacity: int,
-    together: bool = False,
+    needs_all_groups: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Add the gradients of the batch's loss to those of the weights; returns the loss, a float32 scalar.
+    """Add the gradients of the batch's loss to those of the weights; return this rank's part of the loss.
 
-    ``ids``: token ids of the batch's texts; ``groups``: the rows that belong together, for instance a query, its
-    positive and its negatives, all groups of one size. ``loss_of`` maps the vectors of some groups, float32 [groups,
-    size, dimension], to the sum of their losses; with ``together`` it always gets all groups (in-batch negatives).
-    ``capacity``: tokens whose activations fit in memory. A text used several times counts in the loss and its gradient
-    as often as it is used, however often it is encoded.
+    A text used several times counts in the loss and its gradient as often as it is used, however often it is encoded.
 
-    The ranks of ``process_group`` share the work; all call this with the same batch. Each adds its part of the
-    gradients and returns its part of the loss: the sum over them is the whole. Raises torch.OutOfMemoryError on the
-    rank whose memory does not suffice for bins of its own, DistributedOutOfMemoryError as ``vectors_of`` does.
+    Args:
+        encoder: The encoder whose weights get gradients.
+        ids: Token ids of the batch's texts.
+        groups: Rows of ``ids`` that belong together, for instance a query, its positive and its negatives; all groups
+            have one size.
+        compute_loss: Maps the vectors of some groups, float32 [groups, size, dimension], to the sum of their losses.
+        capacity: Tokens whose activations fit into memory.
+        needs_all_groups: ``compute_loss`` must get all groups at once (in-batch negatives).
+        process_group: The ranks that share the work; all of them call this with the same batch, and each adds its part
+            of the gradients.
+
+    Returns:
+        A float32 scalar; the sum over all ranks is the loss of the batch.
+
+    Raises:
+        torch.OutOfMemoryError: On the rank that ran out of memory in bins of its own.
+        DistributedOutOfMemoryError: On all ranks, as ``encode_phase`` does.
     """
     process_group = process_group or ProcessGroup()
     lengths = [len(text) for text in ids]
-    if together:
-        phases = [one_phase(groups, lengths, capacity=capacity, layers=packed.layers, num_ranks=process_group.size)]
-    else:
-        phases = schedule(groups, lengths, capacity=capacity, layers=packed.layers, num_ranks=process_group.size)
-    if len(phases) == 1:
-        return _backward(packed, ids, groups, loss_of, phases[0], process_group) / process_group.size
-    # Each rank computes bins of its own, and their losses: it needs nothing of the others.
-    own = shares([phase.rows for phase in phases], lengths, process_group.size)[process_group.rank]
-    losses = [_backward(packed, ids, groups, loss_of, phases[place], ProcessGroup()) for place in own]
-    return torch.stack(losses).sum() if losses else torch.zeros((), device=packed.device)
+    limits = {"capacity": capacity, "layers": encoder.layers, "num_ranks": process_group.size}
+    phases = (
+        [plan_single_phase(groups, lengths, **limits)] if needs_all_groups else plan_phases(groups, lengths, **limits)
+    )
+    sharing = process_group
+    if len(phases) > 1:
+        # Each rank computes phases of its own, and their losses: it needs nothing of the others.
+        share = split_across_ranks([phase.rows for phase in phases], lengths, process_group.size)[process_group.rank]
+        phases, sharing = [phases[position] for position in share], ProcessGroup()
+    losses = []
+    for phase in phases:
+        vectors = encode_phase(encoder, ids, phase, sharing)
+        loss = compute_loss(vectors[to_device([groups[group] for group in phase.groups], encoder.device)])
+        # A rank without a bin has nothing to add.
+        if loss.requires_grad:
+            loss.backward()
+        losses.append(loss.detach())
+        # The graph holds on to tensors that the next phase needs room for.
+        del vectors, loss
+    # Ranks that share a phase all compute its loss.
+    return (torch.stack(losses).sum() if losses else torch.zeros((), device=encoder.device)) / sharing.size
 
 
-def _backward(
-    packed: PackedEncoder,
-    ids: Sequence[Sequence[int]],
-    groups: Sequence[Sequence[int]],
-    loss_of: Callable[[Tensor], Tensor],
-    phase: Phase,
-    process_group: ProcessGroup,
+def encode_phase(
+    encoder: PackedEncoder, ids: Sequence[Sequence[int]], phase: Phase, process_group: ProcessGroup
 ) -> Tensor:
-    """Add the gradients of the loss of ``phase``, whose bins all ranks share; return that loss, on all of them."""
-    vectors = vectors_of(packed, ids, phase, process_group)
-    loss = loss_of(vectors[to_device([groups[group] for group in phase.groups], packed.device)])
-    # A rank without a bin has nothing to add.
-    if loss.requires_grad:
-        loss.backward()
-    return loss.detach()
+    """Return the vectors of the texts of ``phase`` at their rows: float32 [len(ids), dimension], zeros elsewhere.
 
+    The ranks share the bins, and all get all vectors; each keeps the activations of its own.
 
-def vectors_of(
-    packed: PackedEncoder, ids: Sequence[Sequence[int]], phase: Phase, process_group: ProcessGroup
-) -> Tensor:
-    """Vectors of the texts of ``phase`` at their rows: float32 [len(ids), dimension], zeros elsewhere.
-
-    ``process_group`` share the bins, and all get all vectors; each keeps the activations of its own. Raises
-    DistributedOutOfMemoryError on all ranks when the memory of one of them does not suffice.
+    Raises:
+        DistributedOutOfMemoryError: On all ranks, when one of them runs out of memory.
     """
     lengths = [len(text) for text in ids]
-    own = [phase.bins[place] for place in shares(phase.bins, lengths, process_group.size)[process_group.rank]]
+    share = split_across_ranks(phase.bins, lengths, process_group.size)[process_group.rank]
+    bins = [phase.bins[position] for position in share]
 
-    def encoded() -> Tensor:
-        parts = [packed(pack(ids, rows, packed.device), recompute_layers=phase.recompute_layers) for rows in own]
-        return torch.cat(parts) if parts else torch.zeros(0, packed.dimension, device=packed.device)
+    def encode_bins() -> Tensor:
+        vectors = [encoder(pack(ids, rows, encoder.device), recompute_layers=phase.recompute_layers) for rows in bins]
+        return torch.cat(vectors) if vectors else torch.zeros(0, encoder.dimension, device=encoder.device)
 
-    return process_group.gather_rows(process_group.run_on_all(encoded), [row for rows in own for row in rows], len(ids))
+    return process_group.gather_rows(
+        process_group.run_on_all(encode_bins), [row for rows in bins for row in rows], len(ids)
+    )
