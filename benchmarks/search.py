@@ -23,9 +23,11 @@ import torch
 from benchmarks import report
 from components.core import log
 from components.core.retrieval.search import top_k
-from components.prep.mine.hard_negatives import Choice, hard_negatives
+from components.prep.component import HardNegativeSettings
+from components.prep.mine.hard_negatives import find_hard_negatives
 
 DEPTH, NEGATIVES, MARGIN = 100, 16, 0.95
+SETTINGS = HardNegativeSettings(hard_negatives_to_mine=NEGATIVES, hard_neg_margin=MARGIN)
 RECIPE_BLOCK = 128
 SIZES = {"cuda": (1_000_000, 2048, 10_000), "cpu": (100_000, 384, 20_000)}
 TINY = (3_000, 16, 200)
@@ -87,13 +89,13 @@ def _vectors(passages: int, dimension: int, queries: int, device: str) -> tuple[
 def _contestants(asked: torch.Tensor, searched: torch.Tensor, positives: list[int]) -> dict[str, Callable[[], Any]]:
     own = [[row] for row in positives]
     in_memory = [vectors.float().cpu().numpy() for vectors in (asked, searched)]
-    same: dict[str, Any] = {"positives": own, "excluded": own, "choice": Choice(NEGATIVES, MARGIN)}
+    same: dict[str, Any] = {"positives": own, "excluded": own, "settings": SETTINGS}
     return {
         f"ours: search, top {DEPTH}": lambda: top_k(asked, searched, DEPTH),
         f"torch: matrix product and top {DEPTH}, float32 scores": lambda: plain(asked, searched, DEPTH),
-        f"ours: mining, {NEGATIVES} negatives, margin {MARGIN}": lambda: hard_negatives(asked, searched, **same),
+        f"ours: mining, {NEGATIVES} negatives, margin {MARGIN}": lambda: find_hard_negatives(asked, searched, **same),
         f"recipe's miner, {NEGATIVES} negatives, margin {MARGIN}": lambda: recipe(asked, searched, positives),
-        "ours: mining as prep does it": lambda: hard_negatives(*in_memory, query_block=RECIPE_BLOCK, **same),
+        "ours: mining as prep does it": lambda: find_hard_negatives(*in_memory, query_block=RECIPE_BLOCK, **same),
     }
 
 
@@ -159,7 +161,7 @@ def _check(asked: torch.Tensor, searched: torch.Tensor, positives: list[int]) ->
     ours = top_k(asked, searched, DEPTH, label="checking search")
     np.testing.assert_allclose(ours.scores, plain(asked, searched, DEPTH)[0].numpy(), atol=2e-5)
     own = [[row] for row in positives]
-    mined = hard_negatives(asked, searched, positives=own, excluded=own, choice=Choice(NEGATIVES, MARGIN))
+    mined = find_hard_negatives(asked, searched, positives=own, excluded=own, settings=SETTINGS)
     theirs = [[score for _, score in one] for one in recipe(asked, searched, positives)]
     np.testing.assert_allclose(mined.scores, theirs, atol=2e-5)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import statistics
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,46 @@ import numpy as np
 
 from components.core.distributed.launch import count_processes
 from components.core.encoder.config import read_encoder
-from components.core.errors import InputError
 from components.core.retrieval.beir_data import read_queries
 from components.core.retrieval.encode_texts import EncodeOptions, ModelSource, TextGroup, encode_texts
-from components.prep.component import PrepConfig
-from components.prep.mine.hard_negatives import Choice
-from components.prep.mine.mining import Embed, Mined, mine
-from components.prep.mine.round_trip import round_trip
+from components.prep.checks import check_negatives, check_split
+from components.prep.component import HardNegativeSettings, PrepConfig
+from components.prep.mine.mining import EncodePair, MinedExample, mine
+from components.prep.mine.round_trip import filter_round_trip
 from components.prep.read.inputs import read_records
-from components.prep.read.records import Records, Rules
+from components.prep.read.records import Records
 from components.prep.report import build_report
-from components.prep.split.frozen import copy_frozen, read_frozen
-from components.prep.split.split import Split, split
+from components.prep.split.data_split import DataSplit, split_by_document
+from components.prep.split.frozen import FrozenEval, copy_frozen_eval, read_frozen_eval
 from components.prep.write import write_eval_data, write_training_data
 
 _log = logging.getLogger(__name__)
-FEW_EVAL_QUERIES = 50
-FEW_TRAINING_EXAMPLES = 100
+_NO_NEGATIVE = "no passage may be its hard negative"
+
+
+@dataclass(frozen=True)
+class PrepPaths:
+    """The artifacts that prep reads, None for those that are not given, and those that it writes."""
+
+    qa_pairs: Path
+    golden_eval: Path | None
+    frozen_eval: Path | None
+    miner: Path | None
+    checker: Path | None
+    training_data: Path
+    eval_data: Path
+    data_report: Path
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What was read and how it is split. ``mined`` belongs to ``split.train`` and is empty before mining."""
+
+    records: Records
+    split: DataSplit
+    frozen: FrozenEval | None
+    warnings: tuple[str, ...]
+    mined: tuple[MinedExample, ...] = ()
 
 
 def run(
@@ -47,179 +69,117 @@ def run(
 ) -> dict[str, Any]:
     """Read ``qa_pairs``, split, mine, write ``training_data``, ``eval_data`` and ``data_report``; return counts.
 
-    With ``frozen_eval`` the test set is that one, unchanged. What ``golden_eval`` asks, training and validation do
-    not. Negatives are mined with ``miner`` when it is given, else with the base model; what ``checker`` takes for an
-    answer is no negative. Raises InputError when no question is left, or when the split leaves a side empty.
+    With ``frozen_eval`` the test set is that one, unchanged. Training and validation ask no question of
+    ``golden_eval``. Negatives are mined with ``miner`` when it is given, else with the base model; a passage that
+    ``checker`` takes for an answer is no negative. Raises InputError when no question is left, or when the split
+    leaves a side empty.
     """
-    golden = frozenset(read_queries(golden_eval)[0].values()) if golden_eval else frozenset()
-    return _prepare(config, qa_pairs, golden, frozen_eval, miner, checker, training_data, eval_data, data_report)
-
-
-def _prepare(
-    config: PrepConfig,
-    qa_pairs: Path,
-    golden: frozenset[str],
-    frozen_eval: Path | None,
-    miner: Path | None,
-    checker: Path | None,
-    training_data: Path,
-    eval_data: Path,
-    data_report: Path,
-) -> dict[str, Any]:
-    rules = Rules(config.quality_threshold, config.max_pos_docs, config.split_group_field, config.split_time_field)
-    frozen = read_frozen(frozen_eval) if frozen_eval else None
-    records = read_records(qa_pairs, rules)
-    parts = split(
-        records,
-        train_ratio=config.train_ratio,
-        val_ratio=config.val_ratio,
-        seed=config.conversion_seed,
-        near_duplicate_threshold=config.near_duplicate_threshold,
-        by_time=config.split_time_field is not None,
-        frozen=frozen,
-        golden=golden,
-    )
-    warnings = _check(config, records, parts, frozen is not None)
-    embed_by_miner = _embed_with(config, miner or config.encoder())
-    if config.round_trip_top_k is not None:
-        parts, embed_by_miner = round_trip(embed_by_miner, parts, config.round_trip_top_k)
-    mined = mine(
-        embed_by_miner,
-        parts,
-        _choice(config),
-        query_block=config.mining_batch_size,
-        check=_embed_with(config, checker) if checker else None,
-    )
-    warnings += _shortage(config, mined)
-    for warning in warnings:
+    paths = PrepPaths(qa_pairs, golden_eval, frozen_eval, miner, checker, training_data, eval_data, data_report)
+    prepared = prepare(config, paths)
+    prepared = mine_negatives(config, paths, prepared)
+    for warning in prepared.warnings:
         _log.warning("%s", warning)
-    trained = [(example, found) for example, found in zip(parts.train, mined, strict=True) if found.negatives]
-    without = len(parts.train) - len(trained)
-    parts = replace(parts, train=[example for example, _ in trained])
-    mined = [found for _, found in trained]
-    if without:
-        parts.dropped["no passage may be its hard negative"] += without
+    prepared = drop_questions_without_negatives(prepared)
+    rows = write(config, paths, prepared)
+    return count(config, prepared, rows)
+
+
+def prepare(config: PrepConfig, paths: PrepPaths) -> PreparedData:
+    """Read the records and split them."""
+    golden = frozenset(read_queries(paths.golden_eval)[0].values()) if paths.golden_eval else frozenset()
+    frozen = read_frozen_eval(paths.frozen_eval) if paths.frozen_eval else None
+    records = read_records(paths.qa_pairs, config)
+    split = split_by_document(records, config, frozen=frozen, golden=golden)
+    warnings = check_split(config, records, split, has_frozen_eval=frozen is not None)
+    return PreparedData(records, split, frozen, tuple(warnings))
+
+
+def mine_negatives(config: PrepConfig, paths: PrepPaths, prepared: PreparedData) -> PreparedData:
+    """Mine hard negatives of the training questions, after the round-trip filter if it is set."""
+    split, encode = prepared.split, _encode_with(config, paths.miner or config.encoder())
+    if config.round_trip_top_k is not None:
+        split, encode = filter_round_trip(encode, split, config.round_trip_top_k)
+    mined = mine(encode, split, config, check=_encode_with(config, paths.checker) if paths.checker else None)
+    warnings = (*prepared.warnings, *check_negatives(config, mined))
+    return replace(prepared, split=split, mined=tuple(mined), warnings=warnings)
+
+
+def drop_questions_without_negatives(prepared: PreparedData) -> PreparedData:
+    """Leave out training questions for which mining found no negative, and count them."""
+    kept = [pair for pair in zip(prepared.split.train, prepared.mined, strict=True) if pair[1].negatives]
+    dropped = len(prepared.mined) - len(kept)
+    split = replace(prepared.split, train=[example for example, _ in kept])
+    if dropped:
+        split.dropped[_NO_NEGATIVE] += dropped
+    return replace(prepared, split=split, mined=tuple(mined for _, mined in kept))
+
+
+def write(config: PrepConfig, paths: PrepPaths, prepared: PreparedData) -> int:
+    """Write training data, test set and report; return the number of training records."""
+    records, split = prepared.records, prepared.split
     rows = write_training_data(
-        training_data,
-        parts.train,
-        mined,
-        parts.val,
-        parts.training_passages,
+        paths.training_data,
+        split.train,
+        prepared.mined,
+        split.val,
+        split.training_passages,
         records.passages,
-        mining=_mining(config, miner, checker),
+        mining=_describe_mining(config, paths),
     )
-    config.encoder().write(training_data)
-    if frozen_eval:
-        copy_frozen(frozen_eval, eval_data)
+    config.encoder().write(paths.training_data)
+    if paths.frozen_eval:
+        copy_frozen_eval(paths.frozen_eval, paths.eval_data)
     else:
-        write_eval_data(eval_data, parts.test, records.passages)
-    data_report.write_text(build_report(config, records, parts, mined, frozen, warnings), encoding="utf-8")
-    return _counts(config, records, parts, mined) | {
-        "train_examples": rows,
-        "eval_queries": len(frozen.queries) if frozen else len(parts.test),
+        write_eval_data(paths.eval_data, split.test, records.passages)
+    report = build_report(config, records, split, prepared.mined, prepared.frozen, prepared.warnings)
+    paths.data_report.write_text(report, encoding="utf-8")
+    return rows
+
+
+def count(config: PrepConfig, prepared: PreparedData, training_records: int) -> dict[str, Any]:
+    """Return the counts that the stage reports as its metrics."""
+    records, split, mined = prepared.records, prepared.split, prepared.mined
+    counts = [len(example.negatives) for example in mined]
+    origins = [negative.origin for example in mined for negative in example.negatives]
+    clusters = [split.passage_clusters[text] for text in records.passages]
+    return {
+        "questions": len(records.examples),
+        "dropped_questions": sum(records.dropped.values()) + sum(split.dropped.values()),
+        "passages": len(records.passages),
+        "duplicate_passages": len(clusters) - len(set(clusters)),
+        "withheld_passages": len(records.passages) - len(split.training_passages),
+        "train_questions": len(split.train),
+        "val_questions": len(split.val),
+        "mined_negatives": origins.count("mined") + origins.count("filled"),
+        "given_negatives": origins.count("given"),
+        "questions_short_of_negatives": sum(number < config.hard_negatives_to_mine for number in counts),
+        "passages_above_margin": sum(example.above for example in mined),
+        "train_examples": training_records,
+        "eval_queries": len(prepared.frozen.queries) if prepared.frozen else len(split.test),
     }
 
 
-def _embed_with(config: PrepConfig, model: ModelSource) -> Embed:
-    """The vectors of the base model, or of a checkpoint."""
+def _encode_with(config: PrepConfig, model: ModelSource) -> EncodePair:
+    """Return a function that gives vectors of the base model, or of a checkpoint."""
     options = EncodeOptions(
         config.encode_batch_tokens, config.embedding_cache_uri, count_processes(config.num_processes)
     )
 
-    def embed_both(passages: Sequence[str], queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(passages: Sequence[str], queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         groups = [TextGroup(passages, "passage", "encoding passages"), TextGroup(queries, "query", "encoding queries")]
-        of_passages, of_queries = encode_texts(model, groups, options)
-        return of_passages.vectors, of_queries.vectors
+        encoded_passages, encoded_queries = encode_texts(model, groups, options)
+        return encoded_passages.vectors, encoded_queries.vectors
 
-    return embed_both
-
-
-def _mining(config: PrepConfig, miner: Path | None, checker: Path | None) -> dict[str, Any]:
-    """How the negatives were mined; which checkpoints these were stands in the manifest."""
-    settings = {name: getattr(config, name) for name in PrepConfig.model_fields if name.startswith("hard_neg")}
-    encoder = read_encoder(miner) if miner else config.encoder()
-    settings |= {"seed": config.conversion_seed, "miner": bool(miner), "checker": bool(checker)}
-    return settings | {"encoder": encoder.model_dump(mode="json")}
+    return encode
 
 
-def _choice(config: PrepConfig) -> Choice:
-    return Choice(
-        config.hard_negatives_to_mine,
-        config.hard_neg_margin,
-        config.hard_neg_absolute_margin,
-        config.hard_neg_range_min,
-        config.hard_neg_range_max,
-        config.hard_neg_sampling,
-        config.conversion_seed,
-    )
-
-
-def _check(config: PrepConfig, records: Records, parts: Split, frozen: bool) -> list[str]:
-    """What to warn of before mining. Raises InputError for a side that is empty and should not be."""
-    _log.info(
-        "%d questions, %d passages; dropped: %s; by the split: %s",
-        len(records.examples),
-        len(records.passages),
-        dict(records.dropped) or "none",
-        dict(parts.dropped) or "none",
-    )
-    _log.info("train %d, validation %d, test %d questions", len(parts.train), len(parts.val), len(parts.test))
-    for name, side, wanted in (
-        ("train", parts.train, True),
-        ("test", parts.test, config.test_ratio > 0 and not frozen),
-    ):
-        if wanted and not side:
-            why = "".join(f"; {count} x {reason}" for reason, count in parts.dropped.items())
-            raise InputError(
-                f"the split leaves the {name} side empty ({len(records.examples)} questions, {parts.groups} groups of "
-                f"documents that share answers or belong together{why}): give more documents or change {name}_ratio"
-            )
-    warnings = []
-    if not frozen and len(parts.test) < FEW_EVAL_QUERIES:
-        warnings.append(f"only {len(parts.test)} test questions: differences of a few points will be noise")
-    if len(parts.train) < FEW_TRAINING_EXAMPLES:
-        warnings.append(f"only {len(parts.train)} training questions: expect little")
-    if parts.withheld_negatives:
-        warnings.append(
-            f"{parts.withheld_negatives} given negatives left out: their text stands in documents that are held out"
-        )
-    return warnings
-
-
-def _shortage(config: PrepConfig, mined: list[Mined]) -> list[str]:
-    """What to warn of after mining. Raises InputError when no question has a negative."""
-    wanted = config.hard_negatives_to_mine
-    found = [len(one.negatives) for one in mined]
-    if not any(found):
-        raise InputError(
-            "no hard negative was found for any question: give more documents, or raise hard_neg_margin "
-            f"({config.hard_neg_margin:g})"
-        )
-    warnings = []
-    if short := sum(0 < count < wanted for count in found):
-        warnings.append(
-            f"{short} of {len(found)} questions have fewer than {wanted} negatives (median "
-            f"{statistics.median(found):g}); training repeats those they have"
-        )
-    if none := found.count(0):
-        warnings.append(f"{none} of {len(found)} questions have no negative at all and are left out")
-    return warnings
-
-
-def _counts(config: PrepConfig, records: Records, parts: Split, mined: list[Mined]) -> dict[str, Any]:
-    found = [len(one.negatives) for one in mined]
-    origins = [negative.origin for one in mined for negative in one.negatives]
-    clusters = [parts.passage_clusters[text] for text in records.passages]
+def _describe_mining(config: PrepConfig, paths: PrepPaths) -> dict[str, Any]:
+    """Return how the negatives were mined; the manifest names the checkpoints."""
+    encoder = read_encoder(paths.miner) if paths.miner else config.encoder()
     return {
-        "questions": len(records.examples),
-        "dropped_questions": sum(records.dropped.values()) + sum(parts.dropped.values()),
-        "passages": len(records.passages),
-        "duplicate_passages": len(clusters) - len(set(clusters)),
-        "withheld_passages": len(records.passages) - len(parts.training_passages),
-        "train_questions": len(parts.train),
-        "val_questions": len(parts.val),
-        "mined_negatives": origins.count("mined") + origins.count("filled"),
-        "given_negatives": origins.count("given"),
-        "questions_short_of_negatives": sum(count < config.hard_negatives_to_mine for count in found),
-        "passages_above_margin": sum(one.above for one in mined),
+        **config.group(HardNegativeSettings).model_dump(mode="json"),
+        "seed": config.conversion_seed,
+        "miner": bool(paths.miner),
+        "checker": bool(paths.checker),
+        "encoder": encoder.model_dump(mode="json"),
     }

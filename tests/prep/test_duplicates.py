@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.sparse.csgraph import connected_components
 
-from components.prep.split.duplicates import duplicate_clusters
+from components.prep.split.duplicates import cluster_duplicates
 from tests.core.similarity import jaccard, shingles
 
 
@@ -33,7 +33,7 @@ def test_clusters_are_the_components_of_comparing_all_pairs(threshold: float) ->
     texts = sorted(set(texts))
     alike = np.array([[jaccard(a, b) >= threshold for b in texts] for a in texts])
     count, expected = connected_components(alike, directed=False)
-    clusters = duplicate_clusters(texts, threshold)
+    clusters = cluster_duplicates(texts, threshold)
     assert len(set(clusters.values())) == count
     assert len({(clusters[text], label) for text, label in zip(texts, expected.tolist(), strict=True)}) == count
     assert count < len(texts) or threshold > 0.9
@@ -51,7 +51,7 @@ def test_many_that_share_boilerplate_are_joined_as_comparing_all_pairs_does(thre
     sets = [shingles(text) for text in texts]
     alike = np.array([[len(a & b) >= threshold * len(a | b) for b in sets] for a in sets])
     count, expected = connected_components(alike, directed=False)
-    clusters = duplicate_clusters(texts, threshold)
+    clusters = cluster_duplicates(texts, threshold)
     assert 1 < count < len(texts)
     assert len(set(clusters.values())) == count
     assert len({(clusters[text], label) for text, label in zip(texts, expected.tolist(), strict=True)}) == count
@@ -62,14 +62,14 @@ def test_ten_thousand_pages_of_one_template_take_seconds() -> None:
     template = [f"word{n}" for n in range(120)]
     started = time.monotonic()
     texts = [" ".join([*template, f"page{n}"]) for n in range(10_000)]
-    assert len(set(duplicate_clusters(texts, 0.8).values())) == 1
+    assert len(set(cluster_duplicates(texts, 0.8).values())) == 1
     assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("threshold", [None, 0.8])
 def test_case_space_and_encoding_make_no_difference(threshold: float | None) -> None:
     texts = ["Der  große\tTest", "der große test", "ﬁt the valve", "fit the valve", "!?", "fit the pump"]
-    clusters = duplicate_clusters(texts, threshold)
+    clusters = cluster_duplicates(texts, threshold)
     assert clusters[texts[0]] == clusters[texts[1]]
     assert clusters[texts[2]] == clusters[texts[3]]
     assert len({clusters[text] for text in texts}) == 4
@@ -78,17 +78,17 @@ def test_case_space_and_encoding_make_no_difference(threshold: float | None) -> 
 def test_scripts_without_blanks_are_compared_by_character() -> None:
     one = "埋め込みモデルは文書を検索するためのベクトルを作る。学習には良い負例が必要である。"
     other = one.replace("良い", "悪い")
-    clusters = duplicate_clusters([one, other, "全く別の文章であり、何の関係もない話をしている。"], 0.8)
+    clusters = cluster_duplicates([one, other, "全く別の文章であり、何の関係もない話をしている。"], 0.8)
     assert clusters[one] == clusters[other]
     assert len(set(clusters.values())) == 2
 
 
 def test_one_number_apart_is_another_question() -> None:
     questions = [f"How do I fit valve {n}?" for n in range(20)]
-    assert len(set(duplicate_clusters(questions, 0.8).values())) == 20
+    assert len(set(cluster_duplicates(questions, 0.8).values())) == 20
 
 
 def test_many_copies_of_one_footer_are_one_cluster() -> None:
     footer = " ".join(f"word{n}" for n in range(40))
     texts = [f"{footer} page{n}" for n in range(300)]
-    assert len(set(duplicate_clusters(texts, 0.8).values())) == 1
+    assert len(set(cluster_duplicates(texts, 0.8).values())) == 1

@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from components.core.errors import InputError
+from components.prep.component import RecordSettings
 from components.prep.read.inputs import read_records
-from components.prep.read.records import Records, Rules
-from components.prep.split.split import split
+from components.prep.read.records import Records
 from components.prep.write import write_eval_data
+from tests.prep.settings import split
 
 QUESTIONS = [("why?", ["because"], "d1"), ("how?", ["so", "like this"], "d2")]
 PASSAGES = [("p1", "because", "d1"), ("p2", "so", "d2"), ("p3", "like this", "d2"), ("p4", "unasked", "d3")]
@@ -115,7 +116,7 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_gives_the_same_examples(tmp_path: Path, kind: str) -> None:
     write(tmp_path, kind)
-    records = read_records(tmp_path, Rules())
+    records = read_records(tmp_path, RecordSettings())
     assert asked(records) == EXPECTED
     assert set(records.passages) == {text for _, text, _ in PASSAGES}
     if kind != "automodel":
@@ -128,7 +129,7 @@ def test_every_kind_gives_the_same_examples(tmp_path: Path, kind: str) -> None:
 def test_kinds_may_be_mixed_and_a_question_knows_its_source(tmp_path: Path) -> None:
     for kind in ("sdg.jsonl", "plain.parquet", "ids.jsonl", "collection"):
         write(tmp_path, kind)
-    records = read_records(tmp_path, Rules())
+    records = read_records(tmp_path, RecordSettings())
     assert asked(records) == EXPECTED
     assert len(records.examples) == 8
     assert {e.metadata["source"] for e in records.examples} == {"generated", "plain", "ids", "collection"}
@@ -141,12 +142,12 @@ def test_of_several_generations_the_one_that_the_handoff_names_is_read(tmp_path:
     write(tmp_path, "plain.parquet")
     handoff = {"dataset_name": "sdg", "output_path": "sdg.jsonl", "schema_version": 1}
     (tmp_path / "generation_result.json").write_text(json.dumps(handoff), encoding="utf-8")
-    records = read_records(tmp_path, Rules())
+    records = read_records(tmp_path, RecordSettings())
     assert {example.document for example in records.examples} == {"d1", "d2"}
     assert len(records.examples) == 4
     (tmp_path / "sdg.jsonl").unlink()
     with pytest.raises(InputError, match=r"names sdg\.jsonl, which is not there"):
-        read_records(tmp_path, Rules())
+        read_records(tmp_path, RecordSettings())
 
 
 def test_a_bundle_keeps_its_documents_together(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_a_bundle_keeps_its_documents_together(tmp_path: Path) -> None:
     one |= {"source_id": "5f3a", "bundle_members": ["a", "b"], "is_multi_doc": True}
     one["chunks"] = [{**chunk, "doc_id": name} for chunk, name in zip(one["chunks"], ("a", "b"), strict=True)]
     (tmp_path / "sdg.json").write_text(json.dumps([one]), encoding="utf-8")
-    records = read_records(tmp_path, Rules())
+    records = read_records(tmp_path, RecordSettings())
     assert records.passages == {"so": ["a"], "like this": ["b"]}
     assert {"5f3a", "a", "b"} in records.groups.values()
 
@@ -166,7 +167,7 @@ def test_group_and_time_come_from_the_record_or_its_metadata(tmp_path: Path) -> 
         {"id": "p", "text": "c", "document": "d3", "team": 4, "written": "2026-02-01T00:00:00+00:00"},
     ]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    records = read_records(tmp_path, Rules(group_field="team", time_field="written"))
+    records = read_records(tmp_path, RecordSettings(split_group_field="team", split_time_field="written"))
     assert records.groups == {"team=red": {"d1", "d2"}, "team=4": {"d3"}}
     assert set(records.times) == {"d1", "d2", "d3"}
     assert records.times["d2"] < records.times["d3"]
@@ -195,7 +196,7 @@ def test_group_and_time_come_from_the_record_or_its_metadata(tmp_path: Path) -> 
 def test_what_cannot_be_read_is_one_line_with_its_place(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=message) as raised:
-        read_records(tmp_path, Rules(time_field="written"))
+        read_records(tmp_path, RecordSettings(split_time_field="written"))
     assert "\n" not in str(raised.value)
 
 
@@ -205,7 +206,7 @@ def test_a_beir_folder_that_judges_documents_is_refused(tmp_path: Path) -> None:
     (tmp_path / "qrels").mkdir()
     (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td1\t1\n", encoding="utf-8")
     with pytest.raises(InputError, match="judges documents: training needs the passages that answer"):
-        read_records(tmp_path, Rules())
+        read_records(tmp_path, RecordSettings())
 
 
 JSON = st.recursive(
@@ -243,7 +244,7 @@ def test_no_content_makes_a_traceback(tmp_path: Path, found: list[Any], as_list:
     lines = json.dumps(found) if as_list else "\n".join(map(json.dumps, found))
     (tmp_path / "in" / f"a.{'json' if as_list else 'jsonl'}").write_text(lines, encoding="utf-8")
     try:
-        records = read_records(tmp_path / "in", Rules())
+        records = read_records(tmp_path / "in", RecordSettings())
     except InputError as error:
         assert "\n" not in str(error)
         return
@@ -259,7 +260,7 @@ def test_a_table_with_dates_and_gaps(tmp_path: Path) -> None:
         {"query": "b?", "positive": "b", "score": float("nan"), "written": datetime(2026, 2, 1, tzinfo=UTC)},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "own.parquet")
-    records = read_records(tmp_path, Rules(time_field="written"))
+    records = read_records(tmp_path, RecordSettings(split_time_field="written"))
     assert records.scores == [8.0]
     assert records.times["a"] + 86400 == records.times["b"]
     write_eval_data(tmp_path / "eval", records.examples, records.passages)
@@ -275,7 +276,7 @@ def test_generated_questions_carry_the_source_that_their_record_names(tmp_path: 
         "deduplicated_qa_pairs": [{"question": "when", "segment_ids": [1], "question_style": "keywords"}],
     }
     (tmp_path / "qa_pairs.jsonl").write_text(json.dumps(record) + "\n")
-    (example,) = read_records(tmp_path, Rules()).examples
+    (example,) = read_records(tmp_path, RecordSettings()).examples
     assert example.generated
     assert example.metadata == {"source": "wiki", "segment_ids": [1], "question_style": "keywords"}
 
@@ -289,7 +290,7 @@ def test_groups_of_another_deduplication_keep_documents_together(tmp_path: Path)
         "fuzzy": {"clusters": {"7": ["three.md", "four", "nobody.txt"]}},
     }
     (tmp_path / "dedup_groups.json").write_text(json.dumps(groups), encoding="utf-8")
-    found = read_records(tmp_path, Rules())
+    found = read_records(tmp_path, RecordSettings())
     assert len(found.examples) == 5
     together = [{"a/one.txt", "b/three.md"}, {"b/three.md", "b/four.md"}]
     assert sorted(found.groups.values(), key=sorted) == sorted(together, key=sorted)
@@ -310,7 +311,7 @@ def test_groups_beside_a_beir_folders_files_are_read_and_other_files_named(
     lines = "".join(f"q{n}\tp{n}\t1\n" for n in range(4))
     (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines, encoding="utf-8")
     (tmp_path / "groups.json").write_text(json.dumps({"groups": [["d0.txt", "d3"]]}), encoding="utf-8")
-    found = read_records(tmp_path, Rules())
+    found = read_records(tmp_path, RecordSettings())
     assert list(found.groups.values()) == [{"d0.txt", "d3.txt"}]
     assert "notes.jsonl is left out" in caplog.text
     assert "groups.json is left out" not in caplog.text
@@ -329,5 +330,5 @@ def test_groups_that_are_none_are_one_line(tmp_path: Path, groups: dict[str, Any
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
     (tmp_path / "groups.json").write_text(json.dumps(groups), encoding="utf-8")
     with pytest.raises(InputError, match=r"groups\.json") as raised:
-        read_records(tmp_path, Rules())
+        read_records(tmp_path, RecordSettings())
     assert message in str(raised.value)

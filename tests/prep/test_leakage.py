@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.core.retrieval.beir_data import read_beir
-from components.prep.mine.hard_negatives import Choice
+from components.prep.component import RecordSettings
 from components.prep.mine.mining import mine
 from components.prep.read.inputs import read_records
-from components.prep.read.records import Rules
-from components.prep.split.frozen import copy_frozen, read_frozen
-from components.prep.split.split import Split, split
+from components.prep.split.data_split import DataSplit
+from components.prep.split.frozen import copy_frozen_eval, read_frozen_eval
 from components.prep.write import TRAINING_FILE, write_eval_data, write_training_data
 from tests.core.similarity import jaccard
+from tests.prep.settings import mining, split
 
 THRESHOLD = 0.8
 FOOTER = "all rights reserved by the makers of this manual who wish you a pleasant day with your pump"
@@ -70,26 +70,26 @@ def hostile_corpus(seed: int, folder: str = "") -> list[dict]:
     return records
 
 
-def prepare(records: list[dict], work: Path, seed: int, frozen: Path | None = None) -> Split:
+def prepare(records: list[dict], work: Path, seed: int, frozen: Path | None = None) -> DataSplit:
     pairs = work / "pairs"
     pairs.mkdir(parents=True)
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (pairs / "qa_pairs.jsonl").write_text(lines, encoding="utf-8")
-    found = read_records(pairs, Rules())
+    found = read_records(pairs, RecordSettings())
     parts = split(
         found,
         train_ratio=0.6,
         val_ratio=0.2,
         seed=seed,
         near_duplicate_threshold=THRESHOLD,
-        frozen=read_frozen(frozen) if frozen else None,
+        frozen=read_frozen_eval(frozen) if frozen else None,
     )
     if not parts.train:
         return parts
-    mined = mine(lambda *texts: tuple(map(word_counts, texts)), parts, Choice(5), query_block=7)
+    mined = mine(lambda *texts: tuple(map(word_counts, texts)), parts, mining(5, batch=7))
     write_training_data(work / "training_data", parts.train, mined, parts.val, parts.training_passages)
     if frozen:
-        copy_frozen(frozen, work / "eval_data")
+        copy_frozen_eval(frozen, work / "eval_data")
     else:
         write_eval_data(work / "eval_data", parts.test, found.passages)
     return parts

@@ -21,16 +21,17 @@ from components.core.runner import Outcome, Source, execute
 from components.finetune.component import FinetuneConfig
 from components.finetune.data.training_data import batch_size, batches
 from components.finetune.schedule import learning_rate
-from components.prep.component import STAGE, PrepConfig
-from components.prep.mine.hard_negatives import Choice, hard_negatives
-from components.prep.mine.mining import Mined, Negative
+from components.prep.component import STAGE, PrepConfig, RecordSettings
+from components.prep.mine.hard_negatives import find_hard_negatives
+from components.prep.mine.mining import MinedExample, Negative
 from components.prep.read.inputs import read_records
-from components.prep.read.records import Example, Records, Rules
+from components.prep.read.records import QueryExample, Records
 from components.prep.write import TRAINING_FILE, write_training_data
 from components.recipe.plan import resolve
 from components.recipe.stages import by_name
 from components.sdg.component import SdgConfig
 from tests.finetune.training import finetune, records, settings, texts, write_base, write_data
+from tests.prep.settings import negatives
 from tests.sdg.reading import read_directory
 
 pytestmark = pytest.mark.slow
@@ -40,7 +41,7 @@ PARTS = ("valve", "pump", "filter", "motor", "sensor", "bearing")
 
 def read(folder: Path, *found: dict[str, Any]) -> Records:
     (folder / "qa_pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in found), encoding="utf-8")
-    return read_records(folder, Rules())
+    return read_records(folder, RecordSettings())
 
 
 def document(*pairs: Any, name: str = "a.txt", scores: list[Any] | None = None, **other: Any) -> dict[str, Any]:
@@ -94,11 +95,11 @@ def corpus(work: Path) -> dict[str, str]:
 
 def test_b1_no_negative_above_the_margin_comes_back_with_an_infinite_score(tmp_path: Path) -> None:
     query, passages = np.float32([[1, 0]]), np.float32([[0.5, 0], [0.9, 0], [0.49, 0]])
-    found = hard_negatives(query, passages, positives=[[0]], excluded=[[0]], choice=Choice(5, margin=0.99))
-    assert found.mined.tolist() == found.found.tolist() == found.above.tolist() == [1]
+    found = find_hard_negatives(query, passages, positives=[[0]], excluded=[[0]], settings=negatives(5, margin=0.99))
+    assert found.mined.tolist() == found.total.tolist() == found.above.tolist() == [1]
     assert found.rows[0, 0] == 2
-    mined = [Mined((0.5,), (Negative("n", float(found.scores[0, 0]), "mined"),))]
-    write_training_data(tmp_path / "t", [Example("q", ("p",), "d")], mined, [], ["p", "n"])
+    mined = [MinedExample((0.5,), (Negative("n", float(found.scores[0, 0]), "mined"),))]
+    write_training_data(tmp_path / "t", [QueryExample("q", ("p",), "d")], mined, [], ["p", "n"])
     text = (tmp_path / "t" / TRAINING_FILE).read_text(encoding="utf-8")
     assert len(json.loads(text, parse_constant=lambda name: pytest.fail(name))["data"][0]["neg_doc"]) == 1
 
@@ -197,8 +198,10 @@ def test_b15_labelled_records_need_no_judge_and_get_a_test_set(tmp_path: Path) -
 
 
 def test_b16_the_folder_can_be_moved(tmp_path: Path) -> None:
-    mined = [Mined((0.5, 0.4), (Negative("odd \u2028 text", 0.3, "mined"),))]
-    write_training_data(tmp_path / "made", [Example("q", ("p", "r"), "d")], mined, [], ["p", "r", "odd \u2028 text"])
+    mined = [MinedExample((0.5, 0.4), (Negative("odd \u2028 text", 0.3, "mined"),))]
+    write_training_data(
+        tmp_path / "made", [QueryExample("q", ("p", "r"), "d")], mined, [], ["p", "r", "odd \u2028 text"]
+    )
     moved = Path(shutil.move(tmp_path / "made", tmp_path / "elsewhere"))
     content = json.loads((moved / TRAINING_FILE).read_text(encoding="utf-8"))
     table = pq.read_table(moved / content["corpus"]["path"] / "train.parquet").to_pylist()

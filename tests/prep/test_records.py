@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
+from components.prep.component import RecordSettings
 from components.prep.read.inputs import read_records
-from components.prep.read.records import Records, Rules
+from components.prep.read.records import Records
 
 
 def read(folder: Path, *records: dict[str, Any], threshold: float = 7, max_positives: int = 5) -> Records:
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     (folder / "records.jsonl").write_text(text, encoding="utf-8")
-    return read_records(folder, Rules(threshold, max_positives))
+    return read_records(folder, RecordSettings(quality_threshold=threshold, max_pos_docs=max_positives))
 
 
 def generated(*pairs: Any, scores: list[Any] | None = None, **other: Any) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.core.errors import InputError
-from components.prep.read.records import Example, Records
-from components.prep.split.split import split
+from components.prep.read.records import QueryExample, Records
+from tests.prep.settings import split
 
 
-def folded(text: str) -> str:
+def fold(text: str) -> str:
     return " ".join(text.lower().split())
 
 
@@ -28,7 +28,7 @@ def hostile(seed: int) -> Records:
             records.add_passage(text, document)
         for _ in range(rng.randint(0, 4)):
             question = f"{rng.choice(['what', 'What '])} is {rng.randint(0, 40)}?"
-            records.examples.append(Example(question, tuple(rng.sample(own, 1)), document))
+            records.examples.append(QueryExample(question, tuple(rng.sample(own, 1)), document))
     return records
 
 
@@ -38,18 +38,18 @@ def test_documents_texts_and_questions_never_cross(seed: int) -> None:
     parts = split(records, train_ratio=0.6, val_ratio=0.2, seed=seed)
     sides = [parts.train, parts.val, parts.test]
     documents = [{e.document for e in side} for side in sides]
-    texts = [{folded(t) for t, holders in records.passages.items() if set(holders) & part} for part in documents]
-    answers = [{folded(text) for e in side for text in e.positives} for side in sides]
+    texts = [{fold(t) for t, holders in records.passages.items() if set(holders) & part} for part in documents]
+    answers = [{fold(text) for e in side for text in e.positives} for side in sides]
     for first, second in ((0, 1), (0, 2), (1, 2)):
         assert not documents[first] & documents[second]
         assert not answers[first] & texts[second]
         assert not texts[first] & answers[second]
-    seen = {folded(text) for text in parts.training_passages}
-    assert {folded(text) for e in parts.train for text in e.positives} <= seen
+    seen = {fold(text) for text in parts.training_passages}
+    assert {fold(text) for e in parts.train for text in e.positives} <= seen
     assert not seen & (texts[1] | texts[2])
-    asked = {folded(e.query) for e in parts.train}
-    assert not asked & {folded(e.query) for e in (*parts.val, *parts.test)}
-    assert not {folded(e.query) for e in parts.val} & {folded(e.query) for e in parts.test}
+    asked = {fold(e.query) for e in parts.train}
+    assert not asked & {fold(e.query) for e in (*parts.val, *parts.test)}
+    assert not {fold(e.query) for e in parts.val} & {fold(e.query) for e in parts.test}
     assert sum(map(len, sides)) + sum(parts.dropped.values()) == len(records.examples)
 
 
@@ -59,10 +59,10 @@ def test_what_the_golden_set_asks_only_the_test_set_may_ask_too(seed: int) -> No
     golden = frozenset(f"WHAT  is {number}?" for number in range(0, 40, 3))
     parts = split(records, train_ratio=0.6, val_ratio=0.2, seed=seed, golden=golden)
     without = split(records, train_ratio=0.6, val_ratio=0.2, seed=seed)
-    asked = {folded(question) for question in golden}
+    asked = {fold(question) for question in golden}
     for side, all_of_it in ((parts.train, without.train), (parts.val, without.val)):
-        assert not {folded(example.query) for example in side} & asked
-        kept = [example for example in all_of_it if folded(example.query) not in asked]
+        assert not {fold(example.query) for example in side} & asked
+        kept = [example for example in all_of_it if fold(example.query) not in asked]
         assert [example for example in kept if example not in side] == []
     assert all(example in parts.test for example in without.test)
     sides = [parts.train, parts.val, parts.test]
@@ -86,7 +86,7 @@ def test_shares_are_those_asked_for_and_the_seed_decides_which() -> None:
     records = Records()
     for n in range(100):
         records.add_passage(f"passage {n}", f"document {n}")
-        records.examples.append(Example(f"question {n}", (f"passage {n}",), f"document {n}"))
+        records.examples.append(QueryExample(f"question {n}", (f"passage {n}",), f"document {n}"))
     parts = split(records, train_ratio=0.7, val_ratio=0.1, seed=1)
     assert [len(parts.train), len(parts.val), len(parts.test)] == [70, 10, 20]
     assert split(records, train_ratio=0.7, val_ratio=0.1, seed=2).train != parts.train
@@ -96,12 +96,12 @@ def dated(count: int) -> Records:
     records = Records()
     for n in range(count):
         records.add_passage(f"passage {n}", f"document {n}")
-        records.examples.append(Example(f"question {n}", (f"passage {n}",), f"document {n}"))
+        records.examples.append(QueryExample(f"question {n}", (f"passage {n}",), f"document {n}"))
         records.times[f"document {n}"] = float(n)
     return records
 
 
-def numbers(side: list[Example]) -> list[int]:
+def numbers(side: list[QueryExample]) -> list[int]:
     return sorted(int(example.document.split()[1]) for example in side)
 
 
@@ -136,7 +136,7 @@ def test_named_groups_stay_together() -> None:
 @pytest.mark.parametrize("documents", [3, 4, 7])
 def test_every_side_gets_a_document_and_a_large_one_trains(documents: int, by_time: bool) -> None:
     records = dated(documents)
-    records.examples += [Example(f"more {n}", ("passage 0",), "document 0") for n in range(100)]
+    records.examples += [QueryExample(f"more {n}", ("passage 0",), "document 0") for n in range(100)]
     parts = split(records, train_ratio=0.8, val_ratio=0.1, seed=3, by_time=by_time)
     assert parts.train and parts.val and parts.test
     assert 0 in numbers(parts.train)
@@ -147,7 +147,7 @@ def test_a_given_negative_of_a_held_out_document_is_left_out() -> None:
     parts = split(records, train_ratio=0.8, val_ratio=0.0, seed=1)
     held, trained = parts.test[0].positives[0], parts.train[0]
     place = records.examples.index(trained)
-    records.examples[place] = Example(trained.query, trained.positives, trained.document, (held, "own"))
+    records.examples[place] = QueryExample(trained.query, trained.positives, trained.document, (held, "own"))
     records.add_passage("own", trained.document)
     again = split(records, train_ratio=0.8, val_ratio=0.0, seed=1)
     assert [e.negatives for e in again.train if e.query == trained.query] == [("own",)]

@@ -36,23 +36,23 @@ def test_decides_by_jaccards_share(seed: int) -> None:
     assert share > 0.75  # below it is none of this program's business
     for threshold in (share - 0.01, share + 0.01):
         near = NearDuplicates(threshold, words=5)
-        assert not near.is_one(" ".join(left))
-        assert near.is_one(" ".join(right)) == (threshold < share)
+        assert not near.is_near_duplicate(" ".join(left))
+        assert near.is_near_duplicate(" ".join(right)) == (threshold < share)
 
 
 def test_different_texts_of_one_template_stay() -> None:
     near = NearDuplicates(0.9, words=5)
     template = "The machine {} is cleaned by the operator {} before every shift with {} and the cover stays closed."
     texts = [template.format(*words(seed, 3)) for seed in range(200)]
-    assert not any(near.is_one(text) for text in texts)
+    assert not any(near.is_near_duplicate(text) for text in texts)
 
 
 def test_texts_without_blanks_are_compared_by_character() -> None:
     text = "検索のためのデータを準備する。文書はどこにあるか。" * 3 + "".join(chr(0x4E00 + n) for n in range(200))
     near = NearDuplicates(0.8, words=5)
-    assert not near.is_one(text)
-    assert near.is_one(text + "終わり。")
-    assert not near.is_one("".join(chr(0x5E00 + n) for n in range(200)))
+    assert not near.is_near_duplicate(text)
+    assert near.is_near_duplicate(text + "終わり。")
+    assert not near.is_near_duplicate("".join(chr(0x5E00 + n) for n in range(200)))
 
 
 def test_only_one_of_near_duplicates_is_read_and_the_rest_is_counted(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How alike texts are: their sets of word sequences, and MinHash signatures that tell it of many texts at once.
+"""Similarity of texts: their sets of word sequences, and MinHash signatures that estimate it for many texts at once.
 
 Broder 1997, "On the resemblance and containment of documents"; banding as in Leskovec, Rajaraman & Ullman, "Mining of
 Massive Datasets", chapter 3.
@@ -28,13 +28,13 @@ OFFSETS = _random.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def folded(text: str) -> str:
-    """Equal for texts that differ only in case, white space and the encoding of their characters."""
+def fold(text: str) -> str:
+    """Return the same text for all that differ only in case, white space and the encoding of their characters."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def shingles(text: str, words: int) -> np.ndarray:
-    """Hashes of the sequences of ``words`` words of a folded text: uint64, sorted, each once, one at least."""
+    """Return hashes of the sequences of ``words`` words of a folded text: uint64, sorted, unique, not empty."""
     numbers = np.array([_hash(word) for word in _WORD.findall(text) or [text]], dtype=np.uint64)
     length = min(words, len(numbers))
     hashed = np.zeros(len(numbers) - length + 1, dtype=np.uint64)
@@ -48,32 +48,35 @@ def _hash(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest())
 
 
-def signatures(sets: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """MinHash signatures of sets of hashes, some at a time: uint32 [some, count]."""
-    piece: list[np.ndarray] = []
+def minhash_signatures(sets: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """Yield the MinHash signatures of sets of hashes (uint64 each), some sets at a time: uint32 [sets, count]."""
+    chunk: list[np.ndarray] = []
     total = 0
-    for one in sets:
-        piece.append(one)
-        total += len(one)
+    for hashes in sets:
+        chunk.append(hashes)
+        total += len(hashes)
         if total >= _CHUNK:
-            yield _signatures(piece, count)
-            piece, total = [], 0
-    if piece:
-        yield _signatures(piece, count)
+            yield _compute_signatures(chunk, count)
+            chunk, total = [], 0
+    if chunk:
+        yield _compute_signatures(chunk, count)
 
 
-def _signatures(sets: Sequence[np.ndarray], count: int) -> np.ndarray:
-    found = np.empty((len(sets), count), dtype=np.uint32)
+def _compute_signatures(sets: Sequence[np.ndarray], count: int) -> np.ndarray:
+    signatures = np.empty((len(sets), count), dtype=np.uint32)
     hashes = np.concatenate(sets)
-    starts = np.cumsum([0, *(len(one) for one in sets[:-1])])
+    starts = np.cumsum([0, *(len(some) for some in sets[:-1])])
     for column, (factor, offset) in enumerate(zip(FACTORS[:count], OFFSETS[:count], strict=True)):
-        mixed = ((hashes * factor + offset) >> np.uint64(32)).astype(np.uint32)
-        found[:, column] = np.minimum.reduceat(mixed, starts)
-    return found
+        permuted = ((hashes * factor + offset) >> np.uint64(32)).astype(np.uint32)
+        signatures[:, column] = np.minimum.reduceat(permuted, starts)
+    return signatures
 
 
 def banding(threshold: float) -> tuple[int, int]:
-    """Rows in a band, the most (so the fewest candidates) that overlook a pair rarely enough, and how many bands."""
+    """Return rows per band and number of bands.
+
+    The rows are the most, for the fewest candidates, that overlook a pair as similar as ``threshold`` rarely enough.
+    """
     for rows in (32, 16, 8, 4, 2):
         missed = 1 - threshold**rows
         bands = math.ceil(math.log(_OVERLOOKED) / math.log(missed)) if missed > 0 else 1
@@ -82,8 +85,8 @@ def banding(threshold: float) -> tuple[int, int]:
     return 1, PERMUTATIONS
 
 
-def similar(one: np.ndarray, other: np.ndarray, threshold: float) -> bool:
-    """Whether the Jaccard similarity of two sets of hashes is at least ``threshold``."""
+def is_similar(one: np.ndarray, other: np.ndarray, threshold: float) -> bool:
+    """Return whether the Jaccard similarity of two sets of hashes (sorted, unique) is at least ``threshold``."""
     small, large = sorted((len(one), len(other)))
     if small < threshold * large:
         return False

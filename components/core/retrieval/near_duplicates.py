@@ -1,10 +1,10 @@
-"""Texts that say the same in nearly the same words, found one after the other by MinHash and confirmed exactly."""
+"""Finds near-duplicates among texts that come one after the other: MinHash proposes, exact counts decide."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from components.core.retrieval.minhash import FACTORS, OFFSETS, banding, folded, shingles, similar
+from components.core.retrieval.minhash import FACTORS, OFFSETS, banding, fold, is_similar, shingles
 
 _BLOCK = 4096  # sequences hashed at once
 # Signatures tell similarities to within a few hundredths: worth an exact look from this far below the threshold.
@@ -12,7 +12,7 @@ _MARGIN = 0.2
 
 
 class NearDuplicates:
-    """Texts so far; asks of each new one whether it is nearly one of them."""
+    """The texts so far, which each new text is compared with."""
 
     def __init__(self, threshold: float, *, words: int) -> None:
         self._threshold, self._words = threshold, words
@@ -20,37 +20,39 @@ class NearDuplicates:
         self._count = self._rows * self._bands
         self._shingles: list[np.ndarray] = []
         self._signatures: list[np.ndarray] = []
-        self._holders: dict[int, int | tuple[int, ...]] = {}  # a tuple only where there are several: most have one
+        self._numbers_by_key: dict[
+            int, int | tuple[int, ...]
+        ] = {}  # a tuple only where there are several: most have one
 
-    def is_one(self, text: str) -> bool:
-        """Whether the Jaccard similarity with an earlier text is at least the threshold; else remember this one.
+    def is_near_duplicate(self, text: str) -> bool:
+        """Return whether the Jaccard similarity with an earlier text is at least the threshold; else remember the text.
 
-        It is that of the sets of sequences of ``words`` words.
+        Compared are the sets of sequences of ``words`` words.
         """
-        own = shingles(folded(text), self._words)
-        signature = self._signature(own)
+        hashes = shingles(fold(text), self._words)
+        signature = self._compute_signature(hashes)
         keys = [hash((band, part.tobytes())) for band, part in enumerate(signature.reshape(self._bands, self._rows))]
-        met = sorted({number for key in keys for number in self._held(key)})
-        if met:
-            alike = (np.stack([self._signatures[number] for number in met]) == signature).mean(axis=1)
-            near = (number for number, share in zip(met, alike, strict=True) if share > self._threshold - _MARGIN)
-            if any(similar(self._shingles[number], own, self._threshold) for number in near):
+        candidates = sorted({number for key in keys for number in self._get_numbers(key)})
+        if candidates:
+            shares = (np.stack([self._signatures[number] for number in candidates]) == signature).mean(axis=1)
+            near = (n for n, share in zip(candidates, shares, strict=True) if share > self._threshold - _MARGIN)
+            if any(is_similar(self._shingles[number], hashes, self._threshold) for number in near):
                 return True
         for key in keys:
-            held = self._held(key)
-            self._holders[key] = (*held, len(self._shingles)) if held else len(self._shingles)
-        self._shingles.append(own)
+            numbers = self._get_numbers(key)
+            self._numbers_by_key[key] = (*numbers, len(self._shingles)) if numbers else len(self._shingles)
+        self._shingles.append(hashes)
         self._signatures.append(signature)
         return False
 
-    def _held(self, key: int) -> tuple[int, ...]:
-        found = self._holders.get(key, ())
-        return found if isinstance(found, tuple) else (found,)
+    def _get_numbers(self, key: int) -> tuple[int, ...]:
+        numbers = self._numbers_by_key.get(key, ())
+        return numbers if isinstance(numbers, tuple) else (numbers,)
 
-    def _signature(self, own: np.ndarray) -> np.ndarray:
-        """As many of the MinHashes as the bands take: uint32 [bands * rows]."""
-        least = np.full(self._count, np.iinfo(np.uint32).max, dtype=np.uint32)
-        for start in range(0, len(own), _BLOCK):
-            hashes = own[start : start + _BLOCK, None] * FACTORS[: self._count] + OFFSETS[: self._count]
-            least = np.minimum(least, (hashes >> np.uint64(32)).astype(np.uint32).min(axis=0))
-        return least
+    def _compute_signature(self, hashes: np.ndarray) -> np.ndarray:
+        """Return the first bands × rows MinHash values: uint32 [bands * rows]."""
+        signature = np.full(self._count, np.iinfo(np.uint32).max, dtype=np.uint32)
+        for start in range(0, len(hashes), _BLOCK):
+            permuted = hashes[start : start + _BLOCK, None] * FACTORS[: self._count] + OFFSETS[: self._count]
+            signature = np.minimum(signature, (permuted >> np.uint64(32)).astype(np.uint32).min(axis=0))
+        return signature

@@ -11,7 +11,7 @@ from components.core.retrieval.beir_data import CORPUS_FILE, QRELS_FILE, QUERIES
 
 @dataclass(frozen=True)
 class FrozenEval:
-    """What training may not see: the queries, the documents that answer them, by name and by the text they hold.
+    """What training may not see: the queries, and the documents that answer them, by name and by their texts.
 
     ``answers`` are the passages that are judged relevant; ``passages`` all those of ``documents``.
     """
@@ -22,8 +22,8 @@ class FrozenEval:
     passages: frozenset[str] = frozenset()
 
 
-def read_frozen(directory: Path) -> FrozenEval:
-    """The test set in ``directory``, a BEIR folder with a corpus. Raises InputError as ``read_beir`` does."""
+def read_frozen_eval(directory: Path) -> FrozenEval:
+    """Read the test set in ``directory``, a BEIR folder with a corpus. Raises InputError as ``read_beir`` does."""
     data = read_beir(directory)
     relevant = {name for judged in data.qrels.values() for name, score in judged.items() if score > 0}
     if data.level == "document":
@@ -33,14 +33,14 @@ def read_frozen(directory: Path) -> FrozenEval:
         documents = {data.documents[name] for name in relevant}
         answers = {data.corpus[name] for name in relevant}
     # prep writes the document that a question was asked of; it may be another holder of the same passage.
-    asked = {about.get("document") for about in data.query_metadata.values()}
-    documents |= {name for name in asked if isinstance(name, str)}
+    sources = {metadata.get("document") for metadata in data.query_metadata.values()}
+    documents |= {name for name in sources if isinstance(name, str)}
     passages = {text for name, text in data.corpus.items() if data.documents[name] in documents}
     return FrozenEval(frozenset(data.queries.values()), frozenset(documents), frozenset(answers), frozenset(passages))
 
 
-def copy_frozen(source: Path, target: Path) -> None:
-    """The same test set, byte for byte, so that figures of one run and the next can be compared."""
+def copy_frozen_eval(source: Path, target: Path) -> None:
+    """Copy the test set byte for byte, so that figures of one run and the next can be compared."""
     for name in (CORPUS_FILE, QUERIES_FILE, QRELS_FILE):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)

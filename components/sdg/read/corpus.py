@@ -96,7 +96,7 @@ class _Reader:
         if digest in self._seen:
             return "same text as another file"
         self._seen.add(digest)
-        if self._settings.near_duplicate_threshold < 1 and self._near.is_one(text):
+        if self._settings.near_duplicate_threshold < 1 and self._near.is_near_duplicate(text):
             return "nearly the same text as another file"
         source_id = f"{source.source}/{name}" if source.source else name
         self.documents.append(Document(source_id, text, source.source))
