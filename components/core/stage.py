@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 from components.core.settings import Settings
@@ -23,7 +24,7 @@ S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"
 
 
 def s3_secrets(name: str) -> tuple[Secret, ...]:
-    """What obstore's S3 client reads from the environment, in the Secret ``name``."""
+    """Return the variables that obstore's S3 client reads, from the Secret ``name``."""
     return tuple(Secret(env=variable, name=name, key=variable) for variable in S3_VARIABLES)
 
 
@@ -110,12 +111,18 @@ class Stage:
 
     def program(self) -> Callable[..., dict[str, Any]]:
         """Return the stage's ``run`` function; importing it may need the stage's heavy packages."""
-        return importlib.import_module(f"components.{self.name}.program").run
+        run: Callable[..., dict[str, Any]] = self._import_program().run
+        return run
 
     def preview(self) -> Callable[..., str]:
         """Return the program's ``preview``: what a run would do and cost, as text, from the same inputs."""
-        return importlib.import_module(f"components.{self.name}.program").preview
+        preview: Callable[..., str] = self._import_program().preview
+        return preview
 
     def sample(self) -> Callable[..., str]:
         """Return the program's ``sample``: what it makes of its first input, as text; nothing is published."""
-        return importlib.import_module(f"components.{self.name}.program").sample
+        sample: Callable[..., str] = self._import_program().sample
+        return sample
+
+    def _import_program(self) -> ModuleType:
+        return importlib.import_module(f"components.{self.name}.program")

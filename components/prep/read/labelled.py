@@ -67,8 +67,9 @@ def _add_question(
     score = record.get("score")
     if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 10):
         raise InputError(f"{where}: expected a number from 0 to 10 under 'score', found {score!r}")
-    metadata = record.get("metadata") if isinstance(record.get("metadata"), dict) else {}
-    metadata = {name: value for name, value in record.items() if name not in _KNOWN} | metadata
+    metadata = {name: value for name, value in record.items() if name not in _KNOWN}
+    if isinstance(fields := record.get("metadata"), dict):
+        metadata |= fields
     example = QueryExample(query.strip(), positives, document, tuple(dict.fromkeys(negatives)), metadata)
     records.add_example(example, None if score is None else float(score), settings)
 
