@@ -7,9 +7,12 @@ import asyncio
 import logging
 import signal
 import sys
+from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from components.core import log
 from components.core.errors import StageError
@@ -20,23 +23,24 @@ _log = logging.getLogger("components.server")
 
 
 class _DrainingServer(uvicorn.Server):
-    """Turns unready on SIGTERM before it stops taking requests, so that load balancers look elsewhere."""
+    """Server that turns unready on SIGTERM before it stops taking requests, so that load balancers look elsewhere."""
 
-    def __init__(self, config: uvicorn.Config, *, drain_seconds: float) -> None:
+    def __init__(self, app: FastAPI, config: uvicorn.Config, *, drain_seconds: float) -> None:
         super().__init__(config)
-        self._drain_seconds = drain_seconds
+        self._app, self._drain_seconds = app, drain_seconds
 
-    def handle_exit(self, sig: int, frame: object) -> None:
-        self.config.app.state.draining = True
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Turn unready; stop at once, or after the drain time when the signal is the first SIGTERM."""
+        self._app.state.draining = True
         if sig == signal.SIGTERM and self._drain_seconds and not self.should_exit:
-            loop = asyncio.get_running_loop()
-            loop.call_later(self._drain_seconds, super().handle_exit, sig, frame)
+            stop = partial(super().handle_exit, sig, frame)
+            asyncio.get_running_loop().call_later(self._drain_seconds, stop)
         else:
             super().handle_exit(sig, frame)
 
 
 def main() -> int:
-    """Serve until SIGTERM or SIGINT; requests in flight are finished. Return 0, or 2 for a model that is none."""
+    """Serve until SIGTERM or SIGINT; requests in flight are finished. Return 0, or 2 when there is no valid model."""
     args = _parser().parse_args()
     log.configure("server", verbose=args.verbose)
     try:
@@ -49,7 +53,7 @@ def main() -> int:
     config = uvicorn.Config(
         app, host=args.host, port=args.port, log_config=None, access_log=False, timeout_graceful_shutdown=30
     )
-    _DrainingServer(config, drain_seconds=args.drain_seconds).run()
+    _DrainingServer(app, config, drain_seconds=args.drain_seconds).run()
     return 0
 
 

@@ -22,13 +22,13 @@ class Overloaded(RuntimeError):
 
 
 @dataclass(frozen=True)
-class _Waiting:
+class _QueuedText:
     ids: list[int]
     done: asyncio.Future[np.ndarray]
 
 
 class Batcher:
-    """Feeds one model from many requests.
+    """Queue of texts that feeds one model from many requests.
 
     The model computes ``workers`` batches at the same time. While it does, texts queue up; then the ``max_texts`` that
     have waited longest run next, those of like length together, at most ``max_tokens`` tokens with padding at once.
@@ -47,8 +47,8 @@ class Batcher:
     ) -> None:
         self._model, self._workers = model, workers
         self._max_texts, self._max_tokens, self._max_queue = max_texts, max_tokens, max_queue
-        self._queue: deque[_Waiting] = deque()
-        self._planned: deque[list[_Waiting]] = deque()
+        self._queue: deque[_QueuedText] = deque()
+        self._planned: deque[list[_QueuedText]] = deque()
         self._arrived = asyncio.Event()
         self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="model")
         self._batch_size = Histogram(
@@ -57,14 +57,14 @@ class Batcher:
         Gauge("nemotron_embed_queued_texts", "Texts waiting", registry=registry).set_function(lambda: len(self._queue))
 
     async def embed(self, ids: Sequence[list[int]]) -> np.ndarray:
-        """Vectors of tokenised texts: float32 [len(ids), dimension]. Raises Overloaded when too many wait."""
+        """Return the vectors of tokenised texts, float32 [len(ids), dimension]. Raises Overloaded for a full queue."""
         if len(self._queue) + len(ids) > self._max_queue:
             raise Overloaded(f"{len(self._queue)} texts wait, the queue takes {self._max_queue}")
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting(row, loop.create_future()) for row in ids]
-        self._queue.extend(waiting)
+        queued = [_QueuedText(row, loop.create_future()) for row in ids]
+        self._queue.extend(queued)
         self._arrived.set()
-        return np.stack(await asyncio.gather(*(one.done for one in waiting)))
+        return np.stack(await asyncio.gather(*(text.done for text in queued)))
 
     async def run(self) -> None:
         """Serve the queue until cancelled."""
@@ -73,49 +73,50 @@ class Batcher:
                 group.create_task(self._work())
 
     async def _work(self) -> None:
-        """One batch after the other."""
+        """Compute one batch after the other."""
         loop = asyncio.get_running_loop()
         while True:
             while not (self._planned or self._queue):
                 self._arrived.clear()
                 await self._arrived.wait()
             if not self._planned:
-                self._planned.extend(self._next())
+                self._planned.extend(self._plan_batches())
                 continue
             batch = self._planned.popleft()
             self._batch_size.observe(len(batch))
             try:
-                vectors = await loop.run_in_executor(self._threads, self._model.embed, [one.ids for one in batch])
+                vectors = await loop.run_in_executor(self._threads, self._model.embed, [text.ids for text in batch])
             except Exception as error:
-                _finish(batch, error)
+                _resolve(batch, error)
             else:
-                _finish(batch, vectors)
+                _resolve(batch, vectors)
 
-    def _next(self) -> list[list[_Waiting]]:
-        """The longest-waiting texts, in batches of like length; those given up are skipped."""
-        taken: list[_Waiting] = []
+    def _plan_batches(self) -> list[list[_QueuedText]]:
+        """Take the longest-waiting texts, skip those given up, and group them into batches of like length."""
+        taken: list[_QueuedText] = []
         while self._queue and len(taken) < self._max_texts:
-            one = self._queue.popleft()
-            if not one.done.cancelled():
-                taken.append(one)
-        batches: list[list[_Waiting]] = []
-        for one in sorted(taken, key=lambda one: len(one.ids), reverse=True):
+            text = self._queue.popleft()
+            if not text.done.cancelled():
+                taken.append(text)
+        batches: list[list[_QueuedText]] = []
+        for text in sorted(taken, key=lambda text: len(text.ids), reverse=True):
             longest = len(batches[-1][0].ids) if batches else 0
             fits = longest * (len(batches[-1]) + 1) <= self._max_tokens if batches else False
-            if fits and len(one.ids) >= _SHORTEST_SHARE * longest:
-                batches[-1].append(one)
+            if fits and len(text.ids) >= _SHORTEST_SHARE * longest:
+                batches[-1].append(text)
             else:
-                batches.append([one])
+                batches.append([text])
         # Whoever has waited longest is answered first.
-        place = {id(one): number for number, one in enumerate(taken)}
-        return sorted(batches, key=lambda batch: min(place[id(one)] for one in batch))
+        position = {id(text): number for number, text in enumerate(taken)}
+        return sorted(batches, key=lambda batch: min(position[id(text)] for text in batch))
 
 
-def _finish(batch: list[_Waiting], outcome: np.ndarray | Exception) -> None:
-    for number, one in enumerate(batch):
-        if one.done.cancelled():
+def _resolve(batch: list[_QueuedText], outcome: np.ndarray | Exception) -> None:
+    """Hand every text of the batch its vector, or the error of the model."""
+    for number, text in enumerate(batch):
+        if text.done.cancelled():
             continue
         if isinstance(outcome, Exception):
-            one.done.set_exception(outcome)
+            text.done.set_exception(outcome)
         else:
-            one.done.set_result(outcome[number])
+            text.done.set_result(outcome[number])

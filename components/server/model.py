@@ -1,4 +1,4 @@
-"""The exported model in memory: text to vectors with ONNX Runtime."""
+"""The exported model in memory, which turns texts into vectors with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnxruntime
@@ -15,17 +14,17 @@ from tokenizers import Tokenizer
 
 from components.core.encoder.config import Kind, read_encoder
 from components.core.errors import InputError
+from components.core.serving.api import Truncate
 from components.core.serving.model_manifest import check_files, read_model_manifest
 
-Truncate = Literal["NONE", "START", "END"]
 _GPU_BATCH_TOKENS, _CPU_BATCH_TOKENS = 16384, 512
 _GPU = "CUDAExecutionProvider"
 # ONNX Runtime fuses an addition with the normalisation after it, and is a tenth slower on a CPU for it (1.32, BERT).
 _SLOWER_ON_CPU = ["SkipLayerNormFusion"]
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: those of its affinity, or fewer when its container has a CPU limit.
+def count_usable_cores() -> int:
+    """Return how many cores this process may use: those of its affinity, or fewer when its container has a CPU limit.
 
     ONNX Runtime counts the machine's, and a pod with a limit of 4 on 96 cores would be throttled most of the time.
     """
@@ -36,7 +35,7 @@ def usable_cores() -> int:
     return cores
 
 
-class TooLong(ValueError):
+class TextTooLong(ValueError):
     """A text has more tokens than the model was trained for, and truncation was not asked for."""
 
 
@@ -50,7 +49,7 @@ class RequestLimits:
 
 
 class OnnxModel:
-    """An exported model. Raises InputError when a file is missing or is not the one of its manifest."""
+    """An exported model in ONNX Runtime. Raises InputError when a file is missing or not the one of its manifest."""
 
     def __init__(self, directory: Path, *, threads: int | None = None) -> None:
         self.manifest = read_model_manifest(directory)
@@ -66,20 +65,20 @@ class OnnxModel:
         self._tokenizer.no_truncation()
         self._special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         options = onnxruntime.SessionOptions()
-        self._threads = threads or usable_cores()
+        self._threads = threads or count_usable_cores()
         options.intra_op_num_threads = self._threads
         # Threads that wait in a loop take the cores from the tokenizer and from whoever else is on the node.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Batches at the same time share the threads: work is dealt out in smaller and smaller parts, not in equal ones.
         options.add_session_config_entry("session.dynamic_block_base", "4")
         available = onnxruntime.get_available_providers()
-        wanted = [name for name in (_GPU, "CPUExecutionProvider") if name in available]
+        providers = [name for name in (_GPU, "CPUExecutionProvider") if name in available]
         try:
             self._session = onnxruntime.InferenceSession(
                 str(directory / "onnx" / "model.onnx"),
                 options,
-                providers=wanted,
-                disabled_optimizers=[] if _GPU in wanted else _SLOWER_ON_CPU,
+                providers=providers,
+                disabled_optimizers=[] if _GPU in providers else _SLOWER_ON_CPU,
             )
         except Exception as error:
             raise InputError(f"{directory}: ONNX Runtime cannot load onnx/model.onnx ({error})") from error
@@ -108,9 +107,9 @@ class OnnxModel:
         return self.manifest.digest
 
     def tokenize(self, texts: Sequence[str], kind: Kind, truncate: Truncate) -> list[list[int]]:
-        """Token ids of each text with the model's prefix, special tokens included.
+        """Return the token ids of each text with the model's prefix, special tokens included.
 
-        Raises TooLong for a text over the limit when ``truncate`` is NONE; START and END say which end is cut.
+        Raises TextTooLong for a text over the limit when ``truncate`` is NONE; START and END say which end is cut.
         """
         prefix, limit = self.encoder.prefix(kind), self.encoder.max_length(kind)
         room = limit - self._special_tokens
@@ -119,7 +118,7 @@ class OnnxModel:
         for position, encoding in enumerate(encoded):
             if len(encoding.ids) > room:
                 if truncate == "NONE":
-                    raise TooLong(
+                    raise TextTooLong(
                         f"input {position} has {len(encoding.ids) + self._special_tokens} tokens, the limit for a "
                         f"{kind} is {limit}: shorten it or send truncate=END"
                     )
@@ -127,14 +126,15 @@ class OnnxModel:
         return [self._tokenizer.post_process(encoding).ids for encoding in encoded]
 
     def embed(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
-        """Vectors of tokenised texts: float32 [len(ids), dimension]."""
+        """Return the vectors of tokenised texts: float32 [len(ids), dimension]."""
         longest = max(len(row) for row in ids)
         padded = np.zeros((len(ids), longest), dtype=np.int64)
         mask = np.zeros_like(padded)
         for number, row in enumerate(ids):
             padded[number, : len(row)] = row
             mask[number, : len(row)] = 1
-        inputs = {"input_ids": padded, "attention_mask": mask}
+        inputs: dict[str, np.ndarray] = {"input_ids": padded, "attention_mask": mask}
         if self.manifest.dimensions_input:
             inputs["dimensions"] = np.full(len(ids), self.limits.dimension, dtype=np.int64)
-        return self._session.run(["embeddings"], inputs)[0]
+        vectors: np.ndarray = self._session.run(["embeddings"], inputs)[0]
+        return vectors
