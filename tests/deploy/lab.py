@@ -74,7 +74,7 @@ class Lab:
         return render(settings, self.bundles[model], how, model_uri=uri, namespace=self.cluster.namespace)
 
     def releases(self) -> list[str]:
-        return sorted(Releases(self.cluster, "embed").running())
+        return sorted(Releases(self.cluster, "embed").list_running())
 
     def core(self) -> client.CoreV1Api:
         """For what deploy itself never does."""

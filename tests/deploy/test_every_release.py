@@ -23,7 +23,7 @@ from components.deploy.component import DeployConfig
 from components.deploy.objects.render import as_files, live_service, render
 from components.deploy.objects.verify_job import verify_job
 from components.deploy.publishing.publish import ModelUris, publish_model
-from components.deploy.targets.canary import route
+from components.deploy.targets.canary import render_route
 from components.recipe.plan import resolve
 from components.recipe.profiles import PROFILES
 from components.recipe.stages import by_name
@@ -99,7 +99,7 @@ def rendered(bundle: Bundle, target: str, **settings: Any) -> list[Object]:
     if target == "gitops":
         verifying = config.model_copy(update={"gitops_verify_image": "registry.example.com/nemotron-embed/cpu:0.1.0"})
         objects.append(verify_job(verifying, release, uri, how.api))
-    return [*objects, *([route(config, release, 25)] if config.strategy == "canary" else [])]
+    return [*objects, *([render_route(config, release, 25)] if config.strategy == "canary" else [])]
 
 
 def combinations() -> Iterator[Any]:

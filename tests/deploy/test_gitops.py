@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ APIS = {"github": GitHubApi, "gitlab": GitLabApi}
 LIVE = "clusters/a/embed/live/service-embed-live.yaml"
 
 
-class Team:
+class GitTeam:
     """A repository on one of the hosts, and models to deploy to it."""
 
     def __init__(self, server: GitServer, kind: str, directory: Path) -> None:
@@ -53,16 +54,16 @@ class Team:
 
 
 @pytest.fixture(params=APIS)
-def team(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
+def team(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GitTeam]:
     server = GitServer(APIS[request.param])
     monkeypatch.setenv("GIT_TOKEN", f"{TOKEN}\n")
-    monkeypatch.setattr(git_host, "_FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(git_host, "RETRIES", replace(git_host.RETRIES, first_wait=0.01))
     with running(server, tmp_path) as authority:
         monkeypatch.setenv("SSL_CERT_FILE", str(authority))
-        yield Team(server, request.param, tmp_path)
+        yield GitTeam(server, request.param, tmp_path)
 
 
-def test_a_release_is_one_branch_with_one_commit_and_one_pull_request(team: Team) -> None:
+def test_a_release_is_one_branch_with_one_commit_and_one_pull_request(team: GitTeam) -> None:
     before = team.repository.files()
     deployed = team.deploy(1)
     (proposed,) = team.repository.pull_requests
@@ -90,7 +91,7 @@ def _key(item: dict[str, Any]) -> tuple[str, str]:
     return item["kind"], item["metadata"]["name"]
 
 
-def test_the_same_again_changes_nothing(team: Team) -> None:
+def test_the_same_again_changes_nothing(team: GitTeam) -> None:
     first = team.deploy(1)
     commits, writes = dict(team.repository.commits), len(team.server.writes())
     again = team.deploy(1)
@@ -104,7 +105,7 @@ def test_the_same_again_changes_nothing(team: Team) -> None:
     assert merged.reindex_required is False
 
 
-def test_another_model_keeps_the_one_before_for_a_roll_back(team: Team) -> None:
+def test_another_model_keeps_the_one_before_for_a_roll_back(team: GitTeam) -> None:
     names = []
     for number in (1, 2, 3):
         deployed = team.deploy(number)
@@ -125,7 +126,7 @@ def test_another_model_keeps_the_one_before_for_a_roll_back(team: Team) -> None:
     assert changed == {LIVE}
 
 
-def test_none_is_kept_when_none_is_wanted(team: Team) -> None:
+def test_none_is_kept_when_none_is_wanted(team: GitTeam) -> None:
     team.deploy(1)
     team.repository.merge(1)
     second = team.deploy(2, keep_releases=0)
@@ -134,7 +135,7 @@ def test_none_is_kept_when_none_is_wanted(team: Team) -> None:
     assert second.previous_endpoint == ""
 
 
-def test_committed_to_the_branch_itself(team: Team) -> None:
+def test_committed_to_the_branch_itself(team: GitTeam) -> None:
     deployed = team.deploy(1, git_pull_request=False)
     assert team.repository.log()[0] == deployed.about["commit"]
     assert len(team.repository.log()) == 2
@@ -144,7 +145,7 @@ def test_committed_to_the_branch_itself(team: Team) -> None:
     assert len(team.repository.log()) == 2
 
 
-def test_somebody_commits_at_the_same_time(team: Team) -> None:
+def test_somebody_commits_at_the_same_time(team: GitTeam) -> None:
     """Nothing of theirs is lost: the commit is made again on top of theirs."""
     others = iter(range(2))
 
@@ -162,7 +163,7 @@ def test_somebody_commits_at_the_same_time(team: Team) -> None:
         assert {"theirs-0", "theirs-1"} <= team.repository.files().keys()
 
 
-def test_a_branch_that_somebody_made_meanwhile_is_used(team: Team) -> None:
+def test_a_branch_that_somebody_made_meanwhile_is_used(team: GitTeam) -> None:
     made: list[str] = []
 
     def meanwhile(method: str, path: str) -> None:
@@ -214,7 +215,7 @@ REFUSALS: dict[str, tuple[Any, type[StageError], str]] = {
 
 @pytest.mark.parametrize("case", REFUSALS.values(), ids=REFUSALS)
 def test_what_the_host_refuses_is_said_in_one_line(
-    team: Team, case: tuple[Any, type[StageError], str], caplog: pytest.LogCaptureFixture
+    team: GitTeam, case: tuple[Any, type[StageError], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     team.server.fault, kind, message = case
     with pytest.raises(kind, match=message) as raised:
@@ -234,13 +235,13 @@ def test_what_the_host_refuses_is_said_in_one_line(
     ],
     ids=["5xx", "429", "secondary limit", "primary limit"],
 )
-def test_a_host_that_is_busy_is_asked_again(team: Team, fault: Any) -> None:
+def test_a_host_that_is_busy_is_asked_again(team: GitTeam, fault: Any) -> None:
     team.server.fault = fault
     team.deploy(1)
     assert len(team.repository.pull_requests) == 1
 
 
-def test_a_wrong_token_and_none(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_token_and_none(team: GitTeam, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_TOKEN", "glpat-wrong-wrong")
     with pytest.raises(ActionNeeded, match=r"refuses the token \(401") as raised:
         team.deploy(1)
@@ -250,14 +251,14 @@ def test_a_wrong_token_and_none(team: Team, monkeypatch: pytest.MonkeyPatch) -> 
         team.deploy(1)
 
 
-def test_a_branch_that_is_not_there(team: Team) -> None:
+def test_a_branch_that_is_not_there(team: GitTeam) -> None:
     with pytest.raises(InputError, match="has no branch prod: correct git_branch"):
         team.deploy(1, git_branch="prod")
     with pytest.raises(InputError, match="check git_repository"):
         team.deploy(1, git_repository=f"{team.server.url}/team/other")
 
 
-def test_a_host_of_ones_own_is_asked_where_it_is_said(team: Team) -> None:
+def test_a_host_of_ones_own_is_asked_where_it_is_said(team: GitTeam) -> None:
     with pytest.raises(InputError, match=r"set git_host to the API that 127\.0\.0\.1"):
         team.deploy(1, git_host=None)
     team.deploy(
@@ -273,10 +274,10 @@ def test_a_host_of_ones_own_is_asked_where_it_is_said(team: Team) -> None:
 )
 def test_addresses_that_are_refused(url: str) -> None:
     with pytest.raises((InputError, ValueError)):
-        git_host.parts_of(DeployConfig(target="gitops", git_repository=url).git_repository)
+        git_host.split_address(DeployConfig(target="gitops", git_repository=url).git_repository)
 
 
-def test_two_at_the_same_time_leave_one_of_each(team: Team) -> None:
+def test_two_at_the_same_time_leave_one_of_each(team: GitTeam) -> None:
     ended: list[BaseException | None] = []
 
     def deploy() -> None:
@@ -297,7 +298,7 @@ def test_two_at_the_same_time_leave_one_of_each(team: Team) -> None:
     assert len(team.repository.log(proposed.source)) == 2
 
 
-def test_a_job_verifies_after_each_sync(team: Team) -> None:
+def test_a_job_verifies_after_each_sync(team: GitTeam) -> None:
     deployed = team.deploy(
         1,
         gitops_verify_image="registry.example.com/cpu:1",

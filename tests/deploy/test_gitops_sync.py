@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def syncer(
 ) -> Iterator[Syncer]:
     server = GitServer(GitHubApi)
     monkeypatch.setenv("GIT_TOKEN", TOKEN)
-    monkeypatch.setattr(git_host, "_FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(git_host, "RETRIES", replace(git_host.RETRIES, first_wait=0.01))
     (tmp_path / "git").mkdir()
     with running(server, tmp_path / "git") as authority:
         monkeypatch.setenv("SSL_CERT_FILE", str(authority))
@@ -113,7 +114,7 @@ def test_verified_before_it_is_live(syncer: Syncer) -> None:
     team = syncer.team
     first = syncer.deploy("a")
     assert team.live() == "a"
-    assert list_failures(first.checks) == list_failures(first.live) == []
+    assert list_failures(first.checks) == list_failures(first.live_checks) == []
     # Two changes: the release, and with the figures of its verification the switch.
     added, switched = syncer.server.repository.pull_requests
     assert "not live yet" in added.title
@@ -126,7 +127,7 @@ def test_verified_before_it_is_live(syncer: Syncer) -> None:
     assert second.previous_endpoint == f"http://{first.about['release']}-direct.team-a.svc.cluster.local"
     again = syncer.deploy("b")
     assert len(syncer.server.repository.pull_requests) == 4
-    assert list_failures(again.live) == []
+    assert list_failures(again.live_checks) == []
 
 
 def test_a_release_that_does_not_verify_is_never_made_live(syncer: Syncer) -> None:

@@ -33,7 +33,7 @@ def test_the_first_release(team: Team) -> None:
     assert deployed.endpoint == URL
     assert (deployed.previous_endpoint, deployed.reindex_required) == ("", True)
     assert len(deployed.checks) == CHECKS
-    assert list_failures(deployed.checks) == list_failures(deployed.live) == []
+    assert list_failures(deployed.checks) == list_failures(deployed.live_checks) == []
     (release,) = team.releases()
     assert team.cluster.store.objects["services", LIVE]["spec"]["selector"] == {"app": f"isvc.{release}-predictor"}
     # Proven behind an address of its own before clients could reach it.
@@ -214,7 +214,7 @@ def test_the_role_is_exactly_what_is_asked_for_and_used(team: Team) -> None:
         "network_policy_namespaces": ["monitoring"], "storage_secret_name": "models-s3", "strategy": "canary",
         "gateway": "gateways/public", "canary_step_seconds": 0.05,
     }  # fmt: skip
-    needed = permissions.needed(team.config(**every_option))
+    needed = permissions.list_required_rules(team.config(**every_option))
     assert {(verb, *what) for what, verbs in needed.items() for verb in verbs} == granted
     team.deploy("a")
     team.deploy("a", **every_option)
@@ -233,7 +233,7 @@ def test_the_role_is_exactly_what_is_asked_for_and_used(team: Team) -> None:
 def test_a_checkpoint_behind_vllm(team: Team) -> None:
     """Asked in vLLM's own words, whose API has neither NIM's paths nor its input types."""
     deployed = team.deploy("a", backend="vllm")
-    assert list_failures(deployed.checks) == list_failures(deployed.live) == []
+    assert list_failures(deployed.checks) == list_failures(deployed.live_checks) == []
     (release,) = team.releases()
     predictor = team.cluster.store.objects["inferenceservices", release]["spec"]["predictor"]
     assert predictor["model"]["storageUri"] == "s3://checkpoints/a"

@@ -89,7 +89,7 @@ def test_the_projects_own_server_as_it_is_rendered(
     # No probe is long, and nothing says how fast the service should be.
     assert {check.name for check in deployed.checks if check.passed is None} == {"long texts", "latency"}
     assert [check.passed for check in deployed.checks if check.passed is not None] == [True] * 17
-    assert list_failures(deployed.live) == []
+    assert list_failures(deployed.live_checks) == []
     with EmbeddingClient(deployed.endpoint, "team/embed") as endpoint:
         assert endpoint.embed(["how do I fit a valve"], "query").shape == (1, 64)
     assert len(containers) == 1

@@ -4,48 +4,48 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.deploy.git.host import BranchMoved, Changes, GitHost, Refused, parts_of, quoted
+from components.deploy.git.host import BranchMoved, Changes, GitHost, Refused, quote_segment, split_address
 
 _PAGE = 100
 
 
 class GitLab(GitHost):
-    """gitlab.com, or a GitLab of one's own at ``api`` or https://HOST/api/v4."""
+    """gitlab.com, or a self-managed GitLab at ``api`` or https://HOST/api/v4."""
 
     def __init__(self, repository: str, api: str, token: str) -> None:
-        host, path = parts_of(repository)
+        host, path = split_address(repository)
         super().__init__(repository, api or f"https://{host}/api/v4", {"PRIVATE-TOKEN": token})
-        self._project = f"/projects/{quoted(path)}"
+        self._project = f"/projects/{quote_segment(path)}"
 
-    def head(self, branch: str) -> str | None:
+    def read_head(self, branch: str) -> str | None:
+        path = f"{self._project}/repository/branches/{quote_segment(branch)}"
         try:
-            found = self.ask("GET", f"{self._project}/repository/branches/{quoted(branch)}", known=(404,))
-            return found["commit"]["id"]
+            return str(self.request_json("GET", path, known=(404,))["commit"]["id"])
         except Refused:
-            # It says 404 for a project that the token may not see, too.
-            self.ask("GET", self._project)
+            # GitLab also answers 404 for a project that the token may not see.
+            self.request_json("GET", self._project)
             return None
 
-    def files(self, commit: str, directory: str) -> dict[str, str]:
+    def list_files(self, commit: str, directory: str) -> dict[str, str]:
+        path = f"{self._project}/repository/tree"
         query = {"ref": commit, "path": directory, "recursive": "true", "per_page": str(_PAGE)}
-        found: dict[str, str] = {}
+        files: dict[str, str] = {}
         page = "1"
         while page:
             try:
-                answer = self.send(
-                    "GET", f"{self._project}/repository/tree", query=query | {"page": page}, known=(404,)
-                )
+                answer = self.request("GET", path, query=query | {"page": page}, known=(404,))
             except Refused:
                 return {}
-            found |= {entry["path"]: entry["id"] for entry in answer.json() if entry["type"] == "blob"}
+            files |= {entry["path"]: entry["id"] for entry in answer.json() if entry["type"] == "blob"}
             page = answer.headers.get("x-next-page", "")
-        return found
+        return files
 
-    def read(self, commit: str, path: str) -> str:
-        return self.send("GET", f"{self._project}/repository/files/{quoted(path)}/raw", query={"ref": commit}).text
+    def read_file(self, commit: str, path: str) -> str:
+        file = f"{self._project}/repository/files/{quote_segment(path)}/raw"
+        return self.request("GET", file, query={"ref": commit}).text
 
     def commit(self, branch: str, parent: str, changes: Changes, message: str, *, new: bool) -> str:
-        present = self._present(parent, changes)
+        present = self._list_present(parent, changes)
         actions: list[dict[str, Any]] = []
         for path, text in sorted(changes.items()):
             if text is None:
@@ -56,20 +56,21 @@ class GitLab(GitHost):
         body: dict[str, Any] = {"branch": branch, "commit_message": message, "actions": actions}
         # start_sha makes the branch, or says what it must be at for this commit.
         body |= {"start_sha": parent} if new else {}
-        if not new and self.head(branch) != parent:
+        if not new and self.read_head(branch) != parent:
             raise BranchMoved(f"{branch} has moved")
         try:
-            return self.ask("POST", f"{self._project}/repository/commits", body=body, known=(400, 409))["id"]
+            path = f"{self._project}/repository/commits"
+            return str(self.request_json("POST", path, body=body, known=(400, 409))["id"])
         except Refused as refused:
             raise BranchMoved(str(refused)) from None
 
-    def _present(self, commit: str, changes: Changes) -> set[str]:
+    def _list_present(self, commit: str, changes: Changes) -> set[str]:
         directories = {path.rpartition("/")[0] for path in changes}
-        return {path for directory in directories for path in self.files(commit, directory)}
+        return {path for directory in directories for path in self.list_files(commit, directory)}
 
     def propose(self, branch: str, base: str, title: str, text: str) -> str:
-        if found := self._open(branch, base):
-            return found
+        if address := self._find_open_request(branch, base):
+            return address
         body = {
             "source_branch": branch,
             "target_branch": base,
@@ -78,13 +79,13 @@ class GitLab(GitHost):
             "remove_source_branch": True,
         }
         try:
-            return self.ask("POST", f"{self._project}/merge_requests", body=body, known=(409,))["web_url"]
+            return str(self.request_json("POST", f"{self._project}/merge_requests", body=body, known=(409,))["web_url"])
         except Refused as refused:
-            if found := self._open(branch, base):
-                return found
+            if address := self._find_open_request(branch, base):
+                return address
             raise BranchMoved(str(refused)) from None
 
-    def _open(self, branch: str, base: str) -> str:
+    def _find_open_request(self, branch: str, base: str) -> str:
         query = {"state": "opened", "source_branch": branch, "target_branch": base}
-        found = self.ask("GET", f"{self._project}/merge_requests", query=query)
-        return found[0]["web_url"] if found else ""
+        requests = self.request_json("GET", f"{self._project}/merge_requests", query=query)
+        return str(requests[0]["web_url"]) if requests else ""

@@ -17,13 +17,12 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
+from components.core.retry import RetryPolicy, TryAgain, parse_retry_after
 from components.deploy.kubernetes.diagnosis import redact
 
 TOKEN_VARIABLE = "GIT_TOKEN"
-_ATTEMPTS = 5
-_FIRST_WAIT_SECONDS = 1.0
-_LONGEST_WAIT_SECONDS = 60.0
-_TRY_AGAIN = {408, 429, 500, 502, 503, 504}
+RETRIES = RetryPolicy(attempts=5, first_wait=1.0, longest_wait=60.0)
+_RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _log = logging.getLogger(__name__)
 # Path to content; None removes the file.
 Changes = Mapping[str, str | None]
@@ -53,16 +52,16 @@ class GitHost(ABC):
         self._client.close()
 
     @abstractmethod
-    def head(self, branch: str) -> str | None:
-        """The commit that ``branch`` is at; None when there is no such branch."""
+    def read_head(self, branch: str) -> str | None:
+        """Return the commit that ``branch`` is at; None when there is no such branch."""
 
     @abstractmethod
-    def files(self, commit: str, directory: str) -> dict[str, str]:
-        """Paths of all files below ``directory``, from the repository's root, with the hash of their content."""
+    def list_files(self, commit: str, directory: str) -> dict[str, str]:
+        """Return the hash of every file below ``directory``, by its path from the repository's root."""
 
     @abstractmethod
-    def read(self, commit: str, path: str) -> str:
-        """The text of a file."""
+    def read_file(self, commit: str, path: str) -> str:
+        """Return the text of a file."""
 
     @abstractmethod
     def commit(self, branch: str, parent: str, changes: Changes, message: str, *, new: bool) -> str:
@@ -73,52 +72,52 @@ class GitHost(ABC):
 
     @abstractmethod
     def propose(self, branch: str, base: str, title: str, text: str) -> str:
-        """The address of the open pull request from ``branch`` to ``base``, made when there is none."""
+        """Return the address of the open pull request from ``branch`` to ``base``; open one when there is none."""
 
-    def ask(
+    def request_json(
         self,
         method: str,
         path: str,
         *,
-        query: Mapping[str, Any] | None = None,
-        body: Any = None,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
         known: tuple[int, ...] = (),
     ) -> Any:
-        """The answer as JSON. Raises Refused for the statuses ``known``."""
-        return self.send(method, path, query=query, body=body, known=known).json()
+        """Return the answer's JSON. Raises Refused for the statuses ``known``."""
+        return self.request(method, path, query=query, body=body, known=known).json()
 
-    def send(
+    def request(
         self,
         method: str,
         path: str,
         *,
-        query: Mapping[str, Any] | None = None,
-        body: Any = None,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
         known: tuple[int, ...] = (),
     ) -> httpx.Response:
-        """The answer, asked for again while the host is busy or limits requests."""
-        problem = ""
-        for attempt in range(_ATTEMPTS):
-            wait = min(_FIRST_WAIT_SECONDS * 2**attempt, _LONGEST_WAIT_SECONDS)
-            try:
-                response = self._client.request(method, f"{self._api}{path}", params=query, json=body)
-            except httpx.HTTPError as error:
-                problem = f"{type(error).__name__} {error}".strip()
-            else:
-                problem = f"{response.status_code} {_message(response)}"
-                limited = _wait_of_limit(response)
-                if limited is None and response.status_code not in _TRY_AGAIN:
-                    return self._checked(response, path, known)
-                wait = wait if limited is None else limited
-                if wait > _LONGEST_WAIT_SECONDS:
-                    break
-            if attempt + 1 < _ATTEMPTS:
-                _log.info("%s %s: %s; again in %.0f s", method, path, redact(problem), wait)
-                time.sleep(wait)
-        raise Transient(f"{self._api} does not answer ({redact(problem)}): run again later")
+        """Return the answer; send the request again while the host is busy or limits requests."""
+        try:
+            response = RETRIES.retrying(log=_log)(self._request_once, method, path, query, body)
+        except TryAgain as error:
+            raise Transient(f"{self._api} does not answer ({error}): run again later") from None
+        return self._check_status(response, path, known)
 
-    def _checked(self, response: httpx.Response, path: str, known: tuple[int, ...]) -> httpx.Response:
-        status, message = response.status_code, redact(_message(response))
+    def _request_once(self, method: str, path: str, query: Mapping[str, str] | None, body: object) -> httpx.Response:
+        try:
+            response = self._client.request(method, f"{self._api}{path}", params=query, json=body)
+        except httpx.HTTPError as error:
+            raise TryAgain(redact(f"{type(error).__name__} {error}".strip())) from None
+        limit = _read_rate_limit(response)
+        if limit is None and response.status_code not in _RETRY_STATUSES:
+            return response
+        problem = redact(f"{response.status_code} {_read_message(response)}")
+        if limit is not None and limit > RETRIES.longest_wait:
+            raise Transient(f"{self._api} does not answer ({problem}): run again later")
+        raise TryAgain(problem, wait_seconds=limit)
+
+    def _check_status(self, response: httpx.Response, path: str, known: tuple[int, ...]) -> httpx.Response:
+        """Return the answer of a request that succeeded; raise the error that says what to change."""
+        status, message = response.status_code, redact(_read_message(response))
         if response.is_success:
             return response
         if status in known:
@@ -142,27 +141,30 @@ class GitHost(ABC):
 
 
 class BranchMoved(Exception):
-    """Somebody else was faster: look again."""
+    """Somebody else changed or made the branch first: read it again."""
 
 
-def token() -> str:
-    """The token for the repository. Raises ActionNeeded when there is none."""
-    if found := os.environ.get(TOKEN_VARIABLE, "").strip():
-        return found
+def read_token() -> str:
+    """Return the token for the repository. Raises ActionNeeded when there is none."""
+    if token := os.environ.get(TOKEN_VARIABLE, "").strip():
+        return token
     raise ActionNeeded(
         f"git_repository needs a token: put it into the Secret git-token, key {TOKEN_VARIABLE}, or into the "
         f"environment variable {TOKEN_VARIABLE}"
     )
 
 
-def blob_hash(text: str) -> str:
-    """What Git calls the content: sha1 of its header and its bytes."""
+def compute_blob_hash(text: str) -> str:
+    """Return Git's object id of a file: the SHA-1 of a header and its bytes."""
     content = text.encode()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def parts_of(repository: str) -> tuple[str, str]:
-    """Host and path of a repository's address. Raises InputError for one that is no https://HOST/OWNER/NAME."""
+def split_address(repository: str) -> tuple[str, str]:
+    """Return host and path of a repository's address.
+
+    Raises InputError for an address that is not https://HOST/OWNER/NAME.
+    """
     parts = urlsplit(repository)
     path = parts.path.strip("/").removesuffix(".git")
     if parts.scheme != "https" or not parts.hostname or "/" not in path or parts.query or parts.username:
@@ -170,41 +172,38 @@ def parts_of(repository: str) -> tuple[str, str]:
     return parts.netloc, path
 
 
-def quoted(text: str) -> str:
-    """``text`` as one segment of a path."""
+def quote_segment(text: str) -> str:
+    """Return ``text`` escaped as one segment of a path."""
     return quote(text, safe="")
 
 
-def _wait_of_limit(response: httpx.Response) -> float | None:
-    """Seconds until the host answers again; None when it does not limit requests.
+def _read_rate_limit(response: httpx.Response) -> float | None:
+    """Return the seconds until the host answers again; None when it does not limit requests or does not say.
 
-    GitHub says so with 403 or 429, both with retry-after or x-ratelimit-reset; GitLab with 429 and the same headers.
+    GitHub limits with 403 or 429, both with retry-after or x-ratelimit-reset; GitLab with 429 and the same headers.
     """
     headers = response.headers
     if response.status_code == 403 and "retry-after" not in headers and headers.get("x-ratelimit-remaining") != "0":
         return None
     if response.status_code not in (403, 429):
         return None
-    with_date = headers.get("x-ratelimit-reset") or headers.get("ratelimit-reset")
+    if "retry-after" in headers:
+        return parse_retry_after(headers["retry-after"])
     try:
-        if "retry-after" in headers:
-            return max(0.0, float(headers["retry-after"]))
-        return max(0.0, float(with_date) - time.time()) if with_date else None
+        reset = float(headers.get("x-ratelimit-reset") or headers.get("ratelimit-reset") or "")
     except ValueError:
         return None
+    return max(0.0, reset - time.time())
 
 
-def _message(response: httpx.Response) -> str:
-    """What the host says, on one line: GitHub's message and errors, GitLab's message or error."""
+def _read_message(response: httpx.Response) -> str:
+    """Return the host's message on one line: GitHub's message and errors, GitLab's message or error."""
     try:
         body = response.json()
     except ValueError:
         return " ".join(response.text.split())[:200]
     if not isinstance(body, dict):
         return str(body)[:200]
-    said = [body.get("message") or body.get("error") or "", *(body.get("errors") or [])]
-    texts = [
-        one if isinstance(one, str) else str(one.get("message") or one) if isinstance(one, dict) else str(one)
-        for one in said
-    ]
+    parts = [body.get("message") or body.get("error") or "", *(body.get("errors") or [])]
+    texts = [str(part.get("message") or part) if isinstance(part, dict) else str(part) for part in parts]
     return " ".join(" ".join(texts).split())[:300]

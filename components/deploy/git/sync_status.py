@@ -1,4 +1,7 @@
-"""Whether Argo CD or Flux has applied a change. What the cluster has decides; their status says why it has not."""
+"""Waits until Argo CD or Flux has applied a change.
+
+The cluster's objects decide whether it has; the status of the Application or Kustomization says why it has not.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from components.deploy.objects.render import Release
 _log = logging.getLogger(__name__)
 
 
-class Sync:
+class SyncWatcher:
     """Watches ``cluster``, the namespace that serves, and the Application or Kustomization in ``syncer``'s."""
 
     def __init__(self, cluster: Cluster, syncer: Cluster, config: DeployConfig) -> None:
@@ -27,30 +30,33 @@ class Sync:
         self._name = config.gitops_application.partition("/")[2]
 
     def wait_until_running(self, release: Release, change: ChangeReference) -> None:
-        """Return when the release is applied and all its pods serve its model."""
+        """Wait until the release is applied and all its pods serve its model."""
         self._wait(change, lambda: self._cluster.get("InferenceService", release.name) is not None)
         try:
-            rollout.wait(self._cluster, release.name, release.model_digest, self._config, lambda: None)
+            rollout.wait_until_ready(self._cluster, release.name, release.model_digest, self._config, lambda: None)
         except ActionNeeded:
             _log.error("%s", diagnose(self._cluster, release.name))
             raise
 
     def wait_until_live(self, release: Release, change: ChangeReference) -> None:
-        """Return when the Service of clients selects the release."""
+        """Wait until the Service of clients selects the release."""
 
         def is_live() -> bool:
             service = self._cluster.get("Service", live_name(release.service)) or {"metadata": {}}
-            return service["metadata"].get("annotations", {}).get(RELEASE) == release.name
+            return bool(service["metadata"].get("annotations", {}).get(RELEASE) == release.name)
 
         self._wait(change, is_live)
 
-    def _wait(self, change: ChangeReference, arrived: Callable[[], bool]) -> None:
-        """Raises ActionNeeded when the sync fails for ``failure_patience`` seconds, Transient after the timeout."""
+    def _wait(self, change: ChangeReference, has_arrived: Callable[[], bool]) -> None:
+        """Wait until the change has arrived.
+
+        Raises ActionNeeded when the sync fails for ``failure_patience`` seconds, Transient after ``gitops_timeout``.
+        """
         began = time.monotonic()
         failing_since: float | None = None
         shown = ""
-        while not arrived():
-            state, failed = self._state()
+        while not has_arrived():
+            state, failed = self._read_state()
             now = time.monotonic()
             failing_since = (failing_since or now) if failed else None
             if failing_since is not None and now - failing_since >= self._config.failure_patience:
@@ -64,17 +70,18 @@ class Sync:
                 _log.info("waiting for %s: %s", change, shown := state)
             time.sleep(self._config.health_check_interval)
 
-    def _state(self) -> tuple[str, bool]:
-        """What the one that syncs says, and whether that is a failure."""
+    def _read_state(self) -> tuple[str, bool]:
+        """Return the status of the sync, and whether it has failed."""
         kind = {"argocd": "Application", "flux": "Kustomization"}[self._config.gitops_wait]
-        found = self._syncer.get(kind, self._name)
-        if found is None:
+        application = self._syncer.get(kind, self._name)
+        if application is None:
             raise ActionNeeded(f"there is no {kind} {self._config.gitops_application}: correct gitops_application")
-        return _argo_cd(found.get("status", {})) if kind == "Application" else _flux(found)
+        return _read_argo_cd(application) if kind == "Application" else _read_flux(application)
 
 
-def _argo_cd(status: Object) -> tuple[str, bool]:
+def _read_argo_cd(application: Object) -> tuple[str, bool]:
     """Source: argo-cd, ``ApplicationStatus``: sync.status, health.status, operationState.phase, conditions."""
+    status = application.get("status", {})
     operation = status.get("operationState", {})
     words = [status.get("sync", {}).get("status", "Unknown"), status.get("health", {}).get("status", "")]
     errors = [c.get("message", "") for c in status.get("conditions", []) if c.get("type", "").endswith("Error")]
@@ -84,11 +91,11 @@ def _argo_cd(status: Object) -> tuple[str, bool]:
     return " ".join(" ".join(filter(None, words)).split()), failed
 
 
-def _flux(kustomization: Object) -> tuple[str, bool]:
+def _read_flux(kustomization: Object) -> tuple[str, bool]:
     """Source: Flux, ``KustomizationStatus``: conditions of kstatus, observedGeneration, lastAppliedRevision."""
     status = kustomization.get("status", {})
     if status.get("observedGeneration", -1) < kustomization["metadata"].get("generation", 0):
-        return "not looked at yet", False
-    ready = next((c for c in status.get("conditions", []) if c.get("type") == "Ready"), {})
+        return "not reconciled yet", False
+    ready: Object = next((c for c in status.get("conditions", []) if c.get("type") == "Ready"), {})
     words = [ready.get("reason", "Unknown"), ready.get("message", ""), status.get("lastAppliedRevision", "")]
     return " ".join(" ".join(filter(None, words)).split()), ready.get("status") == "False"

@@ -1,15 +1,17 @@
-"""What a person needs to see of a release that does not start: one block, without secrets."""
+"""Diagnosis of a release that does not start, for people: one block of text, without secrets."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from components.core.errors import StageError
 from components.core.kubernetes.resource_kinds import Object
 from components.deploy.kubernetes.cluster import Cluster
 from components.deploy.labels import pod_selector
 
+_T = TypeVar("_T")
 _EVENTS = 20
 _LOG_LINES = 100
 # The first group stays, the rest goes.
@@ -24,40 +26,41 @@ _SECRETS = (
 
 
 def redact(text: str) -> str:
-    """``text`` without what looks like a key, a token or a password."""
+    """Return ``text`` without what looks like a key, a token or a password."""
     for pattern in _SECRETS:
         text = pattern.sub(r"\1***", text)
     return text
 
 
 def diagnose(cluster: Cluster, release: str) -> str:
-    """Conditions, warnings, container states and last log lines; what cannot be read is left out."""
-    service = _try(lambda: cluster.get("InferenceService", release))
-    deployment = _try(lambda: cluster.get("Deployment", f"{release}-predictor"))
+    """Return conditions, warnings, container states and last log lines; what cannot be read is left out."""
+    service = _read_or(None, lambda: cluster.get("InferenceService", release))
+    deployment = _read_or(None, lambda: cluster.get("Deployment", f"{release}-predictor"))
     labels = ",".join(f"{key}={value}" for key, value in pod_selector(release).items())
-    pods = _try(lambda: cluster.list("Pod", labels=labels)) or []
+    pods: list[Object] = _read_or([], lambda: cluster.list("Pod", labels=labels))
+    events: list[Object] = _read_or([], lambda: cluster.list("Event", fields="type=Warning"))
     lines = [f"Diagnosis of {release}"]
-    for thing in (service, deployment):
-        lines += _conditions(thing) if thing else []
+    for item in (service, deployment):
+        lines += _conditions(item) if item else []
     for pod in pods:
         lines += _states(pod)
-    lines += _warnings(_try(lambda: cluster.list("Event", fields="type=Warning")) or [], release)
+    lines += _warnings(events, release)
     for pod in pods:
         lines += _logs(cluster, pod)
     return redact("\n".join(lines))
 
 
-def _try(read: Callable[[], object]) -> object:
+def _read_or(default: _T, read: Callable[[], _T]) -> _T:
     try:
         return read()
     except StageError:
-        return None
+        return default
 
 
-def _conditions(thing: Object) -> Iterator[str]:
-    for condition in thing.get("status", {}).get("conditions", []):
+def _conditions(item: Object) -> Iterator[str]:
+    for condition in item.get("status", {}).get("conditions", []):
         words = (condition.get("reason", ""), condition.get("message", ""))
-        yield f"  {thing['kind']} {condition['type']}={condition['status']} {' '.join(filter(None, words))}".rstrip()
+        yield f"  {item['kind']} {condition['type']}={condition['status']} {' '.join(filter(None, words))}".rstrip()
 
 
 def _states(pod: Object) -> Iterator[str]:
@@ -73,9 +76,9 @@ def _states(pod: Object) -> Iterator[str]:
 
 def _warnings(events: list[Object], release: str) -> Iterator[str]:
     """The last warnings about anything of the release."""
-    own = [event for event in events if event.get("involvedObject", {}).get("name", "").startswith(release)]
-    own.sort(key=lambda event: event.get("lastTimestamp") or event["metadata"].get("creationTimestamp") or "")
-    for event in own[-_EVENTS:]:
+    warnings = [event for event in events if event.get("involvedObject", {}).get("name", "").startswith(release)]
+    warnings.sort(key=lambda event: event.get("lastTimestamp") or event["metadata"].get("creationTimestamp") or "")
+    for event in warnings[-_EVENTS:]:
         about = event["involvedObject"]
         yield f"  Event {about.get('kind', '')} {about['name']}: {event.get('reason', '')} {event.get('message', '')}"
 
@@ -92,5 +95,4 @@ def _logs(cluster: Cluster, pod: Object) -> Iterator[str]:
 
 
 def _log(cluster: Cluster, pod: str, container: str, previous: bool) -> str:
-    found = _try(lambda: cluster.read_log(pod, container, lines=_LOG_LINES, previous=previous))
-    return found if isinstance(found, str) else ""
+    return _read_or("", lambda: cluster.read_log(pod, container, lines=_LOG_LINES, previous=previous))

@@ -18,7 +18,7 @@ SERVING = "serving.kserve.io"
 def runtime(
     name: str, config: DeployConfig, bundle: Bundle | None, contract: Contract, labels: dict[str, str], namespace: str
 ) -> Object:
-    """The ServingRuntime: image, environment, probes, volumes; without ``bundle`` for any model."""
+    """Return the ServingRuntime: image, environment, probes, volumes; without ``bundle`` for any model."""
     spec: Object = {
         # autoSelect off: never taken for other InferenceServices.
         "supportedModelFormats": [{"name": contract.name, "version": "1", "autoSelect": False}],
@@ -43,7 +43,7 @@ def inference_service(
     model_uri: str,
     account: str,
 ) -> Object:
-    """The InferenceService: model, nodes, identity, number of pods."""
+    """Return the InferenceService: model, nodes, identity, number of pods."""
     user = config.serving_run_as_user or contract.user
     predictor: Object = {
         "annotations": {MODEL_DIGEST: bundle.manifest.digest},
@@ -79,20 +79,23 @@ def inference_service(
 
 
 def gpu_count(config: DeployConfig, contract: Contract) -> int:
-    """GPUs of each pod."""
+    """Return the number of GPUs of each pod."""
     return contract.gpus if config.serving_gpu_count is None else config.serving_gpu_count
 
 
 def resources(config: DeployConfig, contract: Contract) -> Object:
-    """Requests and limits of each pod, which are the same."""
-    wanted = {"cpu": config.serving_cpu, "memory": config.serving_memory}
+    """Return the requests and limits of each pod, which are the same."""
+    amounts = {"cpu": config.serving_cpu, "memory": config.serving_memory}
     if gpus := gpu_count(config, contract):
-        wanted[config.serving_gpu_resource] = str(gpus)
-    return {"requests": dict(wanted), "limits": dict(wanted)}
+        amounts[config.serving_gpu_resource] = str(gpus)
+    return {"requests": dict(amounts), "limits": dict(amounts)}
 
 
 def probe(path: str, *, period: int, failures: int, port: int | str = PORT) -> Object:
-    """An HTTP probe; KServe's own would be of TCP, which answers before the model is loaded."""
+    """Return an HTTP probe.
+
+    KServe's own would be of TCP, which answers before the model is loaded.
+    """
     get = {"path": path, "port": port}
     return {"httpGet": get, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}
 
@@ -105,7 +108,7 @@ def _scale(config: DeployConfig) -> Object:
     if config.autoscaler == "hpa":
         scale |= {"scaleMetric": "cpu", "scaleTarget": round(config.autoscaler_target)}
     if config.autoscaler == "keda":
-        asked: dict[str, Any] = {
+        trigger: dict[str, Any] = {
             "metric": {
                 "backend": "prometheus",
                 "serverAddress": config.keda_prometheus_url,
@@ -113,12 +116,12 @@ def _scale(config: DeployConfig) -> Object:
             },
             "target": {"type": "AverageValue", "averageValue": f"{config.autoscaler_target:g}"},
         }
-        scale["autoScaling"] = {"metrics": [{"type": "External", "external": asked}]}
+        scale["autoScaling"] = {"metrics": [{"type": "External", "external": trigger}]}
     return scale
 
 
 def _container(config: DeployConfig, bundle: Bundle | None, contract: Contract) -> Object:
-    given = {"served_name": config.served_model_name, "gpus": gpu_count(config, contract)}
+    served_name, gpus = config.served_model_name, gpu_count(config, contract)
     container: Object = {
         "name": "kserve-container",
         "image": select_image(config),
@@ -136,9 +139,9 @@ def _container(config: DeployConfig, bundle: Bundle | None, contract: Contract) 
     }
     if contract.needs_shared_memory:
         container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})
-    if command := contract.fill_arguments(contract.command, bundle, **given):
+    if command := contract.fill_arguments(contract.command, bundle, served_name=served_name, gpus=gpus):
         container["command"] = command
-    arguments = contract.fill_arguments(contract.arguments, bundle, **given)
+    arguments = contract.fill_arguments(contract.arguments, bundle, served_name=served_name, gpus=gpus)
     if arguments := arguments + (config.vllm_arguments if config.backend == "vllm" else []):
         container["args"] = arguments
     return container

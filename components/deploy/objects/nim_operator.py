@@ -30,7 +30,7 @@ def nim_service(
     namespace: str,
     model_uri: str,
 ) -> Object:
-    """The NIMService. Raises InputError for a model that does not lie on a claim, and for a digest as image."""
+    """Return the NIMService. Raises InputError for a model that does not lie on a claim, and for a digest as image."""
     claim = urlsplit(model_uri)
     if claim.scheme != "pvc":
         raise InputError(f"the NIM operator serves from a claim, not {model_uri}: set model_uri to pvc://CLAIM/PATH")
@@ -82,5 +82,5 @@ def _environment(config: DeployConfig, bundle: Bundle, contract: Contract, path:
     values = contract.build_environment(
         bundle, served_name=config.served_model_name, model_path=f"{_MODEL_STORE}/{path}".rstrip("/")
     )
-    owned = contract.model_env if contract.serves == "checkpoint" else ()
-    return [{"name": key, "value": value} for key, value in values.items() if key not in owned]
+    set_by_operator = contract.model_env if contract.serves == "checkpoint" else ()
+    return [{"name": key, "value": value} for key, value in values.items() if key not in set_by_operator]

@@ -44,11 +44,11 @@ class Release:
     objects: tuple[Object, ...]
 
     def url(self, domain: str) -> str:
-        """Where this release is reached, whether it is live or not."""
+        """Return the address of this release, whether it is live or not."""
         return service_url(direct_name(self.name), self.namespace, domain)
 
     def about(self, model_uri: str) -> dict[str, str]:
-        """What people want to know of a release in a cluster."""
+        """Return the fields of ``deployment.json`` about a release in a cluster."""
         return {
             "release": self.name,
             "namespace": self.namespace,
@@ -57,12 +57,12 @@ class Release:
         }
 
     def live_url(self, domain: str) -> str:
-        """Where clients reach the service, whichever release is live."""
+        """Return the address of the service for clients, whichever release is live."""
         return service_url(live_name(self.service), self.namespace, domain)
 
 
 def render(config: DeployConfig, bundle: Bundle, contract: Contract, *, model_uri: str, namespace: str) -> Release:
-    """The objects that serve ``model_uri`` as ``contract`` says, in the order in which they are applied.
+    """Return the objects that serve ``model_uri`` as ``contract`` says, in the order in which they are applied.
 
     Nothing in them is ever changed: other settings or another model make a release of another name. Raises
     InputError for a model that the image would serve otherwise than it was trained, and for names that are too long.
@@ -87,14 +87,14 @@ def render(config: DeployConfig, bundle: Bundle, contract: Contract, *, model_ur
 
 
 def live_service(release: Release) -> Object:
-    """The Service that clients use, when ``release`` is live."""
+    """Return the Service that clients use, when ``release`` is live."""
     service = _service(live_name(release.service), release.name, metadata_labels(release.service), release.namespace)
     service["metadata"]["annotations"] = live_annotations(release)
     return service
 
 
 def live_annotations(release: Release) -> dict[str, str]:
-    """What the live Service says about the release behind it."""
+    """Return the annotations by which the live Service names the release behind it."""
     return {
         RELEASE: release.name,
         MODEL_DIGEST: release.model_digest,
@@ -103,7 +103,7 @@ def live_annotations(release: Release) -> dict[str, str]:
 
 
 def as_files(objects: list[Object]) -> dict[str, str]:
-    """One YAML file for each of ``objects`` and a ``kustomization.yaml`` that names them."""
+    """Return one YAML file for each of ``objects`` and a ``kustomization.yaml`` that names them."""
     files = {
         f"{item['kind'].lower()}-{item['metadata']['name']}.yaml": yaml.safe_dump(item, sort_keys=False, width=120)
         for item in objects
@@ -112,13 +112,13 @@ def as_files(objects: list[Object]) -> dict[str, str]:
 
 
 def kustomization(resources: list[str]) -> str:
-    """A ``kustomization.yaml`` that names ``resources``."""
+    """Return a ``kustomization.yaml`` that names ``resources``."""
     content = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": resources}
     return yaml.safe_dump(content, sort_keys=False)
 
 
 def write_manifests(objects: list[Object], directory: Path) -> None:
-    """``as_files`` in ``directory``, which it makes."""
+    """Write ``as_files`` into the new ``directory``."""
     directory.mkdir(parents=True)
     for name, text in as_files(objects).items():
         (directory / name).write_text(text, encoding="utf-8")

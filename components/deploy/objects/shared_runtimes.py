@@ -24,33 +24,33 @@ _HEAD = "# Written by python -m components.deploy.objects.shared_runtimes\n"
 
 
 def shared_runtimes(server_image: str) -> list[Object]:
-    """One ServingRuntime for each backend, without namespace; ``server_image`` is what images/server builds.
+    """Return one ServingRuntime for each backend, without namespace; ``server_image`` is what images/server builds.
 
     Their pods keep to the restricted standard whatever the InferenceService says, and the name that clients give is
     that of the InferenceService. No release of deploy can have such a name: all of them end in a digest.
     """
-    given = {
-        "onnx": {"serving_image": server_image, "image_pull_secret_name": ""},
-        "nim": {},
-        "vllm": {"image_pull_secret_name": ""},
-    }
-    return [_shared(DeployConfig(backend=backend, **settings)) for backend, settings in given.items()]
+    configs = (
+        DeployConfig(backend="onnx", serving_image=server_image, image_pull_secret_name=""),
+        DeployConfig(backend="nim"),
+        DeployConfig(backend="vllm", image_pull_secret_name=""),
+    )
+    return [_render_shared(config) for config in configs]
 
 
-def _shared(config: DeployConfig) -> Object:
-    how = select_contract(config)
+def _render_shared(config: DeployConfig) -> Object:
+    contract = select_contract(config)
     # Past the validation of settings, which refuse what KServe would fill in.
     config = config.model_copy(update={"served_model_name": _SERVICE})
     labels = {"app.kubernetes.io/name": "nemotron-embed"}
-    found = runtime(f"nemotron-embed-{config.backend}", config, None, how, labels, "")
-    del found["metadata"]["namespace"]
-    (container,) = found["spec"]["containers"]
-    container["securityContext"] |= {"runAsUser": how.user, "seccompProfile": SECCOMP_PROFILE}
-    return found
+    shared = runtime(f"nemotron-embed-{config.backend}", config, None, contract, labels, "")
+    del shared["metadata"]["namespace"]
+    (container,) = shared["spec"]["containers"]
+    container["securityContext"] |= {"runAsUser": contract.user, "seccompProfile": SECCOMP_PROFILE}
+    return shared
 
 
 def as_text() -> str:
-    """The file, with the server image that the chart names."""
+    """Return the file, with the server image that the chart names."""
     image = yaml.safe_load(_VALUES.read_text(encoding="utf-8"))["images"]["server"]
     return _HEAD + yaml.safe_dump_all(shared_runtimes(image), sort_keys=False, width=120)
 

@@ -13,7 +13,7 @@ from components.deploy.objects.render import Release
 
 
 def verify_job(config: DeployConfig, release: Release, model_uri: str, api: ApiName) -> Object:
-    """The Job of ``release``. The probes lie beside the model, where ``publish`` put them."""
+    """Return the Job that verifies ``release``. The probes lie beside the model, where ``publish`` put them."""
     container: Object = {
         "name": "verify",
         "image": config.gitops_verify_image,
@@ -48,7 +48,7 @@ def verify_job(config: DeployConfig, release: Release, model_uri: str, api: ApiN
 
 
 def _arguments(config: DeployConfig, release: Release, model_uri: str, api: ApiName) -> list[str]:
-    wanted = {
+    options = {
         "--url": release.live_url(config.cluster_domain),
         "--model": config.served_model_name,
         "--bundle": model_uri.removesuffix(f"/{CHECKPOINT_FOLDER}"),
@@ -56,5 +56,5 @@ def _arguments(config: DeployConfig, release: Release, model_uri: str, api: ApiN
         "--wait-seconds": f"{config.rollout_timeout:g}",
     }
     if config.latency_budget_ms:
-        wanted["--latency-budget-ms"] = f"{config.latency_budget_ms:g}"
-    return [part for pair in wanted.items() for part in pair]
+        options["--latency-budget-ms"] = f"{config.latency_budget_ms:g}"
+    return [part for pair in options.items() for part in pair]

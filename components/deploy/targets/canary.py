@@ -20,36 +20,40 @@ from components.deploy.verification.candidate import CandidateVerifier
 _log = logging.getLogger(__name__)
 
 
-def require_same_weights(old: LiveRelease | None, release: Release) -> None:
+def require_same_weights(previous: LiveRelease | None, release: Release) -> None:
     """Raise InputError unless ``release`` serves the checkpoint that is live."""
-    if old and old.checkpoint_digest != release.checkpoint_digest:
+    if previous and previous.checkpoint_digest != release.checkpoint_digest:
         raise InputError(
-            f"strategy=canary would search a share of the queries in another model's index: {old.release} serves the "
-            f"checkpoint {old.checkpoint_digest[:12]}, this release {release.checkpoint_digest[:12]}: use bluegreen"
+            f"strategy=canary would search a share of the queries in another model's index: {previous.release} serves "
+            f"the checkpoint {previous.checkpoint_digest[:12]}, this release {release.checkpoint_digest[:12]}: use "
+            f"bluegreen"
         )
 
 
 class Canary:
-    """The route of ``release``'s service at ``gateway``."""
+    """The HTTPRoute at ``gateway`` that splits requests between the live release and ``release``."""
 
     def __init__(self, cluster: Cluster, config: DeployConfig, release: Release, verifier: CandidateVerifier) -> None:
         self._cluster, self._config, self._release, self._verifier = cluster, config, release, verifier
 
     def grow(self) -> None:
-        """Give the release its shares, and watch each. Raises ActionNeeded when it fails meanwhile."""
+        """Give the release its shares one after the other, and watch each.
+
+        Raises ActionNeeded when the release fails meanwhile.
+        """
         url = self._release.url(self._config.cluster_domain)
         for percent in self._config.canary_steps:
-            self._cluster.apply(route(self._config, self._release, percent))
+            self._cluster.apply(render_route(self._config, self._release, percent))
             _log.info("%d %% of the requests go to %s", percent, self._release.name)
             self._verifier.watch(url, self._config.canary_step_seconds)
 
     def end(self) -> None:
-        """All requests go to what is live."""
-        self._cluster.apply(route(self._config, self._release, 0))
+        """Send all requests to the live release."""
+        self._cluster.apply(render_route(self._config, self._release, 0))
 
 
-def route(config: DeployConfig, release: Release, percent: int) -> Object:
-    """The HTTPRoute with ``percent`` of the requests for ``release``, and the others for what is live."""
+def render_route(config: DeployConfig, release: Release, percent: int) -> Object:
+    """Return the HTTPRoute with ``percent`` of the requests for ``release``, and the others for the live release."""
     namespace, _, name = config.gateway.partition("/")
     shares = [(live_name(config.service_name), 100 - percent), (direct_name(release.name), percent)]
     spec: Object = {

@@ -16,9 +16,10 @@ from components.core.serving.bundle import Bundle
 from components.deploy.backends.compatibility import check_compatibility
 from components.deploy.backends.images import select_contract
 from components.deploy.component import DeployConfig
-from components.deploy.git.change import Change, ChangeReference, deliver, open_repository
+from components.deploy.git.change import Change, deliver_change, open_repository
+from components.deploy.git.host import GitHost
 from components.deploy.git.layout import Layout, read_layout
-from components.deploy.git.sync_status import Sync
+from components.deploy.git.sync_status import SyncWatcher
 from components.deploy.kubernetes.cluster import connect
 from components.deploy.labels import direct_name, service_url
 from components.deploy.objects.render import Release, live_service, render
@@ -35,61 +36,62 @@ _log = logging.getLogger(__name__)
 
 
 def deploy(config: DeployConfig, bundle: Bundle, models: ModelUris, test_set: TestSet | None = None) -> DeployResult:
-    """The objects of the release and the Service that makes it live, written as files, committed, or proposed.
+    """Write the objects of the release, and the Service that makes it live, as files; commit or propose them.
 
     Raises InputError for settings that contradict each other or the model, ActionNeeded when a token is refused, a
     sync fails or the synced release does not pass, Transient when a change is not merged and synced in time.
     """
     if not config.serving_namespace:
         raise InputError("target=gitops writes objects for a namespace: set serving_namespace")
-    how = select_contract(config)
+    contract = select_contract(config)
     # Before anything is copied.
-    check_compatibility(config, bundle, how)
-    uri = publish_model(config, bundle, how, models)
-    release = render(config, bundle, how, model_uri=uri, namespace=config.serving_namespace)
-    written = _Written(config, release, uri, how.api)
+    check_compatibility(config, bundle, contract)
+    uri = publish_model(config, bundle, contract, models)
+    release = render(config, bundle, contract, model_uri=uri, namespace=config.serving_namespace)
+    manifests = _ReleaseManifests(config, release, uri, contract.api)
     if not config.git_repository:
         _log.info("wrote the objects of %s: commit deployment/manifests, then verify the endpoint", release.name)
-        return written.outcome(None, {}, [], [])
-    return _deliver(
-        config, how.apply_precision(bundle), written, Requirements(config.latency_budget_ms, None, test_set)
-    )
-
-
-def _deliver(config: DeployConfig, bundle: Bundle, written: _Written, wanted: Requirements) -> DeployResult:
-    release = written.release
+        return manifests.result(None, {}, [], [])
+    requirements = Requirements(config.latency_budget_ms, None, test_set)
     with open_repository(config) as host:
-        before = read_layout(host, config)
         if config.gitops_wait == "none":
-            change = Change(release.name, f"Serve {release.name}", written.text(before), written.live)
-            return written.outcome(before, deliver(host, config, release, change).about(), [], [])
-        sync = Sync(connect(config.serving_namespace), connect(config.gitops_application.partition("/")[0]), config)
-        verifier = CandidateVerifier(config, bundle, release.name, lambda: None, wanted, written.api)
-        checks = []
-        if before.live != release.name:
-            change = Change(release.name, f"Add {release.name}, not live yet", written.text(before))
-            added = deliver(host, config, release, change)
-            checks = _synced(sync, release, added, verifier, config)
-        title = f"Serve {release.name}"
-        change = Change(f"{release.name}-live", title, written.text(before, checks), written.live)
-        promoted = deliver(host, config, release, change)
-        sync.wait_until_live(release, promoted)
-        live = verifier.verify_live(release.live_url(config.cluster_domain))
-        return written.outcome(before, promoted.about(), checks or live, live)
+            return _deliver(config, manifests, host)
+        return _deliver_and_verify(config, contract.apply_precision(bundle), manifests, host, requirements)
 
 
-def _synced(
-    sync: Sync, release: Release, added: ChangeReference, verifier: CandidateVerifier, config: DeployConfig
-) -> list[Check]:
-    sync.wait_until_running(release, added)
-    url = release.url(config.cluster_domain)
-    verifier.wait_until_reachable(url)
-    return verifier.verify(url)
+def _deliver(config: DeployConfig, manifests: _ReleaseManifests, host: GitHost) -> DeployResult:
+    """One change adds the release and makes it live."""
+    release, before = manifests.release, read_layout(host, config)
+    change = Change(release.name, f"Serve {release.name}", manifests.describe(before), manifests.live_objects)
+    return manifests.result(before, deliver_change(host, config, release, change).describe(), [], [])
+
+
+def _deliver_and_verify(
+    config: DeployConfig, bundle: Bundle, manifests: _ReleaseManifests, host: GitHost, requirements: Requirements
+) -> DeployResult:
+    """One change adds the release; once it is synced and verified, a second one makes it live."""
+    release, before = manifests.release, read_layout(host, config)
+    syncer_namespace = config.gitops_application.partition("/")[0]
+    watcher = SyncWatcher(connect(config.serving_namespace), connect(syncer_namespace), config)
+    verifier = CandidateVerifier(config, bundle, release.name, lambda: None, requirements, manifests.api)
+    checks: list[Check] = []
+    if before.live != release.name:
+        change = Change(release.name, f"Add {release.name}, not live yet", manifests.describe(before))
+        watcher.wait_until_running(release, deliver_change(host, config, release, change))
+        url = release.url(config.cluster_domain)
+        verifier.wait_until_reachable(url)
+        checks = verifier.verify(url)
+    title = f"Serve {release.name}"
+    change = Change(f"{release.name}-live", title, manifests.describe(before, checks), manifests.live_objects)
+    reference = deliver_change(host, config, release, change)
+    watcher.wait_until_live(release, reference)
+    live_checks = verifier.verify_live(release.live_url(config.cluster_domain))
+    return manifests.result(before, reference.describe(), checks or live_checks, live_checks)
 
 
 @dataclass(frozen=True)
-class _Written:
-    """A release as files, and what is said of it."""
+class _ReleaseManifests:
+    """A release as files, and its description for people."""
 
     config: DeployConfig
     release: Release
@@ -97,43 +99,42 @@ class _Written:
     api: ApiName
 
     @property
-    def live(self) -> list[Object]:
-        """What makes it live."""
+    def live_objects(self) -> list[Object]:
+        """The objects that make the release live."""
         objects = [live_service(self.release)]
-        return objects + ([verify_job(self.config, self.release, self.model_uri, self.api)] if self._verifies else [])
+        if self.config.gitops_verify_image:
+            objects.append(verify_job(self.config, self.release, self.model_uri, self.api))
+        return objects
 
-    @property
-    def _verifies(self) -> bool:
-        return bool(self.config.gitops_verify_image)
-
-    def text(self, before: Layout, checks: list[Check] | None = None) -> str:
-        """The body of the change, for the person who merges it."""
+    def describe(self, before: Layout, checks: list[Check] | None = None) -> str:
+        """Return the text of the change, for the person who merges it."""
         lines = [
             f"- model digest: `{self.release.model_digest}`",
             f"- checkpoint digest: `{self.release.checkpoint_digest}`",
             f"- served from: `{self.model_uri}`",
             f"- live before: `{before.live or 'nothing'}`",
         ]
-        if self._reindex(before):
+        if self._needs_reindex(before):
             lines.append("- **another model than before: documents must be embedded again**")
         table = [format_markdown(f"{self.release.name}, synced and verified", checks)] if checks else []
         return "\n".join([*lines, "", *table])
 
-    def outcome(
-        self, before: Layout | None, about: dict[str, str], checks: list[Check], live: list[Check]
+    def result(
+        self, before: Layout | None, about: dict[str, str], checks: list[Check], live_checks: list[Check]
     ) -> DeployResult:
+        """Return what was written; ``before`` is the repository's layout, when there is one."""
         domain, release = self.config.cluster_domain, self.release
         old = before.live if before and before.live != release.name and self.config.keep_releases else ""
         return DeployResult(
             release.live_url(domain),
             release.model_digest,
-            reindex_required=self._reindex(before),
+            reindex_required=self._needs_reindex(before),
             previous_endpoint=service_url(direct_name(old), release.namespace, domain) if old else "",
             checks=checks,
-            live=live,
-            objects=[*release.objects, *self.live],
+            live_checks=live_checks,
+            objects=[*release.objects, *self.live_objects],
             about=release.about(self.model_uri) | about,
         )
 
-    def _reindex(self, before: Layout | None) -> bool:
+    def _needs_reindex(self, before: Layout | None) -> bool:
         return before is None or before.checkpoint_digest != self.release.checkpoint_digest

@@ -9,10 +9,8 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from components.core.errors import ActionNeeded, StageError
-from components.core.serving.api import ApiName
 from components.core.serving.bundle import Bundle
 from components.deploy.backends.compatibility import check_compatibility
 from components.deploy.backends.images import select_contract
@@ -36,121 +34,116 @@ _log = logging.getLogger(__name__)
 
 
 def deploy(config: DeployConfig, bundle: Bundle, models: ModelUris, test_set: TestSet | None = None) -> DeployResult:
-    """Serve one of ``models`` in the cluster and prove it by ``bundle``, and by ``test_set`` when there is one; when
-    anything fails, what served before serves on.
+    """Serve one of ``models`` in the cluster and verify it by ``bundle``, and by ``test_set`` when there is one.
+
+    When anything fails, what served before serves on.
 
     Raises InputError for settings that contradict each other, the model or the cluster; ActionNeeded when rights are
     missing, or the release does not start or does not pass verification; Transient when a newer deployment has come
     or the cluster stays unavailable.
     """
-    how = select_contract(config)
-    check_compatibility(config, bundle, how)
+    contract = select_contract(config)
+    check_compatibility(config, bundle, contract)
     cluster = connect(config.serving_namespace)
-    permissions.require(cluster, config)
-    uri = publish_model(config, bundle, how, models)
-    release = render(config, bundle, how, model_uri=uri, namespace=cluster.namespace)
-    wanted = Requirements(config.latency_budget_ms, None, test_set)
+    permissions.require_permissions(cluster, config)
+    uri = publish_model(config, bundle, contract, models)
+    release = render(config, bundle, contract, model_uri=uri, namespace=cluster.namespace)
+    releases = Releases(cluster, config.service_name)
     lease = DeployLease(cluster, config.service_name, poll=min(1.0, config.health_check_interval))
     with _terminated_as_interrupted(), lease.hold(timeout=config.rollout_timeout):
-        return _ClusterDeployment(config, how.apply_precision(bundle), cluster, release, lease, wanted, how.api).run(
-            uri
-        )
+        requirements = Requirements(config.latency_budget_ms, releases.read_latency(), test_set)
+        proof = contract.apply_precision(bundle)
+        verifier = CandidateVerifier(config, proof, release.name, lease.check, requirements, contract.api)
+        return _ClusterDeployment(config, cluster, releases, release, lease, verifier).run(uri)
 
 
 class _ClusterDeployment:
+    """One release on its way to be live, while ``lease`` keeps other deployments away."""
+
     def __init__(
         self,
         config: DeployConfig,
-        bundle: Bundle,
         cluster: Cluster,
+        releases: Releases,
         release: Release,
         lease: DeployLease,
-        wanted: Requirements,
-        api: ApiName,
+        verifier: CandidateVerifier,
     ) -> None:
-        self.config, self.cluster, self.release, self.lease = config, cluster, release, lease
-        self.releases = Releases(cluster, config.service_name)
-        wanted = replace(wanted, previous_latency=self.releases.latency())
-        self.verifier = CandidateVerifier(config, bundle, release.name, lease.check, wanted, api)
-        self.canary = Canary(cluster, config, release, self.verifier)
+        self.config, self.cluster, self.releases, self.release = config, cluster, releases, release
+        self.lease, self.verifier = lease, verifier
+        self.canary = Canary(cluster, config, release, verifier)
 
     def run(self, uri: str) -> DeployResult:
-        old = self.releases.live()
+        previous = self.releases.read_live()
         if self.config.strategy == "canary":
-            require_same_weights(old, self.release)
-        proven = self._remove_leftovers(old)
+            require_same_weights(previous, self.release)
+        verified_releases = self._remove_leftovers(previous)
         try:
-            self._deliver(dry_run=True)
+            self._apply_objects(dry_run=True)
             if self.config.strategy == "recreate":
-                self._stop_others(proven)
-            checks = self._try_candidate()
-            self._share(old)
-            live = self._promote(old)
+                self._stop_others(verified_releases)
+            checks = self._start_and_verify()
+            self._split_canary_traffic(previous)
+            live_checks = self._promote(previous)
         except BaseException as error:
-            self._give_up(proven, error)
-            self._start_again(old)
+            self._roll_back(verified_releases, error)
+            self._restore_previous(previous)
             raise
-        self._keep_books(proven, checks)
-        return self._outcome(old, uri, checks, live)
+        self._record_release(verified_releases, checks)
+        return self._result(previous, uri, checks, live_checks)
 
-    def _remove_leftovers(self, old: LiveRelease | None) -> list[str]:
+    def _remove_leftovers(self, previous: LiveRelease | None) -> list[str]:
         """Remove candidates of deployments that were killed, for they hold GPUs.
 
-        Return the releases that run and were live once, the present one first.
+        Return the releases that run and were live once, which means verified; the present one first.
         """
-        running = self.releases.running()
-        history = [*([old.release] if old else []), *self.releases.history()]
-        proven = [name for name in dict.fromkeys(history) if name in running]
+        running = self.releases.list_running()
+        history = [*([previous.release] if previous else []), *self.releases.read_history()]
+        verified_releases = [name for name in dict.fromkeys(history) if name in running]
         for name in running:
-            if name not in proven and name != self.release.name:
+            if name not in verified_releases and name != self.release.name:
                 self.lease.check()
                 self.releases.remove(name)
-        return proven
+        return verified_releases
 
-    def _stop_others(self, proven: list[str]) -> None:
+    def _stop_others(self, verified_releases: list[str]) -> None:
         self.lease.check_now()
-        for name in proven:
+        for name in verified_releases:
             if name != self.release.name:
                 self.releases.stop(name)
 
-    def _start_again(self, old: LiveRelease | None) -> None:
-        """When the release that clients reach was stopped, here or by a deployment that was killed, start it again."""
-        try:
-            if old and self.releases.start(old.release):
-                _log.error("starting the previous release %s again", old.release)
-                rollout.wait(self.cluster, old.release, old.model_digest, self.config, self.lease.check)
-        except StageError as problem:
-            _log.error("NOBODY ANSWERS at %s: %s", live_name(self.release.service), problem)
-
-    def _deliver(self, *, dry_run: bool = False) -> None:
+    def _apply_objects(self, *, dry_run: bool = False) -> None:
         self.lease.check_now()
         for item in self.release.objects:
             self.cluster.apply(item, dry_run=dry_run)
 
-    def _try_candidate(self) -> list[Check]:
-        """Deliver and verify: the release runs and is the model that was exported, before any client reaches it."""
+    def _start_and_verify(self) -> list[Check]:
+        """Start the release and verify it at an address of its own, before any client reaches it."""
         rollout.wait_until_gone(self.cluster, self.release.name, self.config, self.lease.check)
-        self._deliver()
-        rollout.wait(self.cluster, self.release.name, self.release.model_digest, self.config, self.lease.check)
+        self._apply_objects()
+        self._wait_until_ready(self.release.name, self.release.model_digest)
         url = self.release.url(self.config.cluster_domain)
         self.verifier.wait_until_reachable(url)
         return self.verifier.verify(url)
 
-    def _share(self, old: LiveRelease | None) -> None:
-        """As a canary, the release answers a growing share of the requests first."""
+    def _wait_until_ready(self, name: str, digest: str) -> None:
+        rollout.wait_until_ready(self.cluster, name, digest, self.config, self.lease.check)
+
+    def _split_canary_traffic(self, previous: LiveRelease | None) -> None:
+        """With strategy=canary, give the release a growing share of the requests first."""
         if self.config.strategy != "canary":
             return
         try:
-            if old and old.release != self.release.name:
+            if previous and previous.release != self.release.name:
                 self.canary.grow()
         except BaseException:
             self.canary.end()
             raise
 
-    def _promote(self, old: LiveRelease | None) -> list[Check]:
+    def _promote(self, previous: LiveRelease | None) -> list[Check]:
         """Switch clients to the release and watch it; when it fails, switch back."""
         url = self.release.live_url(self.config.cluster_domain)
-        if old and old.release == self.release.name:
+        if previous and previous.release == self.release.name:
             _log.info("%s serves this release already", url)
             return self.verifier.verify_live(url)
         self.releases.switch(self.release, self.lease)
@@ -159,37 +152,45 @@ class _ClusterDeployment:
             self.verifier.watch(url, self.config.soak_seconds)
             self.lease.check_now()
         except BaseException:
-            self.releases.switch_back(old, self.lease)
+            self.releases.switch_back(previous, self.lease)
             raise
         finally:
             if self.config.strategy == "canary":
                 self.canary.end()
         return checks
 
-    def _give_up(self, proven: list[str], error: BaseException) -> None:
-        """Say why, and remove the candidate, unless it has served before or a newer deployment works on it."""
+    def _roll_back(self, verified_releases: list[str], error: BaseException) -> None:
+        """Report why it failed, and remove the candidate, unless it has served before or is a newer deployment's."""
         if isinstance(error, ActionNeeded):
-            block = diagnose(self.cluster, self.release.name)
-            _log.error("%s", block)
-            self._try_to(lambda: self.releases.report_failure(self.release.name, error, block), "the report")
-        if self.release.name in proven:
-            return
-        self._try_to(self._remove, self.release.name)
+            diagnosis = diagnose(self.cluster, self.release.name)
+            _log.error("%s", diagnosis)
+            self._best_effort(lambda: self.releases.report_failure(self.release.name, error, diagnosis), "the report")
+        if self.release.name not in verified_releases:
+            self._best_effort(self._remove_candidate, self.release.name)
 
-    def _remove(self) -> None:
+    def _remove_candidate(self) -> None:
         self.lease.check_now()
         self.releases.remove(self.release.name)
 
+    def _restore_previous(self, previous: LiveRelease | None) -> None:
+        """Start the release that clients reach again when it was stopped, here or by a deployment that was killed."""
+        try:
+            if previous and self.releases.start(previous.release):
+                _log.error("starting the previous release %s again", previous.release)
+                self._wait_until_ready(previous.release, previous.model_digest)
+        except StageError as problem:
+            _log.error("NOBODY ANSWERS at %s: %s", live_name(self.release.service), problem)
+
     @staticmethod
-    def _try_to(act: Callable[[], None], what: str) -> None:
+    def _best_effort(act: Callable[[], None], what: str) -> None:
         try:
             act()
         except StageError as problem:
             _log.warning("%s is left to the next deployment: %s", what, problem)
 
-    def _keep_books(self, proven: list[str], checks: list[Check]) -> None:
-        """Record the release, and remove earlier ones beyond ``keep_releases``."""
-        earlier = [name for name in proven if name != self.release.name]
+    def _record_release(self, verified_releases: list[str], checks: list[Check]) -> None:
+        """Add the release to the ledger, and remove earlier ones beyond ``keep_releases``."""
+        earlier = [name for name in verified_releases if name != self.release.name]
         entry = {
             "release": self.release.name,
             "model_digest": self.release.model_digest,
@@ -204,22 +205,24 @@ class _ClusterDeployment:
                 self.lease.check()
                 self.releases.remove(name)
         except StageError as error:
-            # The release serves and is proven: that stands.
+            # The release serves and is verified: that stands.
             _log.warning("the ledger or earlier releases are left to the next deployment: %s", error)
 
-    def _outcome(self, old: LiveRelease | None, uri: str, checks: list[Check], live: list[Check]) -> DeployResult:
+    def _result(
+        self, previous: LiveRelease | None, uri: str, checks: list[Check], live_checks: list[Check]
+    ) -> DeployResult:
         domain, release = self.config.cluster_domain, self.release
-        previous = ""
-        beside = self.config.strategy == "bluegreen" and old and old.release != release.name
-        if old and beside and old.release in self.releases.running():
-            previous = service_url(direct_name(old.release), release.namespace, domain)
+        previous_endpoint = ""
+        runs_beside = self.config.strategy == "bluegreen" and previous and previous.release != release.name
+        if previous and runs_beside and previous.release in self.releases.list_running():
+            previous_endpoint = service_url(direct_name(previous.release), release.namespace, domain)
         return DeployResult(
             release.live_url(domain),
             release.model_digest,
-            reindex_required=old is None or old.checkpoint_digest != release.checkpoint_digest,
-            previous_endpoint=previous,
+            reindex_required=previous is None or previous.checkpoint_digest != release.checkpoint_digest,
+            previous_endpoint=previous_endpoint,
             checks=checks,
-            live=live,
+            live_checks=live_checks,
             objects=[*release.objects, live_service(release)],
             about=release.about(uri),
         )
@@ -227,7 +230,7 @@ class _ClusterDeployment:
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, with which Kubernetes ends pods, leaves time to clean up."""
+    """Turn SIGTERM, with which Kubernetes ends pods, into KeyboardInterrupt, so that a deployment cleans up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

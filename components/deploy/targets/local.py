@@ -82,7 +82,7 @@ class _LocalDeployment:
 
     def _outcome(self, service: ServerProcess, checks: list[Check], live: list[Check]) -> DeployResult:
         reindex = self.served_before != self.digest
-        return DeployResult(service.url, service.digest, reindex, checks=checks, live=live, service=service)
+        return DeployResult(service.url, service.digest, reindex, checks=checks, live_checks=live, service=service)
 
     def _check_port(self) -> None:
         port, ours = self.config.host_port, self.state.live

@@ -1,4 +1,4 @@
-"""Training on several nodes: a TrainJob and its pods.
+"""Training on several nodes: a TrainJob, its pods, and the files that both sides exchange.
 
-Imports the declaration of finetune only.
+Imports core.kubernetes and the declaration of finetune.
 """
