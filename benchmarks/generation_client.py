@@ -15,7 +15,6 @@ import resource
 import subprocess
 import tempfile
 import time
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from components.sdg.llm import client as endpoint
 from components.sdg.llm.budget import Budget
 from components.sdg.llm.ledger import open_ledger
 from components.sdg.llm.prompts import DocumentArtifacts, ask_for_artifacts
-from components.sdg.llm.roles import Llm
+from components.sdg.llm.roles import AnswerCounts, LlmRoles
 from components.sdg.program import run
 
 DELAY, IN_FLIGHT = 0.2, 64
@@ -132,16 +131,16 @@ def concurrent(requests: int) -> dict[str, Any]:
             llm_base_url=url, max_parallel_requests_for_gen=requests, ledger_uri=directory, max_attempts=20
         )
         started = time.perf_counter()
-        bill = asyncio.run(_ask_all(config, requests))
+        asked = asyncio.run(_ask_all(config, requests))
         seconds = time.perf_counter() - started
         found = counts(url)
         kept = len(open_ledger(directory))
     faults = {kind: found.get(kind, 0) for kind in KINDS}
-    if not bill["answers"] == bill["paid"] == kept == found["answers"] == requests:
-        raise SystemExit(f"{requests} asked: {bill}, {kept} kept, {found}")
+    if not asked.answers == asked.paid == kept == found["answers"] == requests:
+        raise SystemExit(f"{requests} sent: {asked}, {kept} kept, {found}")
     return {
         "asked": requests,
-        "answers": bill["answers"],
+        "answers": asked.answers,
         "kept": kept,
         "requests": found["requests"],
         "most in flight": found["most in flight"],
@@ -150,13 +149,13 @@ def concurrent(requests: int) -> dict[str, Any]:
     }
 
 
-async def _ask_all(config: SdgConfig, requests: int) -> Counter[str]:
-    bill: Counter[str] = Counter()
-    async with Llm(config, open_ledger(config.ledger_uri), Budget(config)) as llm:
+async def _ask_all(config: SdgConfig, requests: int) -> AnswerCounts:
+    counts = AnswerCounts()
+    async with LlmRoles(config, open_ledger(config.ledger_uri), Budget(config, config.models.values())) as llm:
         texts = [f"Document {number} is about machine{number}." for number in range(requests)]
-        asked = (llm.ask("artifact_extraction", ask_for_artifacts(t, config), DocumentArtifacts, bill) for t in texts)
+        asked = (llm.ask("artifact_extraction", ask_for_artifacts(t, config), DocumentArtifacts, counts) for t in texts)
         await asyncio.gather(*asked)
-    return bill
+    return counts
 
 
 def write_corpus(directory: Path, documents: int) -> Path:

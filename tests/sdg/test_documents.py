@@ -21,12 +21,13 @@ from components.core.runner import Source, execute
 from components.recipe.plan import resolve
 from components.recipe.stages import by_name
 from components.sdg.component import SdgConfig
-from components.sdg.llm.prompts import share_out
-from components.sdg.passages.bundles import bundle
-from components.sdg.passages.chunking import chunk, parts
-from components.sdg.passages.tokens import fits_passage
+from components.sdg.llm.prompts import split_into_sections
+from components.sdg.passages.bundles import group_documents
+from components.sdg.passages.chunking import chunk_text, split_into_parts
+from components.sdg.passages.tokens import make_passage_check
 from components.sdg.program import preview, run
 from components.sdg.read.corpus import Document
+from components.sdg.records import Chunk
 from tests.sdg.kills import write_corpus
 from tests.sdg.llm_server import LlmServer, llm_server
 
@@ -63,23 +64,23 @@ HARD = st.lists(
 @given(HARD.map(" ".join), st.integers(12, 40), st.integers(0, 2))
 def test_no_passage_is_longer_than_the_model_reads(tokenizer: Any, text: str, limit: int, overlap: int) -> None:
     config = SMALL.model_copy(update={"passage_max_length": limit, "passage_prefix": "passage: "})
-    chunks = chunk(text, sentences=3, max_words=50, overlap=overlap, fits=fits_passage(config))
-    for one in chunks:
-        assert len(tokenizer("passage: " + one["text"])["input_ids"]) <= limit
+    chunks = chunk_text(text, sentences=3, max_words=50, overlap=overlap, fits=make_passage_check(config))
+    for chunk in chunks:
+        assert len(tokenizer("passage: " + chunk.text)["input_ids"]) <= limit
     if not overlap:
-        assert "".join(one["text"] for one in chunks).replace(" ", "") == "".join(text.split())
+        assert "".join(chunk.text for chunk in chunks).replace(" ", "") == "".join(text.split())
 
 
 def test_a_passage_starts_with_the_end_of_the_one_before() -> None:
     text = " ".join(f"Sentence number {n} stands here." for n in range(10))
-    chunks = chunk(text, sentences=3, max_words=100, overlap=1)
+    chunks = chunk_text(text, sentences=3, max_words=100, overlap=1)
     for before, after in pairwise(chunks):
-        assert after["text"].startswith(before["text"].split(". ")[-1].rstrip("."))
-        assert after["start"] == before["end"] - 5
+        assert after.text.startswith(before.text.split(". ")[-1].rstrip("."))
+        assert after.start == before.end - 5
     words = text.split()
-    assert all(" ".join(words[one["start"] : one["end"]]) == one["text"] for one in chunks)
-    assert chunks[-1]["end"] == len(words)
-    assert chunks[-1]["sentence_count"] > 1  # an overlap alone is no passage
+    assert all(" ".join(words[chunk.start : chunk.end]) == chunk.text for chunk in chunks)
+    assert chunks[-1].end == len(words)
+    assert chunks[-1].sentence_count > 1  # an overlap alone is no passage
 
 
 def test_tokens_are_counted_by_the_stage_when_asked_to(tmp_path: Path, tokenizer: Any) -> None:
@@ -96,7 +97,7 @@ def test_tokens_are_counted_by_the_stage_when_asked_to(tmp_path: Path, tokenizer
 
 def test_a_base_model_without_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokenizer\.json"):
-        fits_passage(SdgConfig(base_model=str(tmp_path)))
+        make_passage_check(SdgConfig(base_model=str(tmp_path)))
 
 
 def test_a_long_document_is_asked_about_in_parts_and_gets_more_questions(server: LlmServer, tmp_path: Path) -> None:
@@ -129,12 +130,12 @@ def test_questions_can_grow_with_the_length_of_a_document(server: LlmServer, tmp
 
 @pytest.mark.parametrize("count", [1, 2, 7, 50])
 def test_parts_hold_every_passage_once_and_are_of_about_one_length(count: int) -> None:
-    chunks = [{"word_count": 90 + n % 20, "chunk_id": n} for n in range(count)]
-    found = parts(chunks, 1000)
-    assert [one for part in found for one in part] == chunks
-    sizes = [sum(one["word_count"] for one in part) for part in found]
+    chunks = [Chunk(text="", chunk_id=n, word_count=90 + n % 20) for n in range(count)]
+    parts = split_into_parts(chunks, 1000)
+    assert [chunk for part in parts for chunk in part] == chunks
+    sizes = [sum(chunk.word_count for chunk in part) for part in parts]
     assert max(sizes) <= 1000
-    assert len(found) == 1 or min(sizes) > 500
+    assert len(parts) == 1 or min(sizes) > 500
 
 
 def test_the_llm_is_told_styles_kinds_and_language(server: LlmServer, tmp_path: Path) -> None:
@@ -198,16 +199,16 @@ def test_a_list_of_bundles_that_is_wrong_is_named(tmp_path: Path, content: str, 
     (tmp_path / "bundles.yaml").write_text(content)
     documents = [Document(f"{name}.txt", "text") for name in "abcd"]
     with pytest.raises(InputError, match=words):
-        bundle(documents, tmp_path, SdgConfig(multi_doc=True, multi_doc_manifest="bundles.yaml"))
+        group_documents(documents, tmp_path, SdgConfig(multi_doc=True, multi_doc_manifest="bundles.yaml"))
     with pytest.raises(InputError, match="no such file in the corpus"):
-        bundle(documents, tmp_path, SdgConfig(multi_doc=True, multi_doc_manifest="../bundles.yaml"))
+        group_documents(documents, tmp_path, SdgConfig(multi_doc=True, multi_doc_manifest="../bundles.yaml"))
 
 
 def test_sections_of_bundles_by_strategy() -> None:
-    chunks = [{"doc_id": doc, "chunk_id": n} for n, doc in enumerate("aaaabb")]
+    chunks = [Chunk(text="", chunk_id=n, word_count=0, doc_id=doc) for n, doc in enumerate("aaaabb")]
 
     def sections(strategy: str) -> list[str]:
-        return ["".join(one["doc_id"] for one in section) for section in share_out(chunks, 2, strategy)]
+        return ["".join(chunk.doc_id for chunk in section) for section in split_into_sections(chunks, 2, strategy)]
 
     assert sections("sequential") == ["aaa", "abb"]
     assert sections("doc_balanced") == ["aab", "aab"]

@@ -12,7 +12,7 @@ import pytest
 
 from components.core.errors import ActionNeeded, InputError
 from components.sdg.component import SdgConfig
-from components.sdg.llm.prompts import quotas
+from components.sdg.llm.prompts import compute_quotas
 from components.sdg.program import run
 from tests.sdg.llm_server import LlmServer, llm_server
 
@@ -208,8 +208,8 @@ def test_missing_key_is_said_before_anything_is_sent(
 
 @pytest.mark.parametrize("total", range(1, 30))
 def test_quotas_sum_to_the_number_of_pairs(total: int) -> None:
-    assert sum(quotas(total, {"a": 3, "b": 2, "c": 2, "d": 0}).values()) == total
-    assert quotas(7, {"a": 3, "b": 2, "c": 2}) == {"a": 3, "b": 2, "c": 2}
+    assert sum(compute_quotas(total, {"a": 3, "b": 2, "c": 2, "d": 0}).values()) == total
+    assert compute_quotas(7, {"a": 3, "b": 2, "c": 2}) == {"a": 3, "b": 2, "c": 2}
 
 
 def test_a_key_may_lie_in_a_file_that_only_the_header_shows(

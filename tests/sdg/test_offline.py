@@ -17,7 +17,7 @@ from components.recipe.plan import resolve
 from components.recipe.stages import by_name
 from components.sdg.component import SdgConfig
 from components.sdg.offline import OfflineGenerator
-from components.sdg.passages.chunking import chunk
+from components.sdg.passages.chunking import chunk_text
 from components.sdg.program import run
 from tests.data.pydoc.build import write_corpus
 
@@ -38,8 +38,9 @@ run(SdgConfig(generator="offline", num_pairs=3), corpus=Path(sys.argv[1]), qa_pa
 
 
 def pairs(method: str, text: str = PASSAGES[0]) -> list[dict]:
-    chunks = chunk(text, sentences=5, max_words=250)
-    return OfflineGenerator(PASSAGES, method=method).pairs(chunks, per_passage=20, random_=random.Random(0))
+    chunks = chunk_text(text, sentences=5, max_words=250)
+    made = OfflineGenerator(PASSAGES, method=method).make_pairs(chunks, per_passage=20, random_=random.Random(0))
+    return [pair.to_json() for pair in made]
 
 
 @pytest.fixture(scope="module")

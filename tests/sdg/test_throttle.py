@@ -31,17 +31,17 @@ def test_never_more_than_allowed_and_everybody_gets_a_turn() -> None:
 def test_one_burst_of_refusals_shrinks_once_and_successes_grow_it_again() -> None:
     throttle = Throttle(64)
     for _ in range(20):
-        throttle.pushed_back(0.0)
+        throttle.record_push_back(0.0)
     assert throttle.limit == 48
     for _ in range(25 * 100):
-        throttle.succeeded()
+        throttle.record_success()
     assert throttle.limit == 64
 
 
 def test_nothing_is_sent_while_the_endpoint_asks_to_wait() -> None:
     async def enter() -> float:
         throttle = Throttle(2)
-        throttle.pushed_back(0.2)
+        throttle.record_push_back(0.2)
         started = time.monotonic()
         async with throttle:
             return time.monotonic() - started

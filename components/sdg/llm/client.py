@@ -36,7 +36,7 @@ _NO_OTHER_TIMEOUT = aiohttp.ClientTimeout(total=None)
 _PUSH_BACKS_PER_TRY = 10
 
 
-class GivenUp(StageError):
+class NoUsableAnswer(StageError):
     """One request has no usable answer; other documents go on. ``transient``: it may have one tomorrow."""
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
@@ -44,7 +44,7 @@ class GivenUp(StageError):
         self.transient = transient
 
 
-class Unusable(Exception):
+class InvalidAnswer(Exception):
     """An answer that holds nothing: worth another try."""
 
 
@@ -55,7 +55,7 @@ class _Response:
     content: bytes
 
 
-class Endpoint:
+class LlmClient:
     """Posts to ``provider``. The key is read from the environment or a file, sent in a header and nowhere else.
 
     Raises InputError for an unsafe URL or a missing key, before anything is sent.
@@ -89,11 +89,9 @@ class Endpoint:
             await self._session.close()
 
     async def post(self, path: str, body: str, *, model: str, timeout: float, read: Callable[[Any], Read]) -> Read:
-        """What ``read`` makes of the JSON answer; asked again after faults that pass and when ``read`` is Unusable.
+        """Return what ``read`` makes of the JSON answer.
 
-        ``body`` is JSON; ``model``, which it asks for, is named in errors.
-
-        Raises GivenUp, ActionNeeded when a person must act, Transient when the endpoint asks to wait too long.
+        Raises NoUsableAnswer, ActionNeeded when a person must act, Transient when the endpoint asks to wait too long.
         """
         problem, tries, push_backs, reached, content = "", 0, 0, False, body.encode()
         while tries < self._settings.max_attempts and push_backs < _PUSH_BACKS_PER_TRY * self._settings.max_attempts:
@@ -110,25 +108,27 @@ class Endpoint:
             if 200 <= response.status < 300:
                 try:
                     answer = read(json.loads(response.content))
-                except (Unusable, ValueError, RecursionError) as error:
-                    problem = str(error) if isinstance(error, Unusable) else "the answer is not JSON"
+                except (InvalidAnswer, ValueError, RecursionError) as error:
+                    problem = str(error) if isinstance(error, InvalidAnswer) else "the answer is not JSON"
                     tries += 1
                     await asyncio.sleep(_back_off(tries))
                     continue
                 self._answered = True
-                self._throttle.succeeded()
+                self._throttle.record_success()
                 return answer
             problem = self._refusal(response, path, model)
             wait = self._wait(response)
             if response.status == 429:
                 push_backs += 1
-                self._throttle.pushed_back(_back_off(push_backs) if wait is None else wait)
+                self._throttle.record_push_back(_back_off(push_backs) if wait is None else wait)
             else:
                 tries += 1
                 await asyncio.sleep(max(_back_off(tries), wait or 0.0))
         if not reached and not self._answered:
             raise ActionNeeded(f"{self.url} cannot be reached ({problem}): check the address and the network")
-        raise GivenUp(f"{self.url}{path} did not answer {tries + push_backs} times (last: {problem})", transient=True)
+        raise NoUsableAnswer(
+            f"{self.url}{path} did not answer {tries + push_backs} times (last: {problem})", transient=True
+        )
 
     async def _send(self, path: str, body: bytes, timeout: float) -> _Response:
         async with self._throttle:
@@ -169,7 +169,7 @@ class Endpoint:
                 f"check {self._key_name or 'the address'}, the quota and the model's name"
             )
         if status not in _TRY_AGAIN:
-            raise GivenUp(f"{self.url}{path} refuses the request (HTTP {status})")
+            raise NoUsableAnswer(f"{self.url}{path} refuses the request (HTTP {status})")
         return f"HTTP {status}"
 
     def _wait(self, response: _Response) -> float | None:

@@ -29,7 +29,7 @@ _SEGMENTS_TO_MERGE = 256
 _READERS = 16
 
 
-class Storage(Protocol):
+class SegmentStorage(Protocol):
     """Where segments lie. Both methods raise OSError or obstore's errors."""
 
     def read(self) -> Iterator[bytes]:
@@ -42,7 +42,7 @@ class Storage(Protocol):
 class Ledger:
     """Answers by key. Without ``storage`` they last as long as the process."""
 
-    def __init__(self, storage: Storage | None = None, *, where: str = "") -> None:
+    def __init__(self, storage: SegmentStorage | None = None, *, where: str = "") -> None:
         self._storage, self._where = storage, where
         self._answers: dict[str, Any] = {}
         self._waiting: list[tuple[str, Any, asyncio.Future[None]]] = []
@@ -76,7 +76,7 @@ class Ledger:
             self._writer = asyncio.create_task(self._write(self._storage))
         await done
 
-    async def _write(self, storage: Storage) -> None:
+    async def _write(self, storage: SegmentStorage) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
             lines = "".join(json.dumps({"key": key, "answer": answer}) + "\n" for key, answer, _ in batch).encode()
@@ -93,7 +93,7 @@ class Ledger:
                 if not done.done():
                     done.set_exception(failure) if failure else done.set_result(None)
 
-    def _open(self, storage: Storage) -> None:
+    def _open(self, storage: SegmentStorage) -> None:
         """Read all segments, and write a first line: a ledger that cannot be written must not cost an answer."""
         torn = 0
         try:
@@ -124,8 +124,8 @@ def open_ledger(uri: str | None) -> Ledger:
         return Ledger()
     where = f"ledger_uri = {uri}"
     if "://" not in uri:
-        return Ledger(Folder(Path(uri)), where=where)
-    return Ledger(Segments(open_store(uri, setting="ledger_uri")), where=where)
+        return Ledger(DirectorySegments(Path(uri)), where=where)
+    return Ledger(BucketSegments(open_store(uri, setting="ledger_uri")), where=where)
 
 
 def canonical(value: Any) -> str:
@@ -139,7 +139,7 @@ def key_of(**parts: str) -> str:
     return hashlib.sha256(f"{{{listed}}}".encode()).hexdigest()
 
 
-class Folder:
+class DirectorySegments:
     """A directory on a disk that outlives the process: a local one, or a volume."""
 
     def __init__(self, directory: Path) -> None:
@@ -162,7 +162,7 @@ class Folder:
         os.fsync(self._file)
 
 
-class Segments:
+class BucketSegments:
     """A bucket; each write is an object of its own, created and never changed by another process."""
 
     def __init__(self, store: Store) -> None:

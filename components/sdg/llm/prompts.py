@@ -1,7 +1,10 @@
-"""What the LLM is asked, and what its answers must look like.
+"""Prompts for the LLM, and the models that its answers must match.
 
 Documents are data: they stand between markers that the document itself cannot contain, and the LLM is told that
 nothing between them is an instruction. Answers are checked against the models below; anything else is asked again.
+
+Prompts, and the names, fields and docstrings of these models, are part of the keys of paid answers in the ledger: after
+a change of any of them, everything is paid for again.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ from functools import cache
 from itertools import cycle, islice, pairwise, zip_longest
 from pathlib import Path
 from string import Template
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field
 
 from components.core.errors import InputError
-from components.sdg.passages.chunking import words_of
+from components.sdg.passages.chunking import count_words
+from components.sdg.records import ArtifactItem, Chunk, QaPair
 from components.sdg.settings.generation_settings import (
     BundleStrategy,
     GenerationSettings,
@@ -27,16 +31,6 @@ from components.sdg.settings.generation_settings import (
 )
 from components.sdg.settings.llm_settings import ChatRole
 
-ARTIFACT_KINDS = (
-    "key_concepts",
-    "relationships",
-    "themes",
-    "entities",
-    "processes",
-    "insights",
-    "technical_terms",
-    "contextual_factors",
-)
 Messages = list[dict[str, str]]
 Kind = TypeVar("Kind", bound=str)
 _FILE = "file:"
@@ -59,11 +53,19 @@ class DocumentItem(_Answer):
     importance: str
 
 
-DocumentArtifacts = create_model(
-    "DocumentArtifacts",
-    __base__=_Answer,
-    **{kind: (list[DocumentItem], Field(default_factory=list)) for kind in ARTIFACT_KINDS},
-)
+class DocumentArtifacts(_Answer):
+    # Answer to ``ask_for_artifacts``. A docstring would change the keys of paid answers.
+    key_concepts: list[DocumentItem] = Field(default_factory=list)
+    relationships: list[DocumentItem] = Field(default_factory=list)
+    themes: list[DocumentItem] = Field(default_factory=list)
+    entities: list[DocumentItem] = Field(default_factory=list)
+    processes: list[DocumentItem] = Field(default_factory=list)
+    insights: list[DocumentItem] = Field(default_factory=list)
+    technical_terms: list[DocumentItem] = Field(default_factory=list)
+    contextual_factors: list[DocumentItem] = Field(default_factory=list)
+
+
+ARTIFACT_KINDS = tuple(DocumentArtifacts.model_fields)
 
 
 class HopContext(_Answer):
@@ -172,64 +174,61 @@ _SCORES_FORM = (
 
 
 def ask_for_artifacts(text: str, settings: GenerationSettings) -> Messages:
-    """Messages that ask what a document is about."""
-    task = _task("artifact_extraction", _ARTIFACTS, settings)
-    return _messages(f"{task}\n{_ARTIFACTS_FORM}", text)
+    """Return the messages that ask what a document is about."""
+    task = _fill_in_task("artifact_extraction", _ARTIFACTS, settings)
+    return _make_messages(f"{task}\n{_ARTIFACTS_FORM}", text)
 
 
 def ask_for_pairs(
-    artifacts: dict[str, Any], chunks: Sequence[dict[str, Any]], settings: GenerationSettings
+    artifacts: Mapping[str, Sequence[ArtifactItem]], chunks: Sequence[Chunk], settings: GenerationSettings
 ) -> Messages:
-    """Messages that ask for question-answer pairs with the segments that hold each answer."""
-    about = [f"{item['text']}: {item['description']}" for items in artifacts.values() for item in items]
-    task = _task("qa_generation", _PAIRS, settings, settings.count_pairs(words_of(chunks)))
+    """Return the messages that ask for question-answer pairs with the segments that hold each answer."""
+    about = [f"{item.text}: {item.description}" for items in artifacts.values() for item in items]
+    task = _fill_in_task("qa_generation", _PAIRS, settings, settings.count_pairs(count_words(chunks)))
     known = f"The document is about: {'; '.join(about) or 'not known'}."
-    return _messages(f"{task}\n{known}\n{_PAIRS_FORM}", _sections(chunks, settings))
+    return _make_messages(f"{task}\n{known}\n{_PAIRS_FORM}", _format_sections(chunks, settings))
 
 
-def ask_for_answers(
-    questions: Sequence[str], chunks: Sequence[dict[str, Any]], settings: GenerationSettings
-) -> Messages:
-    """Messages that ask for the answers of questions, which are numbered from 1."""
-    listed = [{"question_id": number, "question": question} for number, question in enumerate(questions, 1)]
+def ask_for_answers(questions: Sequence[str], chunks: Sequence[Chunk], settings: GenerationSettings) -> Messages:
+    """Return the messages that ask for the answers of ``questions``, which are numbered from 1."""
+    numbered = [{"question_id": number, "question": question} for number, question in enumerate(questions, 1)]
     language = settings.language or "the language of the document"
     task = (
         f"Answer each question in {language}, from the segments alone; segment_ids names every segment that is needed "
         "for the answer. Leave out questions that the segments do not answer.\n"
         'Form: {"answers": [{"question_id", "answer", "segment_ids"}]}\n'
-        f"Questions: {json.dumps(listed, ensure_ascii=False)}"
+        f"Questions: {json.dumps(numbered, ensure_ascii=False)}"
     )
-    return _messages(task, "\n".join(map(_segment, chunks)))
+    return _make_messages(task, "\n".join(map(_format_segment, chunks)))
 
 
-def ask_for_scores(
-    pairs: Sequence[dict[str, Any]], chunks: Sequence[dict[str, Any]], settings: GenerationSettings
-) -> Messages:
-    """Messages that ask for scores of pairs, which are numbered from 1."""
-    listed = [
-        {"pair_id": number, **{name: pair[name] for name in ("question", "answer", "segment_ids")}}
+def ask_for_scores(pairs: Sequence[QaPair], chunks: Sequence[Chunk], settings: GenerationSettings) -> Messages:
+    """Return the messages that ask for scores of ``pairs``, which are numbered from 1."""
+    numbered = [
+        {"pair_id": number, "question": pair.question, "answer": pair.answer, "segment_ids": pair.segment_ids}
         for number, pair in enumerate(pairs, 1)
     ]
-    task = _task("quality_judge", _SCORES, settings)
-    return _messages(
-        f"{task}\n{_SCORES_FORM}\nPairs: {json.dumps(listed, ensure_ascii=False)}", "\n".join(map(_segment, chunks))
+    task = _fill_in_task("quality_judge", _SCORES, settings)
+    return _make_messages(
+        f"{task}\n{_SCORES_FORM}\nPairs: {json.dumps(numbered, ensure_ascii=False)}",
+        "\n".join(map(_format_segment, chunks)),
     )
 
 
-def _task(role: ChatRole, built_in: str, settings: GenerationSettings, num_pairs: int | None = None) -> str:
-    """The instruction of ``role`` with its names filled in. Raises InputError for one that cannot be."""
+def _fill_in_task(role: ChatRole, built_in: str, settings: GenerationSettings, num_pairs: int | None = None) -> str:
+    """Return the instruction of ``role`` with its names filled in. Raises InputError for one that cannot be."""
     pairs = settings.num_pairs if num_pairs is None else num_pairs
-    given = settings.prompts.get(role)
-    text = built_in if given is None else _given(role, given)
+    instruction = settings.prompts.get(role)
+    text = built_in if instruction is None else _read_instruction(role, instruction)
     try:
         return Template(text).substitute(
             kinds=", ".join(ARTIFACT_KINDS),
             max_artifacts=settings.max_artifacts_per_type,
             num_pairs=pairs,
             language=settings.language or "the language of the document",
-            question_styles=_counts(pairs, settings.question_styles),
-            query_types=_counts(pairs, settings.query_counts),
-            reasoning_types=_counts(pairs, settings.reasoning_counts),
+            question_styles=_list_quotas(pairs, settings.question_styles),
+            query_types=_list_quotas(pairs, settings.query_counts),
+            reasoning_types=_list_quotas(pairs, settings.reasoning_counts),
             min_complexity=settings.min_complexity,
             min_hops=settings.min_hops,
             max_hops=settings.max_hops,
@@ -239,69 +238,69 @@ def _task(role: ChatRole, built_in: str, settings: GenerationSettings, num_pairs
 
 
 @cache
-def _given(role: str, given: str) -> str:
-    if not given.startswith(_FILE):
-        return given
+def _read_instruction(role: str, instruction: str) -> str:
+    if not instruction.startswith(_FILE):
+        return instruction
     try:
-        return Path(given.removeprefix(_FILE)).read_text(encoding="utf-8")
+        return Path(instruction.removeprefix(_FILE)).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise InputError(f"prompts.{role}: {given} cannot be read ({error}): give a text file in UTF-8") from None
+        raise InputError(f"prompts.{role}: {instruction} cannot be read ({error}): give a text file in UTF-8") from None
 
 
-def quotas(total: int, shares: Mapping[Kind, int]) -> dict[Kind, int]:
-    """``total`` in proportion to ``shares``; what does not divide goes to the first ones."""
+def compute_quotas(total: int, shares: Mapping[Kind, int]) -> dict[str, int]:
+    """Return ``total`` in proportion to ``shares``; what does not divide goes to the first ones."""
     weights = {kind: weight for kind, weight in shares.items() if weight}
-    found = {kind: total * weight // sum(weights.values()) for kind, weight in weights.items()}
-    for kind in islice(cycle(weights), total - sum(found.values())):
-        found[kind] += 1
-    return {kind: count for kind, count in found.items() if count}
+    quotas = {kind: total * weight // sum(weights.values()) for kind, weight in weights.items()}
+    for kind in islice(cycle(weights), total - sum(quotas.values())):
+        quotas[kind] += 1
+    return {kind: count for kind, count in quotas.items() if count}
 
 
-def _counts(total: int, shares: Mapping[Kind, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in quotas(total, shares).items())
+def _list_quotas(total: int, shares: Mapping[Kind, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in compute_quotas(total, shares).items())
 
 
-def _sections(chunks: Sequence[dict[str, Any]], settings: GenerationSettings) -> str:
-    """The segments under headings of ``num_sections`` sections; one section needs no heading."""
+def _format_sections(chunks: Sequence[Chunk], settings: GenerationSettings) -> str:
+    """Return the segments under headings of ``num_sections`` sections; one section needs no heading."""
     if settings.num_sections == 1:
-        return "\n".join(map(_segment, chunks))
+        return "\n".join(map(_format_segment, chunks))
     lines = []
-    for number, section in enumerate(share_out(chunks, settings.num_sections, settings.bundle_strategy), 1):
-        lines += [f"=== Section {number} ===", *map(_segment, section)]
+    for number, section in enumerate(split_into_sections(chunks, settings.num_sections, settings.bundle_strategy), 1):
+        lines += [f"=== Section {number} ===", *map(_format_segment, section)]
     return "\n".join(lines)
 
 
-def share_out(chunks: Sequence[dict[str, Any]], count: int, strategy: BundleStrategy) -> list[list[dict[str, Any]]]:
-    """``chunks`` in at most ``count`` sections, none empty.
+def split_into_sections(chunks: Sequence[Chunk], count: int, strategy: BundleStrategy) -> list[list[Chunk]]:
+    """Return ``chunks`` in at most ``count`` sections, none empty.
 
     ``sequential`` cuts the order as it stands; ``doc_balanced`` gives every section a share of each document;
     ``interleaved`` takes a passage of each document in turn.
     """
-    documents: dict[str, list[dict[str, Any]]] = {}
-    for one in chunks:
-        documents.setdefault(one.get("doc_id", ""), []).append(one)
+    documents: dict[str | int | None, list[Chunk]] = {}
+    for chunk in chunks:
+        documents.setdefault(chunk.doc_id, []).append(chunk)
     if strategy == "doc_balanced":
-        shares = [_cut(of_one, count) for of_one in documents.values()]
-        sections = [[one for share in shares for one in share[number]] for number in range(count)]
+        shares = [_cut_evenly(passages, count) for passages in documents.values()]
+        sections = [[chunk for share in shares for chunk in share[number]] for number in range(count)]
     else:
         if strategy == "interleaved":
-            turns = zip_longest(*documents.values())
-            chunks = [one for turn in turns for one in turn if one is not None]
-        sections = _cut(chunks, count)
+            rounds = zip_longest(*documents.values())
+            chunks = [chunk for passages in rounds for chunk in passages if chunk is not None]
+        sections = _cut_evenly(chunks, count)
     return [section for section in sections if section]
 
 
-def _cut(items: Sequence[dict[str, Any]], count: int) -> list[list[dict[str, Any]]]:
+def _cut_evenly(items: Sequence[Chunk], count: int) -> list[list[Chunk]]:
     bounds = [len(items) * number // count for number in range(count + 1)]
     return [list(items[start:end]) for start, end in pairwise(bounds)]
 
 
-def _segment(chunk: dict[str, Any]) -> str:
-    document = f" [Doc: {chunk['doc_id']}]" if "doc_id" in chunk else ""
-    return f"Segment {chunk['chunk_id']}{document}: {chunk['text']}"
+def _format_segment(chunk: Chunk) -> str:
+    document = "" if chunk.doc_id is None else f" [Doc: {chunk.doc_id}]"
+    return f"Segment {chunk.chunk_id}{document}: {chunk.text}"
 
 
-def _messages(task: str, document: str) -> Messages:
+def _make_messages(task: str, document: str) -> Messages:
     inert = document.replace(_OPEN, "").replace(_CLOSE, "")
     return [
         {"role": "system", "content": _SYSTEM},

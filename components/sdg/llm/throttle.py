@@ -56,7 +56,7 @@ class Throttle:
                 self._in_flight += 1
                 turn.set_result(None)
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """An answer came."""
         self._successes += 1
         if self._successes >= _SUCCESSES_TO_GROW:
@@ -64,7 +64,7 @@ class Throttle:
             self._limit = min(self._most, self._limit + 1)
             self._admit()
 
-    def pushed_back(self, seconds: float) -> None:
+    def record_push_back(self, seconds: float) -> None:
         """The endpoint asked for fewer requests, and for none within ``seconds``."""
         now = time.monotonic()
         self._paused_until = max(self._paused_until, now + seconds)

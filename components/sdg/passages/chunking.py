@@ -1,11 +1,12 @@
-"""Passages of a document: groups of sentences, never longer than a bound."""
+"""Cuts documents into passages: groups of sentences, never longer than a bound."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+
+from components.sdg.records import Chunk
 
 _PARAGRAPH = re.compile(r"\n\s*\n+")
 # A sentence ends at . ! ? ؟ ۔ (and closing quotes or brackets) before white space and what can start a sentence,
@@ -20,96 +21,120 @@ _LONGEST_WORD = 24
 _CHARACTERS_PER_WORD = 6
 
 
-def chunk(
+def chunk_text(
     text: str, *, sentences: int, max_words: int, overlap: int = 0, fits: Callable[[str], bool] | None = None
-) -> list[dict[str, Any]]:
-    """Passages of ``text`` as the recipe's records: ``sentences`` sentences each, at most ``max_words`` words.
+) -> list[Chunk]:
+    """Cut ``text`` into passages; without overlap every word stands in exactly one of them.
 
-    ``fits``, when given, must hold for every passage, too; longer sentences are cut at a word, longer words anywhere.
-    A passage starts with the last ``overlap`` sentences of the one before, as far as they fit. ``start`` and ``end``
-    are word offsets in the document, ``end`` excluded. Without overlap every word stands in exactly one passage; white
-    space is folded.
+    Args:
+        text: A document.
+        sentences: Most sentences of a passage.
+        max_words: Most words of a passage; longer sentences are cut at a word.
+        overlap: Sentences of the passage before that a passage starts with, as far as they fit.
+        fits: Must hold for every passage; sentences that do not fit are cut at a word, words anywhere.
+
+    Returns:
+        The passages in their order, white space folded.
     """
-    chunks: list[dict[str, Any]] = []
-    group: list[list[str]] = []
-    start, fresh = 0, 0  # fresh: sentences of the group that no passage holds so far
-
-    def close() -> None:
-        nonlocal group, start, fresh
-        words = [word for sentence in group for word in sentence]
-        if fresh:
-            number = len(chunks) + 1
-            chunks.append(
-                {
-                    "text": " ".join(words),
-                    "start": start,
-                    "end": start + len(words),
-                    "sentence_count": len(group),
-                    "word_count": len(words),
-                    "chunk_id": number,
-                    "doc_chunk_index": number,
-                }
-            )
-        shorten(len(group) - overlap)
-        fresh = 0
-
-    def shorten(count: int) -> None:
-        """Take the first ``count`` sentences out of the group."""
-        nonlocal group, start
-        start += sum(len(sentence) for sentence in group[:count])
-        group = group[count:]
-
-    def too_long(sentence: list[str]) -> bool:
-        if len(group) == sentences or _length(group) + _length([sentence]) > max_words:
-            return True
-        return fits is not None and not fits(" ".join(word for part in (*group, sentence) for word in part))
-
-    for whole in _sentences(text, max_words):
-        for sentence in _fitting(whole, fits) if fits else (whole,):
-            if group and too_long(sentence):
-                close()
-                while group and too_long(sentence):
-                    shorten(1)
-            group.append(sentence)
-            fresh += 1
-    close()
+    chunks: list[Chunk] = []
+    window = _Window(sentences, max_words, fits)
+    for whole in _iter_sentences(text, max_words):
+        for sentence in _cut_to_fit(whole, fits) if fits else (whole,):
+            if window.sentences and not window.has_room_for(sentence):
+                if window.new_sentences:
+                    chunks.append(window.to_chunk(len(chunks) + 1))
+                window.drop(len(window.sentences) - overlap)
+                while window.sentences and not window.has_room_for(sentence):
+                    window.drop(1)
+            window.add(sentence)
+    if window.new_sentences:
+        chunks.append(window.to_chunk(len(chunks) + 1))
     return chunks
 
 
-def words_of(chunks: Sequence[dict[str, Any]]) -> int:
-    """Words of all ``chunks``."""
-    return sum(one["word_count"] for one in chunks)
+class _Window:
+    """Consecutive sentences of a document, as words, that will be a passage.
+
+    Attributes:
+        sentences: The sentences.
+        new_sentences: How many of them, at the end, no passage holds so far.
+    """
+
+    def __init__(self, most_sentences: int, max_words: int, fits: Callable[[str], bool] | None) -> None:
+        self._most_sentences, self._max_words, self._fits = most_sentences, max_words, fits
+        self.sentences: list[list[str]] = []
+        self.new_sentences = 0
+        self._length = 0
+        self._start = 0
+
+    def has_room_for(self, sentence: list[str]) -> bool:
+        """Return whether a passage may hold ``sentence`` as well."""
+        if len(self.sentences) == self._most_sentences or self._length + _count_length(sentence) > self._max_words:
+            return False
+        return self._fits is None or self._fits(" ".join(word for part in (*self.sentences, sentence) for word in part))
+
+    def add(self, sentence: list[str]) -> None:
+        """Append ``sentence``."""
+        self.sentences.append(sentence)
+        self.new_sentences += 1
+        self._length += _count_length(sentence)
+
+    def drop(self, count: int) -> None:
+        """Remove the first ``count`` sentences; not more than there are."""
+        for sentence in self.sentences[:count]:
+            self._start += len(sentence)
+            self._length -= _count_length(sentence)
+        del self.sentences[:count]
+
+    def to_chunk(self, number: int) -> Chunk:
+        """Return the passage number ``number`` of the document; its sentences are no longer new."""
+        self.new_sentences = 0
+        words = [word for sentence in self.sentences for word in sentence]
+        return Chunk(
+            text=" ".join(words),
+            chunk_id=number,
+            word_count=len(words),
+            start=self._start,
+            end=self._start + len(words),
+            sentence_count=len(self.sentences),
+            doc_chunk_index=number,
+        )
 
 
-def parts(chunks: Sequence[dict[str, Any]], max_words: int) -> list[list[dict[str, Any]]]:
-    """``chunks`` in order, in parts of about the same length and at most ``max_words`` words (or one passage)."""
-    total = words_of(chunks)
+def count_words(chunks: Sequence[Chunk]) -> int:
+    """Return the number of words of all ``chunks``."""
+    return sum(chunk.word_count for chunk in chunks)
+
+
+def split_into_parts(chunks: Sequence[Chunk], max_words: int) -> list[list[Chunk]]:
+    """Return ``chunks`` in order, in parts of about one length and at most ``max_words`` words (or one passage)."""
+    total = count_words(chunks)
     count = max(1, math.ceil(total / max_words))
     while True:
-        found: list[list[dict[str, Any]]] = [[] for _ in range(count)]
+        parts: list[list[Chunk]] = [[] for _ in range(count)]
         words = 0
-        for one in chunks:
-            found[min(count - 1, int((words + one["word_count"] / 2) * count / total))].append(one)
-            words += one["word_count"]
-        found = [part for part in found if part]
-        if all(len(part) == 1 or words_of(part) <= max_words for part in found):
-            return found
+        for chunk in chunks:
+            parts[min(count - 1, int((words + chunk.word_count / 2) * count / total))].append(chunk)
+            words += chunk.word_count
+        parts = [part for part in parts if part]
+        if all(len(part) == 1 or count_words(part) <= max_words for part in parts):
+            return parts
         count += 1
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences of one paragraph, by punctuation, for languages with and without spaces."""
+    """Return the sentences of one paragraph, by punctuation, for languages with and without spaces."""
     return [part.strip() for part in _SENTENCE_END.split(text) if part and part.strip()]
 
 
-def _sentences(text: str, max_words: int) -> Iterator[list[str]]:
-    """Sentences as words; one longer than ``max_words`` comes in pieces."""
+def _iter_sentences(text: str, max_words: int) -> Iterator[list[str]]:
+    """Yield sentences as words; one longer than ``max_words`` comes in pieces."""
     for paragraph in _PARAGRAPH.split(text):
         for sentence in split_sentences(paragraph):
             piece: list[str] = []
             for word in sentence.split():
-                for part in _pieces(word, max_words * _CHARACTERS_PER_WORD):
-                    if piece and _length([[*piece, part]]) > max_words:
+                for part in _cut_word(word, max_words * _CHARACTERS_PER_WORD):
+                    if piece and _count_length([*piece, part]) > max_words:
                         yield piece
                         piece = []
                     piece.append(part)
@@ -117,22 +142,22 @@ def _sentences(text: str, max_words: int) -> Iterator[list[str]]:
                 yield piece
 
 
-def _fitting(words: list[str], fits: Callable[[str], bool]) -> Iterator[list[str]]:
-    """``words`` in pieces that fit; a single word that does not is cut."""
+def _cut_to_fit(words: list[str], fits: Callable[[str], bool]) -> Iterator[list[str]]:
+    """Yield ``words`` in pieces that fit; a single word that does not fit is cut."""
     while words:
-        count = _longest([" ".join(words[: count + 1]) for count in range(len(words))], fits)
+        count = _count_fitting([" ".join(words[: count + 1]) for count in range(len(words))], fits)
         if count:
             yield words[:count]
             words = words[count:]
         else:
             word = words[0]
-            characters = max(1, _longest([word[: count + 1] for count in range(len(word))], fits))
+            characters = max(1, _count_fitting([word[: count + 1] for count in range(len(word))], fits))
             yield [word[:characters]]
             words = [word[characters:], *words[1:]] if word[characters:] else words[1:]
 
 
-def _longest(growing: list[str], fits: Callable[[str], bool]) -> int:
-    """How many of the texts ``growing``, each an extension of the one before, fit."""
+def _count_fitting(growing: list[str], fits: Callable[[str], bool]) -> int:
+    """Return how many of the texts ``growing``, each an extension of the one before, fit."""
     if fits(growing[-1]):
         return len(growing)
     low, high = 0, len(growing)
@@ -142,15 +167,11 @@ def _longest(growing: list[str], fits: Callable[[str], bool]) -> int:
     return low
 
 
-def _pieces(word: str, characters: int) -> Iterator[str]:
+def _cut_word(word: str, characters: int) -> Iterator[str]:
     for start in range(0, len(word), characters):
         yield word[start : start + characters]
 
 
-def _length(sentences: list[list[str]]) -> int:
-    """Words; a run of characters longer than any word counts as several."""
-    return sum(
-        1 if len(word) <= _LONGEST_WORD else -(-len(word) // _CHARACTERS_PER_WORD)
-        for sentence in sentences
-        for word in sentence
-    )
+def _count_length(words: Sequence[str]) -> int:
+    """Return the number of words; a run of characters longer than any word counts as several."""
+    return sum(1 if len(word) <= _LONGEST_WORD else -(-len(word) // _CHARACTERS_PER_WORD) for word in words)

@@ -1,4 +1,4 @@
-"""Counts tokens as the embedding model will: with its own tokenizer, and no torch."""
+"""Counts tokens as the embedding model will: with its own tokenizer, and without torch."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ from components.core.errors import ActionNeeded, InputError
 _FILE = "tokenizer.json"
 
 
-def fits_passage(config: EncoderConfig) -> Callable[[str], bool]:
-    """Whether a text, with the passage prefix and the special tokens, has at most ``passage_max_length`` tokens.
+def make_passage_check(config: EncoderConfig) -> Callable[[str], bool]:
+    """Return a function that tells whether a text is a passage short enough for the model.
 
-    Raises InputError when the base model has no tokenizer, ActionNeeded when the hub refuses it or is away.
+    With the passage prefix and the special tokens, it has at most ``passage_max_length`` tokens.
+
+    Raises:
+        InputError: The base model has no tokenizer.
+        ActionNeeded: The hub refuses the model, or does not answer.
     """
-    tokenizer = _load(config)
+    tokenizer = _load_tokenizer(config)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     prefix, limit = config.passage_prefix, config.passage_max_length
     return lambda text: len(tokenizer.encode(prefix + text).ids) <= limit
 
 
-def _load(config: EncoderConfig) -> Tokenizer:
+def _load_tokenizer(config: EncoderConfig) -> Tokenizer:
     source = Path(base_model_directory(config))
     try:
-        path = source / _FILE if source.is_dir() else _from_hub(config)
+        path = source / _FILE if source.is_dir() else _fetch_from_hub(config)
         return Tokenizer.from_file(str(path))
     except (ActionNeeded, InputError):
         raise
@@ -38,8 +42,8 @@ def _load(config: EncoderConfig) -> Tokenizer:
         raise InputError(f"base_model {config.base_model} has no {_FILE} that can be read ({error})") from None
 
 
-def _from_hub(config: EncoderConfig) -> str:
-    """From the hub's cache on this machine, else from the hub."""
+def _fetch_from_hub(config: EncoderConfig) -> str:
+    """Return the path of the file in the hub's cache on this machine, fetched when it is not there."""
     try:
         return hf_hub_download(config.base_model, _FILE, revision=config.base_model_revision)
     except GatedRepoError:

@@ -1,4 +1,4 @@
-"""Text of a file: plain, HTML, PDF or DOCX. Broken and hostile files are left out with a reason, never a crash."""
+"""Reads the text of a file: plain, HTML, PDF or DOCX. Broken and hostile files are left out, never a crash."""
 
 from __future__ import annotations
 
@@ -60,13 +60,15 @@ _NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 
 
 class Unreadable(Exception):
-    """Why a file is left out."""
+    """A file is left out; the message is the reason."""
 
 
 def read_text(path: Path, suffix: str, settings: ReadingSettings) -> str:
-    """The text of ``path``, whose extension is ``suffix``.
+    """Return the text of the file at ``path``, whose extension is ``suffix``.
 
-    Raises Unreadable with the reason, InputError when the package that reads the format is not installed.
+    Raises:
+        Unreadable: The file is left out; the message is the reason.
+        InputError: The package that reads the format is not installed.
     """
     if path.stat().st_size > settings.max_file_mib * 2**20:
         raise Unreadable(f"larger than {settings.max_file_mib} MiB")
@@ -77,7 +79,7 @@ def read_text(path: Path, suffix: str, settings: ReadingSettings) -> str:
     except OSError as error:
         raise Unreadable(f"cannot be read ({error.strerror})") from None
     if suffix not in _READERS:
-        return _plain(content, settings)
+        return _read_plain(content, settings)
     try:
         text = _READERS[suffix](content, settings)
     except ModuleNotFoundError as error:
@@ -89,7 +91,7 @@ def read_text(path: Path, suffix: str, settings: ReadingSettings) -> str:
     return _BLANK_LINES.sub("\n\n", _NO_TEXT.sub("", text)).strip() + "\n"
 
 
-def _plain(content: bytes, settings: ReadingSettings) -> str:
+def _read_plain(content: bytes, settings: ReadingSettings) -> str:
     if b"\0" in content:
         raise Unreadable("binary")
     try:
@@ -104,16 +106,16 @@ def _plain(content: bytes, settings: ReadingSettings) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _html(content: bytes, settings: ReadingSettings) -> str:
+def _read_html(content: bytes, settings: ReadingSettings) -> str:
     from lxml import etree, html  # noqa: PLC0415 -- only users of the format need the package
 
     if b"\0" in content and not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise Unreadable("binary")
     try:
         content.decode("utf-8")
-        encoding = "utf-8"
+        encoding: str | None = "utf-8"
     except UnicodeDecodeError:
-        encoding = settings.encoding_fallback  # None: what the page itself says
+        encoding = settings.encoding_fallback  # None: the one that the page names
     parser = html.HTMLParser(encoding=encoding, remove_comments=True, remove_pis=True, no_network=True)
     tree = html.document_fromstring(content, parser=parser)
     etree.strip_elements(tree, *_HTML_DROPPED, with_tail=False)
@@ -121,10 +123,10 @@ def _html(content: bytes, settings: ReadingSettings) -> str:
         if element.tag in _HTML_BLOCKS:
             element.text = "\n\n" + (element.text or "")
             element.tail = "\n\n" + (element.tail or "")
-    return tree.text_content()
+    return str(tree.text_content())
 
 
-def _pdf(content: bytes, _settings: ReadingSettings) -> str:
+def _read_pdf(content: bytes, _settings: ReadingSettings) -> str:
     import pypdf  # noqa: PLC0415
 
     logging.getLogger("pypdf").setLevel(logging.ERROR)
@@ -137,7 +139,7 @@ def _pdf(content: bytes, _settings: ReadingSettings) -> str:
     return text
 
 
-def _docx(content: bytes, settings: ReadingSettings) -> str:
+def _read_docx(content: bytes, settings: ReadingSettings) -> str:
     import docx  # noqa: PLC0415
     from docx.table import Table  # noqa: PLC0415
 
@@ -154,8 +156,8 @@ def _docx(content: bytes, settings: ReadingSettings) -> str:
 
 
 _READERS: dict[str, Callable[[bytes, ReadingSettings], str]] = {
-    ".html": _html,
-    ".htm": _html,
-    ".pdf": _pdf,
-    ".docx": _docx,
+    ".html": _read_html,
+    ".htm": _read_html,
+    ".pdf": _read_pdf,
+    ".docx": _read_docx,
 }

@@ -73,8 +73,9 @@ def _list_bucket(uri: str, where: str, directory: Path) -> Remote:
 
 def _list_dataset(uri: str, where: str, directory: Path) -> Remote:
     import huggingface_hub as hub  # noqa: PLC0415 -- only users of the hub need the package
+    from huggingface_hub.utils.tqdm import disable_progress_bars  # noqa: PLC0415
 
-    hub.utils.disable_progress_bars()
+    disable_progress_bars()
     matched = HUB_URI.fullmatch(uri)
     assert matched is not None  # CorpusSource accepts no other URI
     dataset, revision = matched["dataset"], matched["revision"]

@@ -13,7 +13,7 @@ from pydoc_data.topics import topics
 
 from components.recipe.plan import resolve
 from components.recipe.stages import by_name
-from components.sdg.passages.chunking import chunk
+from components.sdg.passages.chunking import chunk_text
 
 HERE = Path(__file__).parent
 
@@ -53,9 +53,9 @@ def _write_passages(path: Path) -> None:
     config = resolve([by_name("sdg")], profile_name="small", given={})["sdg"]
     with path.open("w", encoding="utf-8") as out:
         for topic, text in sorted(topics.items()):
-            for passage in chunk(text, sentences=config.sentences_per_chunk, max_words=config.chunk_max_words):
-                name = f"{topic}-{passage['chunk_id']}"
-                record = {"_id": name, "title": "", "text": passage["text"], "metadata": {"document": topic}}
+            for passage in chunk_text(text, sentences=config.sentences_per_chunk, max_words=config.chunk_max_words):
+                name = f"{topic}-{passage.chunk_id}"
+                record = {"_id": name, "title": "", "text": passage.text, "metadata": {"document": topic}}
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
