@@ -104,10 +104,12 @@ $(VENV)/.kfp: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.local: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (some minutes the first time) ..."
+	@$(RUN) -m components.command_line.install_torch
 	@$(PIP) --editable '.[local]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (some minutes the first time) ..."
+	@$(RUN) -m components.command_line.install_torch
 	@$(PIP) --editable '.[test]'
 	@touch $@ $(VENV)/.kfp $(VENV)/.local
