@@ -11,6 +11,7 @@ from components.deploy.backends.contracts import PORT, Contract
 from components.deploy.backends.images import select_image
 from components.deploy.component import DeployConfig
 from components.deploy.labels import MODEL_DIGEST, as_object
+from components.deploy.settings.serving_settings import ServingPods
 
 SERVING = "serving.kserve.io"
 
@@ -78,12 +79,12 @@ def inference_service(
     return service
 
 
-def gpu_count(config: DeployConfig, contract: Contract) -> int:
+def gpu_count(config: ServingPods, contract: Contract) -> int:
     """Return the number of GPUs of each pod."""
     return contract.gpus if config.serving_gpu_count is None else config.serving_gpu_count
 
 
-def resources(config: DeployConfig, contract: Contract) -> Object:
+def resources(config: ServingPods, contract: Contract) -> Object:
     """Return the requests and limits of each pod, which are the same."""
     amounts = {"cpu": config.serving_cpu, "memory": config.serving_memory}
     if gpus := gpu_count(config, contract):
@@ -100,7 +101,7 @@ def probe(path: str, *, period: int, failures: int, port: int | str = PORT) -> O
     return {"httpGet": get, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}
 
 
-def _scale(config: DeployConfig) -> Object:
+def _scale(config: ServingPods) -> Object:
     scale: Object = {
         "minReplicas": config.serving_replicas,
         "maxReplicas": config.serving_max_replicas or config.serving_replicas,
@@ -156,7 +157,7 @@ def _environment(config: DeployConfig, bundle: Bundle | None, contract: Contract
     return environment
 
 
-def _volumes(config: DeployConfig, contract: Contract) -> list[Object]:
+def _volumes(config: ServingPods, contract: Contract) -> list[Object]:
     volumes: list[Object] = [{"name": "cache", "emptyDir": {"sizeLimit": contract.cache_size}}]
     if contract.needs_shared_memory:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": config.shm_size}})

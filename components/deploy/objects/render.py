@@ -28,6 +28,7 @@ from components.deploy.labels import (
 )
 from components.deploy.objects.kserve_objects import inference_service, runtime
 from components.deploy.objects.nim_operator import nim_service
+from components.deploy.settings.serving_settings import ServingPods
 
 _LONGEST_LABEL = 63
 
@@ -146,7 +147,7 @@ def _objects(
     ]
 
 
-def _service_account(name: str, config: DeployConfig, labels: dict[str, str], namespace: str) -> Object:
+def _service_account(name: str, config: ServingPods, labels: dict[str, str], namespace: str) -> Object:
     """KServe's storage initializer takes the credentials from the Secrets that this lists."""
     pull = [{"name": config.image_pull_secret_name}] if config.image_pull_secret_name else []
     return {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from components.core.settings import Settings, setting
 
@@ -38,6 +40,15 @@ class Rollout(Settings):
         "Standard", "KServe's name for plain Deployments: `RawDeployment` before 0.16 and on OpenShift AI"
     )
     cluster_domain: str = setting("cluster.local", "DNS domain of the cluster", min_length=1)
+
+    @model_validator(mode="after")
+    def _check_canary(self) -> Self:
+        if self.strategy == "canary" and not self.gateway:
+            raise ValueError("strategy=canary needs gateway")
+        is_rising = self.canary_steps == sorted(self.canary_steps)
+        if not is_rising or any(not 0 < percent < 100 for percent in self.canary_steps):
+            raise ValueError("canary_steps must rise, between 0 and 100")
+        return self
 
 
 class Verification(Settings):
@@ -88,6 +99,12 @@ class GitDelivery(Settings):
         "The Application or Kustomization that syncs git_path: NAMESPACE/NAME",
         pattern=r"^$|^[a-z0-9-]+/[a-z0-9.-]+$",
     )
+
+    @model_validator(mode="after")
+    def _check_gitops_wait(self) -> Self:
+        if self.gitops_wait != "none" and not (self.git_repository and self.gitops_application):
+            raise ValueError("gitops_wait needs git_repository and gitops_application")
+        return self
 
 
 class LocalService(Settings):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
 
 from components.core.settings import Settings, setting
 
@@ -11,7 +13,7 @@ LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 OPTIONAL_LABEL = rf"{LABEL}|^$"
 
 
-class Service(Settings):
+class ModelService(Settings):
     """What is served, and where."""
 
     target: Literal["kserve", "gitops", "local"] = setting(
@@ -60,6 +62,12 @@ class Service(Settings):
         "onnx",
         "Which part of exported_model a NIM 1.x serves; a TensorRT plan runs only on the GPU for which it was built",
     )
+
+    @model_validator(mode="after")
+    def _check_backend(self) -> Self:
+        if self.backend == "nim-operator" and self.target != "gitops":
+            raise ValueError("backend=nim-operator needs target=gitops")
+        return self
 
 
 class ServingPods(Settings):
@@ -125,3 +133,18 @@ class ServingPods(Settings):
         "PromQL query for KEDA, such as the number of waiting requests",
         pattern=r"^[^{}\n]*(\{[^{}\n]*\}[^{}\n]*)*$",
     )
+
+    @property
+    def is_scaled(self) -> bool:
+        """True when something scales the release."""
+        return self.autoscaler != "none"
+
+    @model_validator(mode="after")
+    def _check_autoscaler(self) -> Self:
+        if self.is_scaled != bool(self.serving_max_replicas):
+            raise ValueError("autoscaler and serving_max_replicas need each other")
+        if self.is_scaled and self.serving_replicas >= (self.serving_max_replicas or 0):
+            raise ValueError("serving_max_replicas must be more than serving_replicas")
+        if self.autoscaler == "keda" and not (self.keda_prometheus_url and self.keda_query):
+            raise ValueError("autoscaler=keda needs keda_prometheus_url and keda_query")
+        return self
