@@ -88,7 +88,7 @@ def _compare(folder: Path, model: Path, batch_size: int) -> list[dict[str, Any]]
 
 def _ours(_: Path, data: BeirData, model: Path, __: int) -> dict[str, float]:
     search = search_with_encoder(model, "model", {"test": data}, max(CUTOFFS), EncodeOptions(batch_tokens=4096))
-    mean = measure(data.qrels, search.runs["test"], CUTOFFS).mean
+    mean = measure(data.qrels, search.rankings["test"], CUTOFFS).mean
     return {name: value for family in mean.values() for name, value in family.items()}
 
 

@@ -176,7 +176,7 @@ def _sentence_transformers(triples: list[Triple], work: Path, args: argparse.Nam
 
 def _ndcg(checkpoint: Path, data: BeirData) -> float:
     search = search_with_encoder(checkpoint, "model", {"test": data}, 10, EncodeOptions(batch_tokens=4096))
-    return measure(data.qrels, search.runs["test"], [10]).mean["NDCG"]["NDCG@10"]
+    return measure(data.qrels, search.rankings["test"], [10]).mean["NDCG"]["NDCG@10"]
 
 
 if __name__ == "__main__":

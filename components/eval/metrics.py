@@ -1,4 +1,4 @@
-"""From search results to figures, by BEIR's own protocol and code (https://github.com/beir-cellar/beir)."""
+"""Metrics of search results, by BEIR's own protocol and code (https://github.com/beir-cellar/beir)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from components.core.retrieval.beir_data import BeirData
 # Family of metrics -> what stands before the cut-off in a metric's name.
 FAMILIES = {"NDCG": "NDCG", "MAP": "MAP", "Recall": "Recall", "Precision": "P", "MRR": "MRR"}
 
-# Query -> passage or document -> score, best first.
-Run = dict[str, dict[str, float]]
+# Query -> passage or document -> score, best first: a "run" in TREC's words.
+Rankings = dict[str, dict[str, float]]
 
 logging.getLogger("beir").setLevel(logging.WARNING)
 
@@ -29,74 +29,85 @@ class Scores:
     mean: dict[str, dict[str, float]]
     per_query: dict[str, dict[str, float]]
 
+    def get_mean(self, metric: str) -> float:
+        """Return the mean of ``metric`` ("NDCG@10") over the queries."""
+        return next(values[metric] for values in self.mean.values() if metric in values)
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One test set: what each system (bm25, base, champion, finetuned, nim) found there, and how good that is.
+    """One test set: rankings and scores of each system (bm25, base, champion, finetuned, nim).
 
-    ``shortened``: the same of vectors cut to a dimension, by dimension and system.
+    ``shortened``: scores of vectors cut to a dimension, by dimension and system.
     """
 
     data: BeirData
-    runs: dict[str, Run]
+    rankings: dict[str, Rankings]
     scores: dict[str, Scores]
     shortened: dict[int, dict[str, Scores]] = field(default_factory=dict)
 
 
-def measure(qrels: dict[str, dict[str, int]], run: Run, k_values: Sequence[int]) -> Scores:
-    """The metrics of all families at ``k_values``, rounded to 5 digits as BEIR does.
+def measure(qrels: dict[str, dict[str, int]], rankings: Rankings, k_values: Sequence[int]) -> Scores:
+    """Compute the metrics of all families at ``k_values``, rounded to 5 digits as BEIR does.
 
-    ``run`` has an entry for every query of ``qrels``, an empty one where nothing was found.
+    ``rankings`` has an entry for every query of ``qrels``, an empty one where nothing was found.
     """
     cutoffs = list(k_values)
-    mean = _families(qrels, run, cutoffs)
-    mean["MRR"] = EvaluateRetrieval.evaluate_custom(qrels, run, cutoffs, metric="mrr")
+    mean = _evaluate_families(qrels, rankings, cutoffs)
+    mean["MRR"] = EvaluateRetrieval.evaluate_custom(qrels, rankings, cutoffs, metric="mrr")
     per_query = {}
     for query, judged in qrels.items():
-        families = _families({query: judged}, {query: run[query]}, cutoffs)
-        rank = first_relevant_rank(judged, run[query])
+        families = _evaluate_families({query: judged}, {query: rankings[query]}, cutoffs)
+        rank = find_first_relevant_rank(judged, rankings[query])
         reciprocal = {f"MRR@{k}": round(1 / rank, 5) if rank and rank <= k else 0.0 for k in cutoffs}
         per_query[query] = {name: value for family in families.values() for name, value in family.items()} | reciprocal
     return Scores(mean, per_query)
 
 
-def _families(qrels: dict[str, dict[str, int]], run: Run, cutoffs: list[int]) -> dict[str, dict[str, float]]:
-    figures = EvaluateRetrieval.evaluate(qrels, run, cutoffs, ignore_identical_ids=False)
+def _evaluate_families(
+    qrels: dict[str, dict[str, int]], rankings: Rankings, cutoffs: list[int]
+) -> dict[str, dict[str, float]]:
+    figures = EvaluateRetrieval.evaluate(qrels, rankings, cutoffs, ignore_identical_ids=False)
     return dict(zip(("NDCG", "MAP", "Recall", "Precision"), figures, strict=True))
 
 
 def metric_name(family: str, k: int) -> str:
-    """``metric_name("precision", 10) == "P@10"``; the family's case does not matter."""
+    """Return BEIR's name of a metric: "P@10" for "precision" and 10. The case of ``family`` does not matter."""
     prefixes = {name.lower(): prefix for name, prefix in FAMILIES.items()}
     return f"{prefixes[family.lower()]}@{k}"
 
 
-def first_relevant_rank(judged: dict[str, int], found: dict[str, float]) -> int | None:
-    """Rank, from 1, of the first relevant entry of ``found``; None when there is none."""
-    return next((rank for rank, name in enumerate(found, start=1) if judged.get(name, 0) > 0), None)
+def find_first_relevant_rank(judged: dict[str, int], ranking: dict[str, float]) -> int | None:
+    """Return the rank, from 1, of the first relevant entry of ``ranking``; None when there is none."""
+    return next((rank for rank, name in enumerate(ranking, start=1) if judged.get(name, 0) > 0), None)
 
 
-def to_run(scores: np.ndarray, positions: np.ndarray, data: BeirData, k: int) -> Run:
-    """The ``k`` best passages or documents of each query.
+def to_rankings(scores: np.ndarray, positions: np.ndarray, data: BeirData, k: int) -> Rankings:
+    """Return the ``k`` best passages or documents of each query.
 
-    ``scores`` float [queries, depth] and ``positions`` int [queries, depth] in ``data.corpus``, best first; a score
-    of -inf is no result. A document scores as its best passage (MaxP; Dai & Callan 2019, arXiv:1905.09217). As in
-    BEIR, what has the query's own id is the query itself and not a result.
+    A document scores as its best passage (MaxP; Dai & Callan 2019, arXiv:1905.09217). As in BEIR, a passage with the
+    query's own id is the query itself and not a result.
+
+    Args:
+        scores: float [queries, depth], best first; a score of -inf is no result.
+        positions: Positions in ``data.corpus``, int [queries, depth].
+        data: The test set that was searched.
+        k: Length of a ranking.
     """
-    units = _units(data)
-    run: Run = {}
+    units = _list_units(data)
+    rankings: Rankings = {}
     for query, row, places in zip(data.queries, scores.tolist(), positions.tolist(), strict=True):
-        found = run[query] = {}
+        ranking = rankings[query] = {}
         for score, place in zip(row, places, strict=True):
             unit = units[place]
-            if len(found) < k and unit not in found and unit != query and score > -np.inf:
-                found[unit] = score
-    return run
+            if len(ranking) < k and unit not in ranking and unit != query and score > -np.inf:
+                ranking[unit] = score
+    return rankings
 
 
-def search_depth(data: BeirData, k: int) -> int:
-    """How many passages to search so that ``to_run`` surely finds ``k`` entries, the query itself left out."""
-    largest = sorted(Counter(_units(data)).values(), reverse=True)
+def compute_search_depth(data: BeirData, k: int) -> int:
+    """Return how many passages ``to_rankings`` needs to find ``k`` entries, the query itself left out."""
+    largest = sorted(Counter(_list_units(data)).values(), reverse=True)
     return min(sum(largest[:k]) + 1, len(data.corpus))
 
 
@@ -110,6 +121,6 @@ def check_ids(data: BeirData, where: str) -> None:
             )
 
 
-def _units(data: BeirData) -> list[str]:
-    """What each passage counts as: itself, or its document."""
+def _list_units(data: BeirData) -> list[str]:
+    """Return the unit that each passage counts as: itself, or its document."""
     return list(data.corpus) if data.level == "passage" else [data.documents[passage] for passage in data.corpus]

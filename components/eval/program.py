@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from components.core.distributed.launch import count_processes
 from components.core.encoder.config import EncoderConfig, read_encoder
 from components.core.errors import InputError
-from components.core.history import read_run_context
+from components.core.history import RunContext, Verdict, read_run_context
 from components.core.retrieval.beir_data import BeirData, read_beir
 from components.core.retrieval.encode_texts import EncodeOptions
 from components.eval.component import EvalConfig
-from components.eval.drift import drift
-from components.eval.gate import Gate, decide
-from components.eval.metrics import Evaluation, Scores, check_ids, measure, metric_name
-from components.eval.recurring import record
+from components.eval.gate import EvalGate, decide_gate
+from components.eval.metrics import Evaluation, check_ids, measure, metric_name
 from components.eval.report import LABELS, build_report
-from components.eval.slices import slices
+from components.eval.results import collect_metrics, write_results
+from components.eval.slices import Slice, slice_by_kind
 from components.eval.systems import (
     BeirSets,
-    Search,
+    SystemResult,
     check_endpoint,
     search_with_bm25,
     search_with_encoder,
     search_with_endpoint,
 )
 
-RESULTS_FILE = "eval_results.json"
-PER_QUERY_FILE = "per_query.json"
-SLICES_FILE = "slices.json"
 _log = logging.getLogger(__name__)
+_SYSTEMS_IN_VERDICT = ("base", "champion", "finetuned")
+
+
+@dataclass(frozen=True)
+class EvalPaths:
+    """The artifacts that eval reads, None for those that are not given, and those that it writes."""
+
+    checkpoint: Path
+    eval_data: Path
+    golden_eval: Path | None
+    champion: Path | None
+    past_runs: Path | None
+    eval_results: Path
+    report: Path
+
+
+@dataclass(frozen=True)
+class EvalOutcome:
+    """What was measured, by test set ("test", "golden") or system, and what the gate decided."""
+
+    encoder: EncoderConfig
+    systems: Mapping[str, SystemResult]
+    evaluations: Mapping[str, Evaluation]
+    slices: Mapping[str, tuple[Slice, ...]]
+    gate: EvalGate
 
 
 def run(
@@ -48,68 +68,89 @@ def run(
     eval_results: Path,
     report: Path,
 ) -> dict[str, float | int | bool | str]:
-    """Evaluate, write ``eval_results`` and ``report``, return the figures and ``passed``.
+    """Evaluate, write ``eval_results`` and ``report``, return the metrics and ``passed``.
 
-    The history of ``past_runs`` gets the verdict. A gate that does not pass is a
-    result, not an error. Raises InputError for a checkpoint or test set that is none,
-    ActionNeeded and Transient for an endpoint that does not answer.
+    The history of ``past_runs`` gets the verdict. A gate that does not pass is a result, not an error. Raises
+    InputError for a checkpoint or test set that cannot be read, ActionNeeded and Transient for an endpoint that does
+    not answer.
     """
-    return _evaluate(config, checkpoint, eval_data, golden_eval, champion, past_runs, eval_results, report)
+    paths = EvalPaths(checkpoint, eval_data, golden_eval, champion, past_runs, eval_results, report)
+    outcome = evaluate(config, paths)
+    write(config, paths, outcome)
+    return collect_metrics(outcome.evaluations, outcome.gate)
 
 
-def _evaluate(
-    config: EvalConfig,
-    checkpoint: Path,
-    eval_data: Path,
-    golden_eval: Path | None,
-    champion: Path | None,
-    past_runs: Path | None,
-    eval_results: Path,
-    report: Path,
-) -> dict[str, float | int | bool | str]:
-    encoder = _encoder_of(checkpoint)
-    if champion is not None:
-        _encoder_of(champion)
-    sets = _read_sets(eval_data, golden_eval)
+def evaluate(config: EvalConfig, paths: EvalPaths) -> EvalOutcome:
+    """Search the test sets with each system, measure what was found and decide the gate."""
+    encoder = _read_encoder(paths.checkpoint)
+    if paths.champion is not None:
+        _read_encoder(paths.champion)
+    sets = _read_sets(paths.eval_data, paths.golden_eval)
     if config.eval_nim:
         check_endpoint(config)
-    cutoffs = sorted({*config.k_values, config.gate_k})
-    searches = _search(config, checkpoint, champion, encoder, sets, max(cutoffs))
-    evaluations = {
-        name: Evaluation(
-            data,
-            {system: found.runs[name] for system, found in searches.items()},
-            {system: measure(data.qrels, found.runs[name], cutoffs) for system, found in searches.items()},
-            {
-                dimension: {
-                    system: measure(data.qrels, found.shortened[dimension][name], cutoffs)
-                    for system, found in searches.items()
-                    if dimension in found.shortened
-                }
-                for dimension in sorted(config.eval_dimensions)
-            },
-        )
-        for name, data in sets.items()
-    }
+    cutoffs = config.list_cutoffs()
+    systems = _search_all(config, paths.checkpoint, paths.champion, encoder, sets, max(cutoffs))
+    evaluations = {name: _measure_set(config, name, data, systems) for name, data in sets.items()}
     metric = metric_name(config.gate_metric, config.gate_k)
-    kinds = {name: slices(found.data, found.scores, metric) for name, found in evaluations.items()}
+    slices = {name: slice_by_kind(e.data, e.scores, metric) for name, e in evaluations.items()}
     golden = evaluations["golden"].scores if "golden" in evaluations else None
-    gate = decide(config, evaluations["test"].scores, len(sets["test"].queries), kinds["test"], golden)
+    gate = decide_gate(config, evaluations["test"].scores, len(sets["test"].queries), slices["test"], golden)
     for reason in gate.reasons:
         _log.info("gate %s: %s", "passed" if gate.passed else "not passed", reason)
-    costs = {system: found.cost for system, found in searches.items() if found.cost}
-    eval_results.mkdir(parents=True)
-    _write_json(eval_results / RESULTS_FILE, _results(config, encoder, evaluations, searches, gate))
-    _write_json(eval_results / SLICES_FILE, {name: [asdict(one) for one in found] for name, found in kinds.items()})
-    _write_json(eval_results / PER_QUERY_FILE, {name: _per_query(found) for name, found in evaluations.items()})
+    return EvalOutcome(encoder, systems, evaluations, slices, gate)
+
+
+def _measure_set(config: EvalConfig, name: str, data: BeirData, systems: Mapping[str, SystemResult]) -> Evaluation:
+    """Measure what every system found in the test set ``name``."""
+    cutoffs = config.list_cutoffs()
+    rankings = {system: result.rankings[name] for system, result in systems.items()}
+    shortened = {
+        dimension: {
+            system: measure(data.qrels, result.shortened[dimension][name], cutoffs)
+            for system, result in systems.items()
+            if dimension in result.shortened
+        }
+        for dimension in sorted(config.eval_dimensions)
+    }
+    scores = {system: measure(data.qrels, ranking, cutoffs) for system, ranking in rankings.items()}
+    return Evaluation(data, rankings, scores, shortened)
+
+
+def write(config: EvalConfig, paths: EvalPaths, outcome: EvalOutcome) -> None:
+    """Write results and report, and the verdict into the history if the run keeps one."""
+    encoder, evaluations, gate = outcome.encoder, outcome.evaluations, outcome.gate
+    write_results(paths.eval_results, config, encoder, evaluations, outcome.systems, outcome.slices, gate)
     runs: list[str] = []
-    if context := read_run_context(past_runs):
-        runs = record(context, gate, evaluations["test"].scores, len(sets["test"].queries), checkpoint, eval_data)
-    report.write_text(build_report(config, encoder, evaluations, costs, gate, cutoffs, runs), encoding="utf-8")
-    return _metrics(evaluations, gate)
+    if context := read_run_context(paths.past_runs):
+        runs = _record_verdict(context, paths, outcome)
+    costs = {system: result.cost for system, result in outcome.systems.items() if result.cost}
+    page = build_report(config, encoder, evaluations, costs, gate, config.list_cutoffs(), runs)
+    paths.report.write_text(page, encoding="utf-8")
 
 
-def _encoder_of(checkpoint: Path) -> EncoderConfig:
+def _record_verdict(context: RunContext, paths: EvalPaths, outcome: EvalOutcome) -> list[str]:
+    """Write the verdict into the history; return a line for each of its last runs, newest first.
+
+    The model and its test set go first: a run with a verdict that passed has both.
+    """
+    history, gate, test = context.history, outcome.gate, outcome.evaluations["test"]
+    if gate.passed:
+        history.store_artifact(context.name, "checkpoint", paths.checkpoint)
+        history.store_artifact(context.name, "eval_data", paths.eval_data)
+    means = {
+        system: round(test.scores[system].get_mean(gate.metric), 6)
+        for system in _SYSTEMS_IN_VERDICT
+        if system in test.scores
+    }
+    queries = len(test.data.queries)
+    verdict = Verdict(passed=gate.passed, reasons=gate.reasons, metric=gate.metric, queries=queries, scores=means)
+    history.write(context.name, verdict)
+    _log.info("run %s", history.read_run(context.name).summary())
+    return history.summarize_last_runs()
+
+
+def _read_encoder(checkpoint: Path) -> EncoderConfig:
+    """Read the settings of the encoder. Raises InputError for a directory that is not a checkpoint."""
     if not (checkpoint / "config.json").is_file():
         raise InputError(f"{checkpoint} is no checkpoint (no config.json): give the directory that finetune made")
     if not any(checkpoint.glob("*.safetensors")):
@@ -129,109 +170,23 @@ def _read_sets(eval_data: Path, golden_eval: Path | None) -> dict[str, BeirData]
     return sets
 
 
-def _search(
+def _search_all(
     config: EvalConfig, checkpoint: Path, champion: Path | None, encoder: EncoderConfig, sets: BeirSets, k: int
-) -> dict[str, Search]:
-    """What each system found. The checkpoint comes first: it is what a user may have wrong."""
+) -> dict[str, SystemResult]:
+    """Search with each system. The checkpoint comes first: it is what a user may have wrong."""
     options = EncodeOptions(
         config.encode_batch_tokens, config.embedding_cache_uri, count_processes(config.num_processes)
     )
     search = partial(search_with_encoder, sets=sets, k=k, options=options, dimensions=sorted(config.eval_dimensions))
-    runs = {}
+    results: dict[str, SystemResult] = {}
     if config.eval_finetuned:
-        runs["finetuned"] = search(checkpoint, "fine-tuned")
+        results["finetuned"] = search(checkpoint, "fine-tuned")
     if config.eval_base:
-        runs["base"] = search(encoder, "base")
+        results["base"] = search(encoder, "base")
     if champion is not None:
-        runs["champion"] = search(champion, "champion")
+        results["champion"] = search(champion, "champion")
     if config.eval_nim:
-        runs["nim"] = search_with_endpoint(config, sets, k)
+        results["nim"] = search_with_endpoint(config, sets, k)
     if config.eval_bm25:
-        runs["bm25"] = search_with_bm25(sets, k)
-    return {system: runs[system] for system in LABELS if system in runs}
-
-
-def _results(
-    config: EvalConfig,
-    encoder: EncoderConfig,
-    evaluations: dict[str, Evaluation],
-    searches: dict[str, Search],
-    gate: Gate,
-) -> dict[str, Any]:
-    test = evaluations["test"]
-    results: dict[str, Any] = {system: scores.mean for system, scores in test.scores.items()}
-    if "golden" in evaluations:
-        golden = evaluations["golden"]
-        results["golden"] = {"queries": len(golden.data.queries), "passages": len(golden.data.corpus)}
-        results["golden"] |= {system: scores.mean for system, scores in golden.scores.items()}
-    if test.shortened:
-        results["dimensions"] = {
-            str(dimension): {system: scores.mean for system, scores in found.items()}
-            for dimension, found in test.shortened.items()
-        }
-    results["cost"] = {
-        system: asdict(found.cost) | {"bytes_per_passage": found.cost.bytes_per_passage}
-        for system, found in searches.items()
-        if found.cost
-    }
-    results["gate"] = {
-        "passed": gate.passed,
-        "reasons": list(gate.reasons),
-        "metric": gate.metric,
-        "min_gain": config.min_gain,
-        "gain": gate.gain,
-        "gain_95_percent_interval": list(gate.interval) if gate.interval else None,
-        "p_value": gate.p_value,
-    }
-    results["_metadata"] = {
-        "queries": len(test.data.queries),
-        "passages": len(test.data.corpus),
-        "judged": test.data.level,
-        "k_values": sorted({*config.k_values, config.gate_k}),
-        "encoder": encoder.model_dump(mode="json"),
-        "nim": {
-            "url": config.nim_url,
-            "model": config.nim_model,
-            "api_backend": config.embedding_api_backend,
-            "repeated": searches["nim"].repeated,
-        }
-        if config.eval_nim
-        else None,
-        "nim_metric_comparison": [asdict(one) | {"within": one.within} for one in drift(config, test.scores)],
-    }
-    return results
-
-
-def _per_query(evaluation: Evaluation) -> dict[str, dict[str, dict[str, float]]]:
-    """Query -> system -> metric -> value."""
-    return {
-        query: {system: scores.per_query[query] for system, scores in evaluation.scores.items()}
-        for query in evaluation.data.queries
-    }
-
-
-def _metrics(evaluations: dict[str, Evaluation], gate: Gate) -> dict[str, float | int | bool | str]:
-    metrics: dict[str, float | int | bool | str] = {"passed": gate.passed}
-    for name, evaluation in evaluations.items():
-        before = "" if name == "test" else f"{name}_"
-        metrics[f"{before}queries"] = len(evaluation.data.queries)
-        for system, scores in evaluation.scores.items():
-            metrics |= {f"{before}{system}_{key}": value for key, value in _flat(scores).items()}
-    if gate.gain is not None and gate.interval is not None:
-        metrics |= {"gain": gate.gain, "gain_low": gate.interval[0], "gain_high": gate.interval[1]}
-    if gate.p_value is not None:
-        metrics["gain_p_value"] = gate.p_value
-    return metrics
-
-
-def _flat(scores: Scores) -> dict[str, float]:
-    """``{"ndcg_at_10": 0.61, ...}``"""
-    return {
-        f"{family.lower()}_at_{name.partition('@')[2]}": value
-        for family, values in scores.mean.items()
-        for name, value in values.items()
-    }
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        results["bm25"] = search_with_bm25(sets, k)
+    return {system: results[system] for system in LABELS if system in results}

@@ -1,4 +1,4 @@
-"""The evaluation as a page for a person: verdict, figures, and the queries behind them."""
+"""The evaluation report, a page for a person: verdict, metrics, and the queries behind them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from components.core.encoder.config import EncoderConfig
 from components.core.reports.chart import bar_chart, legend
 from components.core.reports.html import Markup, element, facts, join, page, quoted, section, table, tiles
 from components.eval.component import EvalConfig
-from components.eval.gate import Gate
-from components.eval.metrics import FAMILIES, Evaluation, Scores, first_relevant_rank, metric_name
-from components.eval.significance import paired_differences
-from components.eval.slices import slices
-from components.eval.systems import Cost
+from components.eval.gate import EvalGate
+from components.eval.metrics import FAMILIES, Evaluation, find_first_relevant_rank, metric_name
+from components.eval.significance import compute_paired_differences
+from components.eval.slices import slice_by_kind
+from components.eval.systems import IndexCost
 
 # In the order in which they stand beside each other.
 LABELS = {"bm25": "BM25", "base": "Base", "champion": "Champion", "finetuned": "Fine-tuned", "nim": "Endpoint"}
@@ -28,12 +28,12 @@ def build_report(
     config: EvalConfig,
     encoder: EncoderConfig,
     evaluations: Mapping[str, Evaluation],
-    costs: Mapping[str, Cost],
-    gate: Gate,
+    costs: Mapping[str, IndexCost],
+    gate: EvalGate,
     cutoffs: Sequence[int],
     runs: Sequence[str] = (),
 ) -> str:
-    """The page; equal input gives equal bytes. ``runs`` are recurring runs on the corpus, a line for each."""
+    """Return the page as HTML; equal input gives equal bytes. ``runs`` has a line for each recurring run."""
     test, golden = evaluations["test"], evaluations.get("golden")
     return page(
         "Evaluation report",
@@ -54,7 +54,7 @@ def build_report(
     )
 
 
-def _verdict(gate: Gate) -> Markup:
+def _verdict(gate: EvalGate) -> Markup:
     headline = "Quality gate passed" if gate.passed else "Quality gate not passed"
     return element(
         "div",
@@ -64,7 +64,7 @@ def _verdict(gate: Gate) -> Markup:
     )
 
 
-def _headline(config: EvalConfig, test: Evaluation, golden: Evaluation | None, gate: Gate) -> Markup:
+def _headline(config: EvalConfig, test: Evaluation, golden: Evaluation | None, gate: EvalGate) -> Markup:
     items: list[tuple[str, object, str]] = []
     for name, evaluation in (("test set", test), ("golden set", golden)):
         if evaluation is None or "finetuned" not in evaluation.scores:
@@ -107,7 +107,7 @@ def _figures(title: str, about: str, config: EvalConfig, evaluation: Evaluation,
 
 
 def _all_metrics(evaluation: Evaluation, cutoffs: Sequence[int], decisive: str) -> Markup:
-    """A row for each metric; that of the gate, ``decisive``, stands out."""
+    """Show a row for each metric; that of the gate, ``decisive``, stands out."""
     systems = list(evaluation.scores)
     compared = {"base", "finetuned"} <= set(systems)
     rows = []
@@ -125,42 +125,42 @@ def _all_metrics(evaluation: Evaluation, cutoffs: Sequence[int], decisive: str) 
 
 
 def _slices(title: str, evaluation: Evaluation, metric: str) -> Markup:
-    """The metric by kind of query; nothing where the queries are all of one kind."""
-    found = slices(evaluation.data, evaluation.scores, metric)
-    if not found:
+    """Show the metric by kind of query; nothing where the queries are all of one kind."""
+    slices = slice_by_kind(evaluation.data, evaluation.scores, metric)
+    if not slices:
         return Markup("")
     systems = list(evaluation.scores)
     rows = [
         [
-            "" if number and found[number - 1].field == one.field else one.field.replace("_", " "),
-            one.value,
-            one.queries,
-            *(f"{one.means[system]:.4f}" for system in systems),
-            "–" if one.gain is None else _signed(one.gain),
+            "" if number and slices[number - 1].field == kind.field else kind.field.replace("_", " "),
+            kind.value,
+            kind.queries,
+            *(f"{kind.means[system]:.4f}" for system in systems),
+            "–" if kind.gain is None else _signed(kind.gain),
         ]
-        for number, one in enumerate(found)
+        for number, kind in enumerate(slices)
     ]
     header = ["Kind", "Value", "Queries", *(LABELS[system] for system in systems), "Change"]
     return section(f"{title}: {metric} by kind of query", table(header, rows, text_columns=2))
 
 
 def _shortened(evaluation: Evaluation, metric: str) -> Markup:
-    """The metric of vectors cut to fewer dimensions; nothing unless asked for."""
+    """Show the metric of vectors cut to fewer dimensions; nothing unless asked for."""
     if not evaluation.shortened:
         return Markup("")
     systems = list(next(iter(evaluation.shortened.values())))
     rows = [
-        [f"{dimension}", f"{4 * dimension:,}", *(f"{_mean(found[system], metric):.4f}" for system in systems)]
-        for dimension, found in evaluation.shortened.items()
+        [f"{dimension}", f"{4 * dimension:,}", *(f"{scores[system].get_mean(metric):.4f}" for system in systems)]
+        for dimension, scores in evaluation.shortened.items()
     ]
-    rows.append(["all", "", *(f"{_mean(evaluation.scores[system], metric):.4f}" for system in systems)])
+    rows.append(["all", "", *(f"{evaluation.scores[system].get_mean(metric):.4f}" for system in systems)])
     return section(
         f"Test set: {metric} of shorter vectors",
         table(["Dimensions", "Bytes per passage", *(LABELS[system] for system in systems)], rows),
     )
 
 
-def _costs(costs: Mapping[str, Cost]) -> Markup:
+def _costs(costs: Mapping[str, IndexCost]) -> Markup:
     if not costs:
         return Markup("")
     rows = [
@@ -182,10 +182,10 @@ def _costs(costs: Mapping[str, Cost]) -> Markup:
 
 
 def _examples(title: str, evaluation: Evaluation, metric: str) -> Markup:
-    """The queries that fine-tuning helped and hurt most; nothing unless both models were evaluated."""
+    """Show the queries that fine-tuning helped and hurt most; nothing unless both models were evaluated."""
     if not {"base", "finetuned"} <= set(evaluation.scores):
         return Markup("")
-    changes = paired_differences(evaluation.scores, metric)
+    changes = compute_paired_differences(evaluation.scores, metric)
     order = sorted(changes, key=lambda query: (changes[query], query))
     losses = [query for query in order if changes[query] < 0]
     wins = [query for query in reversed(order) if changes[query] > 0]
@@ -210,7 +210,9 @@ def _example_table(evaluation: Evaluation, queries: Sequence[str], changes: Mapp
     rows = []
     for query in queries:
         judged = evaluation.data.qrels[query]
-        ranks = [first_relevant_rank(judged, evaluation.runs[system][query]) for system in ("base", "finetuned")]
+        ranks = [
+            find_first_relevant_rank(judged, evaluation.rankings[system][query]) for system in ("base", "finetuned")
+        ]
         text = join(
             (
                 quoted(evaluation.data.queries[query], QUERY_CHARACTERS),
@@ -255,11 +257,7 @@ def _what_was_evaluated(
 
 
 def _value(evaluation: Evaluation, system: str, family: str, k: int) -> float:
-    return _mean(evaluation.scores[system], metric_name(family, k))
-
-
-def _mean(scores: Scores, metric: str) -> float:
-    return next(values[metric] for values in scores.mean.values() if metric in values)
+    return evaluation.scores[system].get_mean(metric_name(family, k))
 
 
 def _signed(value: float) -> Markup:

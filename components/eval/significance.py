@@ -1,4 +1,4 @@
-"""Whether a difference between two systems on the same queries may be chance."""
+"""Tests whether a difference between two systems on the same queries may be chance."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
 
-def paired_differences(scores: Mapping[str, Scores], metric: str) -> dict[str, float]:
-    """Fine-tuned less base, for every query."""
+def compute_paired_differences(scores: Mapping[str, Scores], metric: str) -> dict[str, float]:
+    """Return the value of ``metric`` with the fine-tuned model less that with the base model, by query."""
     base, tuned = scores["base"].per_query, scores["finetuned"].per_query
     return {query: round(tuned[query][metric] - base[query][metric], 5) for query in base}
 
 
-def bootstrap_interval(differences: Mapping[str, float], *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean (Sakai 2006, https://doi.org/10.1145/1148170.1148261)."""
+def compute_bootstrap_interval(differences: Mapping[str, float], *, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % bootstrap percentile interval of the mean (Sakai 2006, https://doi.org/10.1145/1148170.1148261)."""
     values = np.array([*differences.values()])
     generator = np.random.default_rng(seed)
     count = len(values)
@@ -29,8 +29,8 @@ def bootstrap_interval(differences: Mapping[str, float], *, seed: int = 0) -> tu
     return round(float(low), 5), round(float(high), 5)
 
 
-def randomisation_p_value(differences: Mapping[str, float], *, seed: int = 0) -> float:
-    """Two-sided p-value of the paired randomisation test of the mean, in (0, 1].
+def compute_randomisation_p_value(differences: Mapping[str, float], *, seed: int = 0) -> float:
+    """Return the two-sided p-value of the paired randomisation test of the mean, in (0, 1].
 
     If both systems were the same, each query's difference could as well have the other sign; the p-value is the share
     of random sign flips whose mean is at least as far from zero as the observed one (Smucker, Allan & Carterette 2007,

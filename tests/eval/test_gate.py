@@ -8,10 +8,10 @@ from components.core.errors import InputError
 from components.core.retrieval.beir_data import BeirData
 from components.core.settings import load
 from components.eval.component import EvalConfig
-from components.eval.gate import decide
+from components.eval.gate import decide_gate
 from components.eval.metrics import Scores
-from components.eval.significance import bootstrap_interval, randomisation_p_value
-from components.eval.slices import slices
+from components.eval.significance import compute_bootstrap_interval, compute_randomisation_p_value
+from components.eval.slices import slice_by_kind
 
 
 def scores(value: float, queries: int = 100) -> Scores:
@@ -39,7 +39,7 @@ def test_decisions(
     found = {
         name: scores(value, queries) for name, value in (("base", base), ("finetuned", tuned)) if value is not None
     }
-    gate = decide(EvalConfig(**settings), found, queries)
+    gate = decide_gate(EvalConfig(**settings), found, queries)
     assert gate.passed is passed
     assert reason in " ".join(gate.reasons)
     assert all(sentence[0].isupper() and sentence[-1] == "." for sentence in gate.reasons)
@@ -52,7 +52,7 @@ def test_says_when_the_gain_may_be_chance() -> None:
     tuned = Scores(
         {"NDCG": {"NDCG@10": 0.5 + noise.mean()}}, {f"q{n}": {"NDCG@10": 0.5 + x} for n, x in enumerate(noise)}
     )
-    gate = decide(EvalConfig(), {"base": base, "finetuned": tuned}, 50)
+    gate = decide_gate(EvalConfig(), {"base": base, "finetuned": tuned}, 50)
     low, high = gate.interval
     assert low < 0 < high
     assert "includes zero" in gate.reasons[-1]
@@ -61,7 +61,7 @@ def test_says_when_the_gain_may_be_chance() -> None:
 def test_interval_against_scipy() -> None:
     values = np.random.default_rng(7).normal(0.05, 0.2, 120)
     reference = bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", random_state=3)
-    low, high = bootstrap_interval({str(n): value for n, value in enumerate(values)})
+    low, high = compute_bootstrap_interval({str(n): value for n, value in enumerate(values)})
     assert low == pytest.approx(reference.confidence_interval.low, abs=0.002)
     assert high == pytest.approx(reference.confidence_interval.high, abs=0.002)
 
@@ -87,16 +87,16 @@ def test_bad_settings(values: dict[str, object], message: str) -> None:
 def test_p_value_against_scipy(shift: float) -> None:
     values = np.random.default_rng(5).normal(shift, 0.2, 80)
     reference = permutation_test((values,), np.mean, permutation_type="samples", n_resamples=20_000, random_state=2)
-    assert randomisation_p_value(dict(enumerate(values))) == pytest.approx(reference.pvalue, abs=0.015)
+    assert compute_randomisation_p_value(dict(enumerate(values))) == pytest.approx(reference.pvalue, abs=0.015)
 
 
 def test_p_value_is_exact_where_it_can_be_counted() -> None:
     """Of the 2^5 sign flips of five equal gains two are as far from zero as all of one sign."""
-    assert randomisation_p_value(dict.fromkeys("abcde", 0.1)) == pytest.approx(2 / 32, abs=0.01)
+    assert compute_randomisation_p_value(dict.fromkeys("abcde", 0.1)) == pytest.approx(2 / 32, abs=0.01)
 
 
 def test_models_that_find_the_same_do_not_differ() -> None:
-    assert randomisation_p_value(dict.fromkeys(range(50), 0.0)) == 1.0
+    assert compute_randomisation_p_value(dict.fromkeys(range(50), 0.0)) == 1.0
 
 
 @pytest.mark.parametrize(("shift", "passed"), [(0.2, True), (0.01, False)])
@@ -107,8 +107,8 @@ def test_a_gain_that_may_be_chance_does_not_pass_when_certainty_is_asked_for(shi
     for name, difference in zip(tuned.per_query, noise, strict=True):
         tuned.per_query[name]["NDCG@10"] += difference - shift
     found = {"base": base, "finetuned": tuned}
-    assert decide(EvalConfig(), found, 60).passed
-    gate = decide(EvalConfig(max_p_value=0.05), found, 60)
+    assert decide_gate(EvalConfig(), found, 60).passed
+    gate = decide_gate(EvalConfig(max_p_value=0.05), found, 60)
     assert gate.passed is passed
     assert ("paired randomisation test" in " ".join(gate.reasons)) is not passed
 
@@ -121,7 +121,7 @@ def test_the_lower_end_of_the_confidence_interval_can_decide(least: float | None
     noise += 0.12 - noise.mean()
     base = Scores({"NDCG": {"NDCG@10": 0.5}}, {f"q{n}": {"NDCG@10": 0.5} for n in range(100)})
     tuned = Scores({"NDCG": {"NDCG@10": 0.62}}, {f"q{n}": {"NDCG@10": 0.5 + x} for n, x in enumerate(noise)})
-    gate = decide(EvalConfig(min_gain_lower_bound=least), {"base": base, "finetuned": tuned}, 100)
+    gate = decide_gate(EvalConfig(min_gain_lower_bound=least), {"base": base, "finetuned": tuned}, 100)
     low = bootstrap((noise,), np.mean, confidence_level=0.95, method="percentile", random_state=3)
     assert gate.interval[0] == pytest.approx(low.confidence_interval.low, abs=0.01)
     assert 0 < gate.interval[0] < 0.1
@@ -130,7 +130,7 @@ def test_the_lower_end_of_the_confidence_interval_can_decide(least: float | None
 
 
 def test_a_model_that_ranks_as_the_base_model_is_named() -> None:
-    gate = decide(EvalConfig(), {"base": scores(0.5), "finetuned": scores(0.5)}, 100)
+    gate = decide_gate(EvalConfig(), {"base": scores(0.5), "finetuned": scores(0.5)}, 100)
     assert "not one query's figure changed" in gate.reasons[-1]
 
 
@@ -156,14 +156,14 @@ def two_kinds(lost: float, of_second_kind: int) -> tuple[BeirData, dict[str, Sco
 )
 def test_a_kind_of_query_that_became_worse(lost: float, queries: int, settings: dict[str, float], passed: bool) -> None:
     data, found = two_kinds(lost, queries)
-    gate = decide(EvalConfig(**settings), found, 100, slices(data, found, "NDCG@10"))
+    gate = decide_gate(EvalConfig(**settings), found, 100, slice_by_kind(data, found, "NDCG@10"))
     assert gate.passed is passed
     assert ("query_type lookup" in " ".join(gate.reasons)) is not passed
 
 
 def test_slices_are_the_means_of_their_queries() -> None:
     data, found = two_kinds(0.2, 30)
-    one, two = slices(data, found, "NDCG@10")
+    one, two = slice_by_kind(data, found, "NDCG@10")
     assert [(s.field, s.value, s.queries) for s in (one, two)] == [
         ("query_type", "lookup", 30),
         ("query_type", "multi_hop", 70),
@@ -174,7 +174,7 @@ def test_slices_are_the_means_of_their_queries() -> None:
 
 def test_slices_by_length_are_in_order_of_length() -> None:
     texts = {f"q{n}": "word " * n for n in range(1, 31)}
-    found = slices(BeirData({}, {}, texts, {}), {"base": scores(0.5, 31)}, "NDCG@10")
+    found = slice_by_kind(BeirData({}, {}, texts, {}), {"base": scores(0.5, 31)}, "NDCG@10")
     assert [(s.value, s.queries) for s in found] == [
         ("1 to 4 words", 4),
         ("5 to 9 words", 5),
@@ -204,7 +204,7 @@ def test_an_endpoint_that_serves_something_else(
         return Scores({"NDCG": {metric: value}}, {f"q{n}": {metric: value} for n in range(50)})
 
     config = EvalConfig(eval_nim=True, gate_k=int(metric.partition("@")[2]), **settings)
-    gate = decide(config, {"base": of(0.5), "finetuned": of(0.6), "nim": of(served)}, 50)
+    gate = decide_gate(config, {"base": of(0.5), "finetuned": of(0.6), "nim": of(served)}, 50)
     assert gate.passed is passed
     assert ("endpoint does not score as the checkpoint" in " ".join(gate.reasons)) is said
 
@@ -222,7 +222,7 @@ def test_an_endpoint_that_serves_something_else(
 def test_a_model_that_forgets(golden: float | None, settings: dict[str, float], passed: bool, reason: str) -> None:
     found = {"base": scores(0.5), "finetuned": scores(0.6)}
     on_golden = None if golden is None else {"base": scores(0.5), "finetuned": scores(golden)}
-    gate = decide(EvalConfig(**settings), found, 100, golden=on_golden)
+    gate = decide_gate(EvalConfig(**settings), found, 100, golden=on_golden)
     assert gate.passed is passed
     assert reason in " ".join(gate.reasons)
     assert len(gate.reasons) == (2 if reason else 1)
@@ -240,6 +240,6 @@ def test_a_model_that_forgets(golden: float | None, settings: dict[str, float], 
 )
 def test_the_model_that_is_served_now_must_be_beaten(champion: float, settings: dict[str, float], passed: bool) -> None:
     found = {"base": scores(0.5), "champion": scores(champion), "finetuned": scores(0.6)}
-    gate = decide(EvalConfig(**settings), found, 100)
+    gate = decide_gate(EvalConfig(**settings), found, 100)
     assert gate.passed is passed
     assert any("served now" in reason for reason in gate.reasons) is not passed

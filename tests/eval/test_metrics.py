@@ -17,7 +17,7 @@ from components.core.errors import InputError
 from components.core.retrieval.beir_data import BeirData, read_beir
 from components.core.retrieval.encode_texts import EncodeOptions
 from components.eval.bm25 import bm25_top_k
-from components.eval.metrics import Scores, check_ids, measure, metric_name, search_depth, to_run
+from components.eval.metrics import Scores, check_ids, compute_search_depth, measure, metric_name, to_rankings
 from components.eval.systems import search_with_encoder
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ def ours(collection: Path, checkpoints: dict[str, Path]) -> Scores:
     data = read_beir(collection)
     runs = search_with_encoder(
         checkpoints["base"], "base", {"test": data}, max(CUTOFFS), EncodeOptions(batch_tokens=2048)
-    ).runs
+    ).rankings
     return measure(data.qrels, runs["test"], CUTOFFS)
 
 
@@ -81,10 +81,10 @@ def data_of(units: dict[str, str], qrels: dict[str, dict[str, int]], level: str)
 
 
 def run_of(data: BeirData, similarity: list[list[float]], k: int) -> dict[str, dict[str, float]]:
-    depth = search_depth(data, k)
+    depth = compute_search_depth(data, k)
     scores = np.array(similarity, dtype=np.float32)
     positions = np.argsort(-scores, axis=1)[:, :depth]
-    return to_run(np.take_along_axis(scores, positions, axis=1), positions, data, k)
+    return to_rankings(np.take_along_axis(scores, positions, axis=1), positions, data, k)
 
 
 def test_a_document_scores_as_its_best_passage() -> None:

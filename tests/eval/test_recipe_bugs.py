@@ -136,7 +136,7 @@ def test_b40_a_busy_service_is_asked_again_with_the_key_and_cuts_long_texts_as_w
     requests: list[dict[str, Any]] = []
     with service(requests, iter([429, 503, 200, 500, 504])) as url:
         found = search_with_endpoint(EvalConfig(nim_url=url, nim_model="m", nim_batch_size=16), data, 10)
-    assert set(found.runs["test"]) == set(data["test"].queries)
+    assert set(found.rankings["test"]) == set(data["test"].queries)
     batches = -(-len(data["test"].corpus) // 16) + -(-len(data["test"].queries) // 16)
     assert len(requests) == batches + 4
     assert {(one["truncate"], one["authorization"]) for one in requests} == {("END", "Bearer the-key")}

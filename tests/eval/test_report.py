@@ -9,7 +9,7 @@ from components.core.encoder.config import EncoderConfig
 from components.core.reports.html import element, escape, page, quoted
 from components.core.retrieval.beir_data import BeirData
 from components.eval.component import EvalConfig
-from components.eval.gate import decide
+from components.eval.gate import decide_gate
 from components.eval.metrics import Evaluation, measure
 from components.eval.report import build_report
 
@@ -66,7 +66,7 @@ def report_of(texts: list[str], *, level: str = "passage") -> str:
     evaluation = Evaluation(data, runs, {name: measure(qrels, run, [1, 10]) for name, run in runs.items()})
     config = EvalConfig(eval_nim=True, nim_model=texts[0], nim_url=texts[1 % len(texts)])
     encoder = EncoderConfig(base_model=texts[0], query_prefix=texts[-1][:50])
-    gate = decide(config, evaluation.scores, len(queries))
+    gate = decide_gate(config, evaluation.scores, len(queries))
     return build_report(config, encoder, {"test": evaluation, "golden": evaluation}, {}, gate, [1, 10])
 
 
@@ -106,7 +106,9 @@ def test_a_model_alone_has_no_comparison() -> None:
     run = {"q": {"p": 1.0}}
     evaluation = Evaluation(data, {"finetuned": run}, {"finetuned": measure(data.qrels, run, [10])})
     config = EvalConfig(eval_base=False)
-    report = build_report(config, EncoderConfig(), {"test": evaluation}, {}, decide(config, evaluation.scores, 1), [10])
+    report = build_report(
+        config, EncoderConfig(), {"test": evaluation}, {}, decide_gate(config, evaluation.scores, 1), [10]
+    )
     shown = " ".join(Parsed(report).texts)
     assert "base model was not evaluated" in shown
     assert "wins and losses" not in shown
@@ -141,6 +143,6 @@ def test_kinds_of_query_stand_in_the_report_as_text() -> None:
         data, {"base": run, "finetuned": run}, {s: measure(data.qrels, run, [10]) for s in ("base", "finetuned")}
     )
     config = EvalConfig()
-    gate = decide(config, evaluation.scores, 2)
+    gate = decide_gate(config, evaluation.scores, 2)
     parsed = Parsed(build_report(config, EncoderConfig(), {"test": evaluation}, {}, gate, [10]))
     assert {"Test set: NDCG@10 by kind of query", *kinds} <= set(parsed.texts)
