@@ -4,7 +4,7 @@ On a real cluster, run the tests inside of it (they ask Services by their names)
 somebody who may do what manifests/rbac/deploy.yaml says and make quotas, limits and Services. They need
 
     KUBECONFIG                    its context names the namespace
-    DEPLOY_TEST_IMAGE             what images/server builds, where the cluster pulls it from
+    DEPLOY_TEST_IMAGE             the image `server`, where the cluster pulls it from
     DEPLOY_TEST_PREFIX            s3:// or gs:// prefix for the models; credentials as deploy takes them
     DEPLOY_TEST_STORAGE_SECRET    Secret by which KServe reads them; unset for a workload identity
 

@@ -23,7 +23,7 @@ def select_image(config: DeployConfig) -> str:
     if found := config.serving_image or DEFAULT_IMAGES.get(config.backend):
         return found
     raise InputError(
-        f"backend={config.backend} has no image of its own: set serving_image to what images/server builds"
+        f"backend={config.backend} has no image of its own: set serving_image to the image `server` of this project"
     )
 
 

@@ -90,7 +90,7 @@ class GitDelivery(Settings):
     gitops_timeout: float = setting(3600.0, "Seconds until a change must be merged and synced", gt=0)
     gitops_verify_image: str = setting(
         "",
-        "Image that images/cpu builds, for a Job that verifies the live service after each sync (Argo CD's "
+        "This project's image `cpu`, for a Job that verifies the live service after each sync (Argo CD's "
         "PostSync hook); needs release_prefix. Empty creates no Job",
         pattern=r"^$|^[^\s{}]+$",
     )

@@ -42,7 +42,7 @@ class ModelService(Settings):
     serving_image: str = setting(
         "",
         "Serving image, with its version as tag; empty is the backend's usual one, as in images/pins.env. "
-        "For backend=onnx the one that images/server builds",
+        "For backend=onnx this project's image `server`",
         form=True,
         pattern=r"^$|^[^\s{}]+$",
     )
