@@ -24,7 +24,7 @@ _HEAD = "# Written by python -m components.deploy.objects.shared_runtimes\n"
 
 
 def shared_runtimes(server_image: str) -> list[Object]:
-    """Return one ServingRuntime for each backend, without namespace; ``server_image`` is the image `server` of the project.
+    """Return one ServingRuntime for each backend, without namespace; ``server_image`` is the image ``server``.
 
     Their pods keep to the restricted standard whatever the InferenceService says, and the name that clients give is
     that of the InferenceService. No release of deploy can have such a name: all of them end in a digest.
