@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.sdg.llm import ledger as ledger_module
 from components.sdg.llm.ledger import Ledger, canonical, key_of, open_ledger
+from components.sdg.llm.prompts import AnsweredQuestions, DocumentArtifacts, Evaluations, Pairs
 from tests.sdg.kills import arguments, kill_often, made, run, write_corpus
 from tests.sdg.llm_server import LlmServer, llm_server
 from tests.storage.s3_server import S3Server, s3_server
@@ -173,3 +175,18 @@ def test_a_ledger_holds_no_key_and_no_document(server: LlmServer, tmp_path: Path
     stored = b"".join(path.read_bytes() for path in (tmp_path / "ledger").iterdir()).decode()
     assert "nvapi-canary-ledger" not in stored
     assert "Sentence 3 of document" not in stored
+
+
+@pytest.mark.parametrize(
+    ("schema", "start"),
+    [
+        (AnsweredQuestions, "892270996d93"),
+        (DocumentArtifacts, "30f46a63656c"),
+        (Evaluations, "e01633dcad17"),
+        (Pairs, "a6e2a1d02026"),
+    ],
+)
+def test_answers_of_earlier_releases_are_found_again(schema: type[BaseModel], start: str) -> None:
+    """The form of an answer, down to the names and docstrings of its classes, is part of its key."""
+    form = canonical(schema.model_json_schema())
+    assert key_of(schema=form).startswith(start)

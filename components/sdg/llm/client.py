@@ -6,12 +6,9 @@ import asyncio
 import ipaddress
 import json
 import os
-import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -21,11 +18,13 @@ import aiohttp
 from yarl import URL
 
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
+from components.core.retry import RETRY_STATUSES, RetryPolicy, parse_retry_after
 from components.sdg.llm.throttle import Throttle
 from components.sdg.settings.llm_settings import Provider, RequestSettings
 
 Read = TypeVar("Read")
-_TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+# 52x are those of proxies in front of LLMs, 409 and 529 say that a model is loading or overloaded.
+_RETRY_STATUSES = RETRY_STATUSES | {409, 520, 522, 524, 529}
 _NEEDS_A_PERSON = {401: "the key is refused", 402: "the quota is used up", 403: "access is refused",
                    404: "there is no such model or path", 407: "a proxy wants credentials"}  # fmt: skip
 _QUOTA = ("insufficient_quota", "quota exceeded", "exceeded your current quota", "credit balance")
@@ -37,7 +36,10 @@ _PUSH_BACKS_PER_TRY = 10
 
 
 class NoUsableAnswer(StageError):
-    """One request has no usable answer; other documents go on. ``transient``: it may have one tomorrow."""
+    """A request has no usable answer; other documents go on.
+
+    ``transient`` is true when the same request may have one later.
+    """
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
@@ -45,7 +47,7 @@ class NoUsableAnswer(StageError):
 
 
 class InvalidAnswer(Exception):
-    """An answer that holds nothing: worth another try."""
+    """An answer holds nothing usable, and another try may give a better one."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +58,28 @@ class _Response:
 
 
 class LlmClient:
-    """Posts to ``provider``. The key is read from the environment or a file, sent in a header and nowhere else.
+    """Client of one OpenAI-compatible endpoint.
 
-    Raises InputError for an unsafe URL or a missing key, before anything is sent.
+    The key is read from the environment or a file, sent in a header and nowhere else.
+
+    Args:
+        name: Name of the provider in the settings.
+        provider: Where the endpoint is.
+        settings: How many requests are under way, and how often one is tried.
+        counts: Its ``requests`` is the number of requests sent.
+
+    Raises:
+        InputError: The URL is not safe, or the key is missing. Nothing has been sent by then.
     """
 
     def __init__(self, name: str, provider: Provider, settings: RequestSettings, counts: Counter[str]) -> None:
         self.stopped: StageError | None = None
-        self.url = _checked(provider.base_url, "llm_base_url" if name == "nvidia" else f"providers.{name}.base_url")
+        self.url = _check_url(provider.base_url, "llm_base_url" if name == "nvidia" else f"providers.{name}.base_url")
         self._settings, self._counts = settings, counts
         self._key_name = provider.api_key_file or provider.api_key_env
         self._throttle = Throttle(settings.max_parallel_requests_for_gen)
         self._answered = False
-        key = _key(provider)
+        key = _read_key(provider)
         if self._key_name and not key and not _is_local(self.url):
             raise InputError(
                 f"{self._key_name} is not set: export {self._key_name}=... (or sdg.generator=offline)"
@@ -85,13 +96,24 @@ class LlmClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
+        """Close the connections."""
         if self._session is not None:
             await self._session.close()
 
     async def post(self, path: str, body: str, *, model: str, timeout: float, read: Callable[[Any], Read]) -> Read:
-        """Return what ``read`` makes of the JSON answer.
+        """Send a request, again after faults that pass, and return what ``read`` makes of the JSON answer.
 
-        Raises NoUsableAnswer, ActionNeeded when a person must act, Transient when the endpoint asks to wait too long.
+        Args:
+            path: Path below the endpoint's URL.
+            body: JSON to send.
+            model: The model that the body names, for error messages.
+            timeout: Seconds that one answer may take.
+            read: Parses the answer; raises InvalidAnswer for one that is worth another try.
+
+        Raises:
+            NoUsableAnswer: The endpoint refuses the request, or no try has a usable answer.
+            ActionNeeded: A person must act: the key, the quota, the address.
+            Transient: The endpoint asks to wait longer than ``max_retry_wait``.
         """
         problem, tries, push_backs, reached, content = "", 0, 0, False, body.encode()
         while tries < self._settings.max_attempts and push_backs < _PUSH_BACKS_PER_TRY * self._settings.max_attempts:
@@ -116,8 +138,8 @@ class LlmClient:
                 self._answered = True
                 self._throttle.record_success()
                 return answer
-            problem = self._refusal(response, path, model)
-            wait = self._wait(response)
+            problem = self._explain_refusal(response, path, model)
+            wait = self._parse_wait(response)
             if response.status == 429:
                 push_backs += 1
                 self._throttle.record_push_back(_back_off(push_backs) if wait is None else wait)
@@ -138,7 +160,7 @@ class LlmClient:
             if self._session is None:
                 # The throttle bounds the connections. trust_env would read proxies and .netrc anew for each request.
                 unlimited = aiohttp.TCPConnector(limit=0)
-                proxy, credentials = _proxy(self.url)
+                proxy, credentials = _find_proxy(self.url)
                 self._session = aiohttp.ClientSession(
                     connector=unlimited, headers=self._headers, proxy=proxy, proxy_auth=credentials
                 )
@@ -155,8 +177,8 @@ class LlmClient:
                         raise aiohttp.ClientPayloadError(f"more than {_MAX_ANSWER_BYTES} bytes")
                 return _Response(response.status, response.headers.get("retry-after", ""), bytes(content))
 
-    def _refusal(self, response: _Response, path: str, model: str) -> str:
-        """What a status that may pass means. Raises for one that will not."""
+    def _explain_refusal(self, response: _Response, path: str, model: str) -> str:
+        """Return what a status that may pass means. Raise for one that will not."""
         status = response.status
         reason = _NEEDS_A_PERSON.get(status)
         if status == 429 and any(word.encode() in response.content.lower() for word in _QUOTA):
@@ -168,34 +190,28 @@ class LlmClient:
                 f"{self.url}{path} answers {status} for {model} ({reason}): "
                 f"check {self._key_name or 'the address'}, the quota and the model's name"
             )
-        if status not in _TRY_AGAIN:
+        if status not in _RETRY_STATUSES:
             raise NoUsableAnswer(f"{self.url}{path} refuses the request (HTTP {status})")
         return f"HTTP {status}"
 
-    def _wait(self, response: _Response) -> float | None:
-        """Seconds that the endpoint asks to wait, or None when it names none."""
-        text = response.retry_after
-        try:
-            seconds = float(text)
-        except ValueError:
-            try:
-                seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-            except (ValueError, TypeError):
-                return None
-        if seconds > self._settings.max_retry_wait:
+    def _parse_wait(self, response: _Response) -> float | None:
+        """Return the seconds that the endpoint asks to wait, or None when it names none."""
+        seconds = parse_retry_after(response.retry_after)
+        if seconds is not None and seconds > self._settings.max_retry_wait:
             raise Transient(
                 f"{self.url} asks to wait {seconds:.0f} s, longer than max_retry_wait "
                 f"({self._settings.max_retry_wait:g}): run again later"
             )
-        return max(seconds, 0.0) if seconds == seconds else None
+        return seconds
 
 
 def _back_off(tries: int) -> float:
-    return min(2.0 ** (tries - 1) * random.uniform(0.5, 1.0), _LONGEST_BACK_OFF_SECONDS)
+    policy = RetryPolicy(tries, first_wait=1.0, longest_wait=_LONGEST_BACK_OFF_SECONDS)
+    return policy.wait_seconds(tries)
 
 
-def _key(provider: Provider) -> str | None:
-    """The key, from the file when there is one. Raises InputError for one that cannot be read."""
+def _read_key(provider: Provider) -> str | None:
+    """Return the key, from the file when there is one. Raises InputError for one that cannot be read."""
     if provider.api_key_file is None:
         return os.environ.get(provider.api_key_env) if provider.api_key_env else None
     try:
@@ -204,19 +220,19 @@ def _key(provider: Provider) -> str | None:
         raise InputError(f"api_key_file {provider.api_key_file} cannot be read ({error})") from None
 
 
-def _proxy(url: str) -> tuple[URL | None, aiohttp.BasicAuth | None]:
-    """The proxy that the environment names for ``url``, and its credentials."""
+def _find_proxy(url: str) -> tuple[URL | None, aiohttp.BasicAuth | None]:
+    """Return the proxy that the environment names for ``url``, and its credentials."""
     parts = urlsplit(url)
-    found = getproxies().get(parts.scheme)
-    if not found or proxy_bypass(parts.netloc):
+    address = getproxies().get(parts.scheme)
+    if not address or proxy_bypass(parts.netloc):
         return None, None
-    proxy = URL(found if "://" in found else f"http://{found}")
+    proxy = URL(address if "://" in address else f"http://{address}")
     credentials = aiohttp.BasicAuth(proxy.user, proxy.password or "") if proxy.user else None
     return proxy.with_user(None), credentials
 
 
-def _checked(url: str, setting: str) -> str:
-    """The URL without a trailing slash, when a key may be sent to it."""
+def _check_url(url: str, setting: str) -> str:
+    """Return the URL without a trailing slash, when a key may be sent to it."""
     try:
         parts = urlsplit(url)
         host = parts.hostname
