@@ -1,4 +1,4 @@
-"""The test set searched through an endpoint: does it find what the checkpoint found when it was evaluated?"""
+"""Search of the test set through an endpoint, which must find what the checkpoint found in its evaluation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class TestSet:
 
 
 def read_test_set(eval_data: Path, eval_results: Path, *, max_passages: int) -> TestSet | None:
-    """None when it is too large to be embedded again, or judges documents. Raises InputError for broken files."""
+    """Read the test set with the checkpoint's nDCG@10. Raises InputError for broken files.
+
+    Returns None when the set is too large to be embedded again, judges documents, or was not evaluated.
+    """
     data = read_beir(eval_data)
     if len(data.corpus) > max_passages or data.level != "passage":
         return None
@@ -41,23 +44,25 @@ def read_test_set(eval_data: Path, eval_results: Path, *, max_passages: int) -> 
     return TestSet(data, ndcg)
 
 
-def retrieval(served: ProbedEndpoint, test: TestSet) -> Check:
-    """nDCG@10 through the endpoint beside the checkpoint's. Raises StageError for an endpoint that does not answer."""
-    endpoint, data = served.endpoint, test.data
-    passages = endpoint.embed(list(data.corpus.values()), "passage", dimension=served.bundle.manifest.dimension)
-    queries = endpoint.embed(list(data.queries.values()), "query", dimension=served.bundle.manifest.dimension)
+def check_retrieval(endpoint: ProbedEndpoint, test: TestSet) -> Check:
+    """Compare nDCG@10 through the endpoint with the checkpoint's. Raises StageError when the endpoint fails."""
+    client, data, dimension = endpoint.client, test.data, endpoint.bundle.manifest.dimension
+    passages = client.embed(list(data.corpus.values()), "passage", dimension=dimension)
+    queries = client.embed(list(data.queries.values()), "query", dimension=dimension)
     ids = list(data.corpus)
     scores = [
-        ndcg_at(_K, [ids[place] for place in _best(passages @ vector)], data.qrels[query])
+        ndcg_at(_K, [ids[position] for position in _rank_best(passages @ vector)], data.qrels[query])
         for query, vector in zip(data.queries, queries, strict=True)
     ]
-    found = float(np.mean(scores))
-    loss = served.limits.compute_allowed_loss(len(scores))
-    figures = {"nDCG@10": round(found, 5), "checkpoint": round(test.ndcg, 5), "queries": len(scores)}
-    return Check("test set", found >= test.ndcg - loss, figures, f">= checkpoint's - {loss:g}")
+    ndcg = float(np.mean(scores))
+    loss = endpoint.limits.compute_allowed_loss(len(scores))
+    figures = {"nDCG@10": round(ndcg, 5), "checkpoint": round(test.ndcg, 5), "queries": len(scores)}
+    return Check("test set", ndcg >= test.ndcg - loss, figures, f">= checkpoint's - {loss:g}")
 
 
-def _best(scores: np.ndarray) -> np.ndarray:
+def _rank_best(scores: np.ndarray) -> list[int]:
+    """Return the positions of the ten best of ``scores``, floats [passages], best first."""
     k = min(_K, len(scores))
-    found = np.argpartition(-scores, k - 1)[:k]
-    return found[np.argsort(-scores[found], kind="stable")]
+    best = np.argpartition(-scores, k - 1)[:k]
+    ranked: list[int] = best[np.argsort(-scores[best], kind="stable")].tolist()
+    return ranked

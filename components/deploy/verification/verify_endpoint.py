@@ -1,8 +1,7 @@
-"""Whether an endpoint serves the fine-tuned model, by the vectors it gives."""
+"""Verification of an endpoint: whether it serves the fine-tuned model, by the vectors that it gives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from components.core.errors import StageError
@@ -12,23 +11,23 @@ from components.deploy.verification.checks import (
     BATCH,
     Check,
     ProbedEndpoint,
-    embed,
-    guarded,
-    identity,
-    is_ready,
-    lists_its_name,
-    long_texts,
-    nearness,
-    neighbours,
-    norm,
+    check_cosines,
+    check_long_texts,
+    check_model_name,
+    check_neighbours,
+    check_norm,
+    check_not_base,
+    check_readiness,
+    embed_probes,
+    run_check,
 )
-from components.deploy.verification.load_checks import behaviour, latency
-from components.deploy.verification.retrieval_check import TestSet, retrieval
+from components.deploy.verification.load_checks import check_latency, check_requests
+from components.deploy.verification.retrieval_check import TestSet, check_retrieval
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What is asked of a service beside its vectors.
+    """Requirements of a service beside its vectors.
 
     ``previous_latency`` are figures of the release before, shown beside the new ones.
     """
@@ -39,54 +38,59 @@ class Requirements:
 
 
 def verify_endpoint(
-    endpoint: EmbeddingClient, bundle: Bundle, requirements: Requirements | None = None, *, brief: bool = False
+    client: EmbeddingClient, bundle: Bundle, requirements: Requirements | None = None, *, brief: bool = False
 ) -> list[Check]:
-    """Every check of ``endpoint`` against the reference vectors of ``bundle``; a check that cannot run has failed.
+    """Check the endpoint of ``client`` against the reference vectors of ``bundle``; a check that cannot run has failed.
 
     ``brief`` asks for each probe once and leaves out what needs more.
     """
-    wanted = requirements or Requirements()
     checks = [
-        guarded("ready", "answers 200", lambda: is_ready(endpoint)),
-        guarded("model name", f"'{endpoint.model}' is listed", lambda: lists_its_name(endpoint)),
+        run_check("ready", "answers 200", lambda: check_readiness(client)),
+        run_check("model name", f"'{client.model}' is listed", lambda: check_model_name(client)),
     ]
     try:
-        vectors = embed(endpoint, bundle.probes, BATCH)
+        vectors = embed_probes(client, bundle.probes, BATCH)
     except StageError as error:
         return [*checks, Check("vectors", False, {"error": str(error)}, "one finite vector for each probe")]
     checks.append(Check("vectors", True, {"probes": len(vectors)}, "one finite vector for each probe"))
     expected = bundle.manifest.dimension
     checks.append(Check("dimension", vectors.shape[1] == expected, {"found": vectors.shape[1]}, f"{expected}"))
     if checks[-1].passed:
-        served = ProbedEndpoint(endpoint, bundle, vectors)
-        checks += [norm(served), nearness(served), long_texts(served), neighbours(served), identity(served)]
-        checks += [] if brief else _thorough(served, wanted)
-    checks.append(Check("retries", endpoint.retries == 0, {"retries": endpoint.retries}, "0"))
+        endpoint = ProbedEndpoint(client, bundle, vectors)
+        checks += [
+            check_norm(endpoint),
+            check_cosines(endpoint),
+            check_long_texts(endpoint),
+            check_neighbours(endpoint),
+            check_not_base(endpoint),
+        ]
+        checks += [] if brief else _check_thoroughly(endpoint, requirements or Requirements())
+    checks.append(Check("retries", client.retries == 0, {"retries": client.retries}, "0"))
     return checks
 
 
-def _thorough(served: ProbedEndpoint, wanted: Requirements) -> list[Check]:
-    checks = behaviour(served)
-    if wanted.test_set:
-        checks.append(_tried("test set", lambda: retrieval(served, wanted.test_set)))
-    return [*checks, latency(served, wanted.latency_budget_ms, wanted.previous_latency)]
+def _check_thoroughly(endpoint: ProbedEndpoint, requirements: Requirements) -> list[Check]:
+    checks = check_requests(endpoint)
+    if requirements.test_set:
+        checks.append(_try_retrieval(endpoint, requirements.test_set))
+    return [*checks, check_latency(endpoint, requirements.latency_budget_ms, requirements.previous_latency)]
 
 
-def _tried(name: str, ask: Callable[[], Check]) -> Check:
+def _try_retrieval(endpoint: ProbedEndpoint, test_set: TestSet) -> Check:
     try:
-        return ask()
+        return check_retrieval(endpoint, test_set)
     except StageError as error:
-        return Check(name, False, {"error": str(error)}, "answers")
+        return Check("test set", False, {"error": str(error)}, "answers")
 
 
 def list_failures(checks: list[Check]) -> list[str]:
-    """The checks that failed, one text each."""
+    """Return the checks that failed, one text each."""
     return [" ".join(str(check).split()) for check in checks if check.passed is False]
 
 
 def extract_latency(checks: list[Check]) -> dict[str, float]:
-    """The figures of ``latency`` among ``checks``, without those of the release before."""
-    found = next((check.figures for check in checks if check.name == "latency"), {})
+    """Return the figures of the check ``latency``, without those of the release before."""
+    figures = next((check.figures for check in checks if check.name == "latency"), {})
     return {
-        name: value for name, value in found.items() if name.endswith(("_ms", "_second")) and "previous" not in name
+        name: value for name, value in figures.items() if name.endswith(("_ms", "_second")) and "previous" not in name
     }
