@@ -87,7 +87,8 @@ def make_component(stage: Stage, image: str, without: Iterable[str] = ()) -> Cal
     function.__doc__ = "\n".join(
         [f"{stage.summary}.", "", "Args:", *(f"    {n}: {d}" for n, d in descriptions.items())]
     )
-    return dsl.container_component(function)
+    component: Callable[..., dsl.PipelineTask] = dsl.container_component(function)
+    return component
 
 
 def build_pipeline(plan: Plan, options: Options) -> Any:
@@ -220,12 +221,15 @@ def _artifact_class(name: str) -> Any:
     return getattr(dsl, ARTIFACTS[name].kfp_type)
 
 
-def _with_signature(function: Callable, name: str, parameters: Iterable[tuple[str, Any, Any]]) -> Callable:
+def _with_signature(
+    function: Callable[..., Any], name: str, parameters: Iterable[tuple[str, Any, Any]]
+) -> Callable[..., Any]:
     """Return ``function`` with the signature that kfp reads, as if its parameters were written out."""
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    function.__signature__ = inspect.Signature(
+    signature = inspect.Signature(
         [inspect.Parameter(n, positional, annotation=kind, default=default) for n, kind, default in parameters]
     )
+    setattr(function, "__signature__", signature)  # noqa: B010 (a Callable has no such attribute for mypy)
     function.__name__ = name
     return function
 
@@ -243,7 +247,8 @@ def main(argv: list[str] | None = None) -> int:
     # Each of its tries is a line; the SDK sets the level of urllib3 itself again.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     try:
-        return args.run(args)
+        exit_code: int = args.run(args)
+        return exit_code
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -18,7 +18,7 @@ from benchmarks import report
 from components.core import log
 from components.core.retrieval.beir_data import read_beir
 from components.core.retrieval.encode_texts import EncodeOptions, TextGroup, encode_texts
-from components.recipe.plan import resolve
+from components.recipe.plan import resolve_settings
 from components.recipe.stages import by_name
 
 TRAINING = 0.8
@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     args.tiny = False
     log.configure("cache", verbose=False)
-    config = resolve([by_name("prep")], profile_name="small", given={})["prep"]
+    config = resolve_settings([by_name("prep")], profile_name="small", values={})["prep"]
     texts = [*read_beir(args.data).corpus.values()]
     trained = texts[: int(TRAINING * len(texts))]
     rows, found = [], []

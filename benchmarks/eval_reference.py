@@ -28,7 +28,7 @@ from components.core.retrieval.beir_data import BeirData, read_beir
 from components.core.retrieval.encode_texts import EncodeOptions
 from components.eval.metrics import FAMILIES, measure, metric_name
 from components.eval.systems import search_with_encoder
-from components.recipe.plan import resolve
+from components.recipe.plan import resolve_settings
 from components.recipe.stages import by_name
 
 CUTOFFS = [1, 5, 10, 100]
@@ -55,7 +55,7 @@ def main() -> None:
 
 def _small(directory: Path) -> Path:
     lengths = {"query_max_length": 256, "passage_max_length": 256}
-    config = resolve([by_name("prep")], profile_name="small", given=lengths)["prep"]
+    config = resolve_settings([by_name("prep")], profile_name="small", values=lengths)["prep"]
     save_checkpoint(load_base(config.encoder()), directory)
     return directory
 

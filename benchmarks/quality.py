@@ -36,7 +36,7 @@ from components.core.retrieval.beir_data import BeirData, read_beir
 from components.core.retrieval.encode_texts import EncodeOptions
 from components.eval.metrics import measure
 from components.eval.systems import search_with_encoder
-from components.recipe.plan import resolve
+from components.recipe.plan import resolve_settings
 from components.recipe.stages import by_name
 
 Triple = tuple[str, str, str]
@@ -61,7 +61,7 @@ def main() -> None:
 
 def _collection(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     lengths = {"query_max_length": args.length, "passage_max_length": args.length}
-    config = resolve([by_name("prep")], profile_name="small", given=lengths)["prep"].encoder()
+    config = resolve_settings([by_name("prep")], profile_name="small", values=lengths)["prep"].encoder()
     base = load_base(config)
     data = read_beir(folder)
     train, test = _split(data)

@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks import report
 from components.command_line.cli import parse
 from components.core.encoder.checkpoint import load_base, save_checkpoint
-from components.recipe.plan import resolve
+from components.recipe.plan import resolve_settings
 from components.recipe.stages import by_name
 
 _THREADS = 2
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def _checkpoint(work: Path) -> Path:
-    config = resolve([by_name("prep")], profile_name="small", given={})["prep"].encoder()
+    config = resolve_settings([by_name("prep")], profile_name="small", values={})["prep"].encoder()
     save_checkpoint(load_base(config), work / "checkpoint")
     return work / "checkpoint"
 

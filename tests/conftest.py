@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from components.core.encoder.config import EncoderConfig
-from components.recipe.plan import resolve
+from components.recipe.plan import resolve_settings
 from components.recipe.stages import by_name
 from tests.exported import Exported
 
@@ -66,7 +66,7 @@ def models() -> Any:
 
 @pytest.fixture(scope="session")
 def small_config() -> EncoderConfig:
-    return resolve([by_name("prep")], profile_name="small", given={})["prep"].encoder()
+    return resolve_settings([by_name("prep")], profile_name="small", values={})["prep"].encoder()
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from components.core.settings import parse_text
 from components.core.stage import Stage
 from components.generated import readmes
 from components.recipe.describe import DESCRIPTION, describe_workflow, format_type, format_value
-from components.recipe.plan import find_setting, make_plan, resolve
+from components.recipe.plan import find_setting, make_plan, resolve_settings
 from components.recipe.profiles import PROFILES
 from components.recipe.stages import NAMES, STAGES, by_name
 
@@ -75,7 +75,7 @@ def _run_command(args: argparse.Namespace) -> Command:
     paths = _input_paths(args, _all_inputs())
     plan = make_plan(args.start, args.end, extra=[name for name in paths if name in _all_optional_inputs()])
     values = _merge_addresses(_read_settings(args, None), addresses)
-    run = Run(plan, resolve(plan.stages, profile_name=args.profile, given=values), args.work, paths)
+    run = Run(plan, resolve_settings(plan.stages, profile_name=args.profile, values=values), args.work, paths)
     return Command("run", run.show if args.dry_run else run.execute, args.verbose)
 
 
@@ -83,7 +83,7 @@ def _stage_command(stage: Stage, args: argparse.Namespace) -> Command:
     if args.executor_input is not None:
         return Command(stage.name, lambda: run_from_executor_input(stage, args.executor_input))
     values = _merge_addresses(_read_settings(args, stage), _input_addresses(args, [stage]))
-    config = resolve([stage], profile_name=args.profile, given=values)[stage.name]
+    config = resolve_settings([stage], profile_name=args.profile, values=values)[stage.name]
     paths = _input_paths(args, stage.inputs + stage.optional_inputs + stage.by_uri)
     run = StageRun(stage, config, args.work, paths)
     if stage.previews and args.preview and not args.dry_run:
@@ -135,7 +135,7 @@ def _describe_unknown_option(command: str, option: str) -> str:
 
 
 def _add_subcommand(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
-    sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    sub: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
     sub.add_argument("--work", type=Path, default=Path("work"), metavar="DIR", help="artifacts lie in DIR/NAME")
     sub.add_argument("--profile", choices=sorted(PROFILES), default="llama", help="set of values (default: llama)")
     sub.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")

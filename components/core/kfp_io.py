@@ -36,17 +36,19 @@ def run_from_executor_input(stage: Stage, text: str) -> None:
     config = settings_of(stage, parameters)
     inputs, uris = {}, {}
     for name in stage.inputs + stage.optional_inputs:
-        found = received.get("artifacts", {}).get(name, {}).get("artifacts", [])
-        if found:
-            sealed = bool(found[0].get("metadata", {}).get("manifest_sha256"))
-            inputs[name] = Source(local_path(found[0]), sealed=sealed)
-            uris[name] = found[0]["uri"]
-    made = {name: found["artifacts"][0] for name, found in offered.get("artifacts", {}).items() if name in ARTIFACTS}
-    uris |= {name: artifact["uri"] for name, artifact in made.items()}
+        artifacts = received.get("artifacts", {}).get(name, {}).get("artifacts", [])
+        if artifacts:
+            sealed = bool(artifacts[0].get("metadata", {}).get("manifest_sha256"))
+            inputs[name] = Source(local_path(artifacts[0]), sealed=sealed)
+            uris[name] = artifacts[0]["uri"]
+    new_artifacts = {
+        name: entry["artifacts"][0] for name, entry in offered.get("artifacts", {}).items() if name in ARTIFACTS
+    }
+    uris |= {name: artifact["uri"] for name, artifact in new_artifacts.items()}
     uris |= {name: parameters[f"{name}_uri"] for name in stage.by_uri}
-    outputs = {name: local_path(artifact) for name, artifact in made.items()}
+    outputs = {name: local_path(artifact) for name, artifact in new_artifacts.items()}
     outcome = execute(stage, config, inputs=inputs, outputs=outputs, uris=uris)
-    _answer(stage, Path(offered["outputFile"]), made, outcome)
+    _write_executor_output(stage, Path(offered["outputFile"]), new_artifacts, outcome)
 
 
 def local_path(artifact: Mapping[str, Any]) -> Path:
@@ -97,10 +99,10 @@ def _whole(value: Any) -> Any:
     return value
 
 
-def _answer(stage: Stage, path: Path, made: Mapping[str, Any], outcome: Outcome) -> None:
+def _write_executor_output(stage: Stage, path: Path, new_artifacts: Mapping[str, Any], outcome: Outcome) -> None:
     """Write executor_output.json: every declared artifact and output parameter, no null and no NaN."""
     artifacts = {}
-    for name, artifact in made.items():
+    for name, artifact in new_artifacts.items():
         kind = ARTIFACTS[name]
         metadata: dict[str, Any] = {"kind": name, "schema_version": kind.schema_version}
         if name in outcome.digests:

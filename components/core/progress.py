@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -79,7 +79,7 @@ def _short(value: float) -> str:
 
 def track(items: Iterable[Item], what: str, *, unit: str, total: int | None = None) -> Iterator[Item]:
     """``items``, with their progress shown; give ``total`` when ``items`` has no length."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(what, total=total, unit=unit) as progress:
         for item in items:

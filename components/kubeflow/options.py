@@ -15,7 +15,7 @@ from components.core.errors import InputError
 from components.core.pinned_images import read_pins, stage_images
 from components.core.settings import Settings, parse_text
 from components.kubeflow.run_form import NO_GPU, NODE_LABELS, Options, read_arguments
-from components.recipe.plan import Plan, find_setting, make_plan, resolve, values_for
+from components.recipe.plan import Plan, find_setting, make_plan, resolve_settings, values_for
 from components.recipe.profiles import PROFILES
 from components.recipe.stages import NAMES, STAGES
 
@@ -26,7 +26,7 @@ def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
     """Add the command ``name``, which calls ``run``."""
-    sub = commands.add_parser(name, help=text, description=f"{text}.", allow_abbrev=False)
+    sub: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text}.", allow_abbrev=False)
     sub.set_defaults(run=run)
     return sub
 
@@ -169,9 +169,10 @@ def plan_pipelines(args: argparse.Namespace) -> list[tuple[Plan, dict[str, Setti
         # The model that deploy starts runs on nodes of the same cluster.
         labels = {} if args.node_labels == NO_GPU else NODE_LABELS[args.node_labels]["A100"]
         defaults = {SERVING_NODE_SELECTOR: labels} | defaults
-    resolve(chosen, profile_name=args.profile, given=defaults)
+    resolve_settings(chosen, profile_name=args.profile, values=defaults)
     return [
-        (plan, resolve(plan.stages, profile_name=args.profile, given=_select_values(plan, defaults))) for plan in plans
+        (plan, resolve_settings(plan.stages, profile_name=args.profile, values=_select_values(plan, defaults)))
+        for plan in plans
     ]
 
 

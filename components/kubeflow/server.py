@@ -239,7 +239,7 @@ class Server:
                 return runs
 
 
-class _RestClientWithTimeout(RESTClientObject):
+class _RestClientWithTimeout(RESTClientObject):  # type: ignore[misc]  # kfp_server_api has no types
     """The REST client of the SDK, with a time-out for requests that name none: the SDK would wait for ever."""
 
     def request(self, *arguments: Any, **options: Any) -> Any:

@@ -47,7 +47,7 @@ def format_type(annotation: Any) -> str:
         return format_type(typing.get_args(annotation)[0])
     if origin is list:
         return f"[{format_type(typing.get_args(annotation)[0])}, ...]"
-    return origin.__name__ if origin else annotation.__name__
+    return str((origin or annotation).__name__)
 
 
 def format_value(value: Any) -> str:

@@ -80,20 +80,20 @@ def make_plan(
     )
 
 
-def resolve(stages: Iterable[Stage], *, profile_name: str, given: Mapping[str, Any]) -> dict[str, Settings]:
-    """Return the settings of each stage: its defaults, then the profile's values, then ``given``.
+def resolve_settings(stages: Iterable[Stage], *, profile_name: str, values: Mapping[str, Any]) -> dict[str, Settings]:
+    """Return the settings of each stage: its defaults, then the profile's values, then ``values``.
 
-    A key of ``given`` is ``stage.setting``, or a setting's name alone, meant for every stage that has it.
+    A key of ``values`` is ``stage.setting``, or a setting's name alone, meant for every stage that has it.
     Raises InputError for unknown names, values of the wrong type, stages that are not chosen, and a name alone that
     is two different settings of the chosen stages.
     """
     stages = tuple(stages)
     chosen = {stage.name for stage in stages}
-    for key in given:
+    for key in values:
         _check_key(key, chosen)
     base = profile(profile_name)
     return {
-        stage.name: load(stage.config, values_for(stage, base) | values_for(stage, given), stage=stage.name)
+        stage.name: load(stage.config, values_for(stage, base) | values_for(stage, values), stage=stage.name)
         for stage in stages
     }
 

@@ -26,7 +26,7 @@ from components.deploy.verify import main
 from components.generated.values_schema import update_schema
 from components.kubeflow.options import read_images
 from components.kubeflow.run_form import NO_GPU, NODE_LABELS, Options, form_fields
-from components.recipe.plan import make_plan, resolve
+from components.recipe.plan import make_plan, resolve_settings
 from components.recipe.profiles import PROFILES
 from components.recipe.stages import NAMES, STAGES
 from components.server.app import build_app
@@ -228,7 +228,7 @@ def test_values_keep_in_step_with_the_stages() -> None:
 
 
 def options(start: str) -> Options:
-    return Options(resolve(make_plan(start).stages, profile_name="llama", given={}), read_images())
+    return Options(resolve_settings(make_plan(start).stages, profile_name="llama", values={}), read_images())
 
 
 @pytest.mark.parametrize("profile", sorted(PROFILES))
@@ -237,7 +237,9 @@ def test_the_schema_takes_what_the_stages_take(profile: str) -> None:
     settings = dict(PROFILES[profile])
     assert rendered({"pipelines": {"set": settings, "upload": ["sdg"]}})
     overrides = {
-        f"{stage.name}_overrides": resolve([stage], profile_name=profile, given={})[stage.name].model_dump(mode="json")
+        f"{stage.name}_overrides": resolve_settings([stage], profile_name=profile, values={})[stage.name].model_dump(
+            mode="json"
+        )
         for stage in STAGES
     }
     assert rendered({"pipelines": {"schedules": [SCHEDULE | {"parameters": SCHEDULE["parameters"] | overrides}]}})

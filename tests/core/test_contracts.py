@@ -20,7 +20,7 @@ from components.core.artifacts import ARTIFACTS
 from components.core.errors import InputError
 from components.core.settings import Settings
 from components.core.stage import Stage
-from components.recipe.plan import resolve
+from components.recipe.plan import resolve_settings
 from components.recipe.stages import NAMES, STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,7 +152,7 @@ def test_a_parameter_means_the_same_in_every_stage_or_is_refused_without_the_sta
         meanings[name].append((field.annotation, field.default))
     for name in (n for n, found in meanings.items() if any(meaning != found[0] for meaning in found)):
         with pytest.raises(InputError, match=rf"\w+\.{name} or \w+\.{name}"):
-            resolve(STAGES, profile_name="llama", given={name: meanings[name][0][1]})
+            resolve_settings(STAGES, profile_name="llama", values={name: meanings[name][0][1]})
 
 
 def test_encoder_settings_are_declared_by_one_class() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from components.core.errors import InputError
-from components.recipe.plan import make_plan, resolve
+from components.recipe.plan import make_plan, resolve_settings
 from components.recipe.profiles import PROFILES
 from components.recipe.stages import NAMES, STAGES
 
@@ -60,7 +60,7 @@ def test_impossible_plans_are_refused(start: str, end: str, extra: list[str], me
 
 
 def test_a_name_alone_is_meant_for_every_stage_that_has_it() -> None:
-    configs = resolve(STAGES, profile_name="llama", given={"query_prefix": "q: "})
+    configs = resolve_settings(STAGES, profile_name="llama", values={"query_prefix": "q: "})
     assert {name: c.query_prefix for name, c in configs.items() if hasattr(c, "query_prefix")} == {
         "sdg": "q: ",
         "prep": "q: ",
@@ -69,18 +69,22 @@ def test_a_name_alone_is_meant_for_every_stage_that_has_it() -> None:
 
 
 def test_a_stages_own_value_wins() -> None:
-    configs = resolve(STAGES, profile_name="llama", given={"prep.encode_batch_tokens": 7, "encode_batch_tokens": 9})
+    configs = resolve_settings(
+        STAGES, profile_name="llama", values={"prep.encode_batch_tokens": 7, "encode_batch_tokens": 9}
+    )
     assert (configs["prep"].encode_batch_tokens, configs["eval"].encode_batch_tokens) == (7, 9)
 
 
 def test_what_is_given_wins_over_the_profile() -> None:
     assert PROFILES["small"]["finetune.learning_rate"] != 0.5
-    assert resolve(STAGES, profile_name="small", given={"learning_rate": 0.5})["finetune"].learning_rate == 0.5
+    assert (
+        resolve_settings(STAGES, profile_name="small", values={"learning_rate": 0.5})["finetune"].learning_rate == 0.5
+    )
 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_every_profile_holds_only_settings_that_exist(name: str) -> None:
-    configs = resolve(STAGES, profile_name=name, given=PROFILES[name])
+    configs = resolve_settings(STAGES, profile_name=name, values=PROFILES[name])
     assert tuple(configs) == NAMES
 
 
@@ -96,9 +100,9 @@ def test_every_profile_holds_only_settings_that_exist(name: str) -> None:
 )
 def test_settings_without_a_chosen_owner_are_refused(given: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        resolve(make_plan("sdg", "prep").stages, profile_name="llama", given=given)
+        resolve_settings(make_plan("sdg", "prep").stages, profile_name="llama", values=given)
 
 
 def test_unknown_profile_is_refused() -> None:
     with pytest.raises(InputError, match="there is no profile 'big': choose one of llama, nemotron3, small"):
-        resolve(STAGES, profile_name="big", given={})
+        resolve_settings(STAGES, profile_name="big", values={})

@@ -24,7 +24,7 @@ from components.deploy.objects.render import as_files, live_service, render
 from components.deploy.objects.verify_job import verify_job
 from components.deploy.publishing.publish import ModelUris, publish_model
 from components.deploy.targets.canary import render_route
-from components.recipe.plan import resolve
+from components.recipe.plan import resolve_settings
 from components.recipe.profiles import PROFILES
 from components.recipe.stages import by_name
 from tests.deploy.bundles import plan_facts, write_bundle
@@ -72,7 +72,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """Of each profile, as export describes its model."""
     found = {}
     for name in PROFILES:
-        stages = resolve([by_name("prep"), by_name("export")], profile_name=name, given={})
+        stages = resolve_settings([by_name("prep"), by_name("export")], profile_name=name, values={})
         encoder: EncoderConfig = stages["prep"].encoder()
         where = tmp_path_factory.mktemp(name) / "bundle"
         form = "onnx" if stages["export"].enabled else "checkpoint"

@@ -17,7 +17,7 @@ from components.core.encoder.config import EncoderConfig, read_encoder
 from components.core.errors import InputError
 from components.core.runner import Outcome, Source, execute
 from components.prep.component import STAGE, PrepConfig
-from components.recipe.plan import resolve
+from components.recipe.plan import resolve_settings
 from components.recipe.stages import by_name
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ def prep(work: Path, records: list[dict] | str, *, optional: dict[str, Path] | N
     pairs.mkdir(parents=True)
     text = records if isinstance(records, str) else "".join(json.dumps(record) + "\n" for record in records)
     (pairs / "records.jsonl").write_text(text, encoding="utf-8")
-    small = resolve([by_name("prep")], profile_name="small", given={})["prep"]
+    small = resolve_settings([by_name("prep")], profile_name="small", values={})["prep"]
     config = PrepConfig(**{**small.model_dump(), "encode_batch_tokens": 2048, **given})
     return execute(
         STAGE,
@@ -102,7 +102,9 @@ def test_scores_are_those_of_the_base_model(published: Path, small_config: Encod
     row = json.loads((published / "training_data" / TRAINING_FILE).read_text(encoding="utf-8"))["data"][0]
     listed = [*row["pos_doc"], *row["neg_doc"]]
     encoder = load_base(
-        EncoderConfig(**resolve([by_name("prep")], profile_name="small", given={})["prep"].encoder().model_dump())
+        EncoderConfig(
+            **resolve_settings([by_name("prep")], profile_name="small", values={})["prep"].encoder().model_dump()
+        )
     )
     query = encoder.encode([row["question"]], "query", batch_tokens=2048)[0]
     vectors = encoder.encode([texts[one["id"]] for one in listed], "passage", batch_tokens=2048)

@@ -27,7 +27,7 @@ from components.prep.mine.mining import MinedExample, Negative
 from components.prep.read.inputs import read_records
 from components.prep.read.records import QueryExample, Records
 from components.prep.write import TRAINING_FILE, write_training_data
-from components.recipe.plan import resolve
+from components.recipe.plan import resolve_settings
 from components.recipe.stages import by_name
 from components.sdg.component import SdgConfig
 from tests.finetune.training import finetune, records, settings, texts, write_base, write_data
@@ -63,7 +63,7 @@ def prep(work: Path, found: list[dict[str, Any]], **given: Any) -> Outcome:
     pairs = work / "pairs"
     pairs.mkdir(parents=True)
     (pairs / "own.jsonl").write_text("".join(json.dumps(one) + "\n" for one in found), encoding="utf-8")
-    small = resolve([by_name("prep")], profile_name="small", given={})["prep"].model_dump()
+    small = resolve_settings([by_name("prep")], profile_name="small", values={})["prep"].model_dump()
     return execute(
         STAGE,
         PrepConfig(**{**small, "hard_neg_margin": 1.0, **given}),

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from components.core.encoder.config import base_model_directory
 from components.core.errors import InputError
 from components.core.runner import Source, execute
-from components.recipe.plan import resolve
+from components.recipe.plan import resolve_settings
 from components.recipe.stages import by_name
 from components.sdg.component import SdgConfig
 from components.sdg.llm.prompts import split_into_sections
@@ -31,7 +31,7 @@ from components.sdg.records import Chunk
 from tests.sdg.kills import write_corpus
 from tests.sdg.llm_server import LlmServer, llm_server
 
-SMALL = resolve([by_name("sdg")], profile_name="small", given={})["sdg"]
+SMALL = resolve_settings([by_name("sdg")], profile_name="small", values={})["sdg"]
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_prep_takes_what_the_llm_path_makes_of_the_demos_corpus_as_it_is(server:
         (tmp_path / "corpus" / f"{name}.txt").write_text(text, encoding="utf-8")
     stages = [by_name("sdg"), by_name("prep")]
     settings = {"sdg.generator": "llm", "sdg.llm_base_url": server.url, "sdg.num_pairs": 3}
-    configs = resolve(stages, profile_name="small", given=settings)
+    configs = resolve_settings(stages, profile_name="small", values=settings)
     for stage in stages:
         execute(
             stage,

@@ -13,7 +13,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from components.core.runner import Source, execute
-from components.recipe.plan import resolve
+from components.recipe.plan import resolve_settings
 from components.recipe.stages import by_name
 from components.sdg.component import SdgConfig
 from components.sdg.offline import OfflineGenerator
@@ -131,7 +131,7 @@ def test_small_profile_makes_pairs_of_the_demo_corpus_without_the_golden_questio
     corpus: Path, tmp_path: Path
 ) -> None:
     stage = by_name("sdg")
-    config = resolve([stage], profile_name="small", given={})["sdg"]
+    config = resolve_settings([stage], profile_name="small", values={})["sdg"]
     assert isinstance(config, SdgConfig)
     assert config.generator == "offline"
     out = tmp_path / "qa_pairs"

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from components.recipe.plan import resolve
+from components.recipe.plan import resolve_settings
 from components.recipe.stages import by_name
 from components.sdg.passages.chunking import chunk_text
 
@@ -50,7 +50,7 @@ def write_golden(directory: Path) -> None:
 
 def _write_passages(path: Path) -> None:
     """Every topic's passages, cut as the demo cuts them. Topics repeat each other: so do passages."""
-    config = resolve([by_name("sdg")], profile_name="small", given={})["sdg"]
+    config = resolve_settings([by_name("sdg")], profile_name="small", values={})["sdg"]
     with path.open("w", encoding="utf-8") as out:
         for topic, text in sorted(topics.items()):
             for passage in chunk_text(text, sentences=config.sentences_per_chunk, max_words=config.chunk_max_words):
