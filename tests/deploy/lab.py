@@ -36,6 +36,7 @@ from components.deploy.objects.render import Release, render
 from components.deploy.publishing.publish import ModelUris, publish_export
 from components.deploy.targets import kserve
 from tests.deploy.cluster.causes import consequence
+from tests.deploy.cluster.kserve import Fate
 from tests.deploy.conftest import Team
 from tests.deploy.service import Service
 from tests.exported import Exported
@@ -55,6 +56,7 @@ class Lab:
     settings: dict[str, Any]
     text: str
     undo: list[Callable[[], None]] = field(default_factory=list)
+    slow_down: Callable[[str], None] = lambda model: None
 
     @property
     def cluster(self) -> Cluster:
@@ -112,7 +114,8 @@ def stand_in(team: Team) -> Iterator[Lab]:
     settings = team.config().model_dump(exclude_unset=True) | {"failure_patience": 0.05, "soak_seconds": 0.02}
     settings |= {"backend": "onnx", "serving_image": "registry.example.com/server:1"}
     uris = {name: f"s3://models/{name}" for name in (*stored, "nothing-here", "empty")}
-    yield Lab({name: team.bundle(name) for name in team.bundles}, uris, settings, QUERY)
+    bundles = {name: team.bundle(name) for name in team.bundles}
+    yield Lab(bundles, uris, settings, QUERY, slow_down=lambda model: team.fate(model, Fate(ready_after=5)))
 
 
 def _base(service: Service, request: dict[str, Any], _: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
+from components.core.kubernetes.errors import ApiRequest
 from tests.deploy.lab import IS_REAL, Lab, real, stand_in
 from tests.waiting import wait_for
 
@@ -84,7 +85,14 @@ def argo_cd(lab: Lab, *_: Any) -> Iterator[None]:
     below = f"namespaces/{lab.cluster.namespace}/inferenceservices/{service['metadata']['name']}"
     path = f"/apis/serving.kserve.io/v1beta1/{below}"
     query = [("fieldManager", "argocd-controller"), ("force", "true")]
-    lab.cluster._request("PATCH", path, "it", body=theirs, query=query)
+    lab.cluster._request(ApiRequest("PATCH", path, "patch", "it", theirs, query))
+    yield
+
+
+@contextmanager
+def slow_start(lab: Lab, *_: Any) -> Iterator[None]:
+    """On the stand-in a release may be ready before any clock has moved."""
+    lab.slow_down("b")
     yield
 
 
@@ -160,7 +168,9 @@ CASES: dict[str, Case] = {
     ),
     "quota": Case(ActionNeeded, "exceeded quota: embed-test", prepared=quota),
     "limits of the namespace": Case(ActionNeeded, "maximum memory usage per Container is 64Mi", prepared=limit),
-    "not ready in time": Case(ActionNeeded, "not ready within 0.001 s", {"rollout_timeout": 0.001}),
+    "not ready in time": Case(
+        ActionNeeded, "not ready within 0.001 s", {"rollout_timeout": 0.001}, prepared=slow_start
+    ),
     "another model is served": Case(ActionNeeded, "cosine to fine-tuned", uri="a"),
     "base model is served": Case(ActionNeeded, "fine-tuned, not base", uri="base-of-b"),
     "slower than the budget": Case(ActionNeeded, r"latency .*p95 <= 0.0001 ms", {"latency_budget_ms": 0.0001}),
