@@ -19,7 +19,7 @@ from components.finetune.component import FinetuneConfig
 from components.finetune.gradients.gradient import Gradient
 from components.finetune.gradients.packed_gradient import PackedGradient
 from components.finetune.gradients.padded_gradient import PaddedGradient
-from components.finetune.gradients.sharding import ShardedGradient, shard
+from components.finetune.gradients.sharding import ShardedGradient, shard_model
 from components.finetune.lora import add_lora
 from components.finetune.observe.memory import Estimate, estimate
 
@@ -51,7 +51,7 @@ def load_trainable(config: FinetuneConfig, process_group: ProcessGroup, dtype: t
     for weights in encoder.parameters():
         if weights.requires_grad:
             process_group.broadcast_tensor(weights.data)
-    return Trainable(encoder, whole_gradient(encoder, config, dtype, process_group), digest)
+    return Trainable(encoder, select_gradient(encoder, config, dtype, process_group), digest)
 
 
 def weights_digest(encoder: Encoder) -> str:
@@ -63,7 +63,7 @@ def weights_digest(encoder: Encoder) -> str:
     return found.hexdigest()
 
 
-def whole_gradient(
+def select_gradient(
     encoder: Encoder, config: FinetuneConfig, dtype: torch.dtype, process_group: ProcessGroup
 ) -> Gradient:
     """The fastest way that ``encoder``, its device and ``dtype`` allow. Raises InputError where fp8 cannot be had."""
@@ -120,7 +120,7 @@ def _spread(config: FinetuneConfig, process_group: ProcessGroup, dtype: torch.dt
             encoder = _load(config, torch.device("cpu"))
             digest = weights_digest(encoder) if config.checkpoint_uri and process_group.is_main else ""
             _add_lora(encoder, config)
-            shard(encoder, dtype, mesh)
+            shard_model(encoder, dtype, mesh)
         process_group.barrier()
     return Trainable(encoder, ShardedGradient(encoder, config, process_group), digest)
 

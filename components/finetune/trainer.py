@@ -101,7 +101,7 @@ class Trainer:
             gradient,
             self.process_group,
             max_norm=config.max_grad_norm,
-            steps=self.total,
+            total_steps=self.total,
             beat=self._watchdog.beat,
         )
         self._interruption = Interruption(self.process_group)
@@ -114,7 +114,7 @@ class Trainer:
     def train(self, log: Path) -> list[Step]:
         """Run all steps that are left, write one line for each of the run to ``log``, return them.
 
-        Raises what ``StepGradient.add`` does, before weights have changed, and Transient when it is interrupted.
+        Raises what ``StepGradient.compute`` does, before weights have changed, and Transient when it is interrupted.
         """
         with log.open("w", encoding="utf-8") as out:
             self._resume(out)
@@ -206,10 +206,10 @@ class Trainer:
             group["lr"] = rate
         # Until the optimizer's turn nothing has changed, so an interruption can be followed at once.
         with self._interruption.at_once():
-            loss, tokens, norm = self._step_gradient.add(number, rows)
+            loss, tokens, norm = self._step_gradient.compute(number, rows)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._gradient.weights_changed()
+        self._gradient.refresh_weights()
         speed = tokens / (time.perf_counter() - started)
         used = self._watch.utilization(speed)
         return Step(number + 1, epoch, round(loss, 6), round(norm, 6), rate, round(speed, 1), used)
@@ -234,7 +234,7 @@ class Trainer:
         tensors = dict(saved.tensors) if saved else {}
         best = {name.removeprefix(_BEST): tensors.pop(name) for name in list(tensors) if name.startswith(_BEST)}
         self._state.restore(tensors)
-        self._gradient.weights_changed()
+        self._gradient.refresh_weights()
         self.done = [Step(**step) for step in about["done"]]
         self.selection = Selection([(step, value) for step, value in about["val"]], best)
         for step in self.done:

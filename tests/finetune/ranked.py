@@ -48,12 +48,12 @@ def train_all(process_group: ProcessGroup, runs: dict[str, dict[str, Any]], work
         kind = ShardedGradient if settings.parallelism == "fsdp" else PaddedGradient
         if given.get("packed"):
             kind = PackedGradient
-        fault = FAULTS[given["fault"]](process_group, kind.add) if "fault" in given else kind.add
-        made = _packed if kind is PackedGradient else model.whole_gradient
+        fault = FAULTS[given["fault"]](process_group, kind.backward_pass) if "fault" in given else kind.backward_pass
+        made = _packed if kind is PackedGradient else model.select_gradient
         counted = _counting(phases)
         with (
-            patch.object(kind, "add", fault),
-            patch.object(model, "whole_gradient", made),
+            patch.object(kind, "backward_pass", fault),
+            patch.object(model, "select_gradient", made),
             patch.object(contrastive, "plan_phases", counted),
         ):
             try:
@@ -87,7 +87,9 @@ def train_with_too_little_memory(
     """One training whose memory runs out on rank 1; what it raises ends the rank."""
     config = FinetuneConfig(**settings)
     places = {"checkpoint": Path(work) / "checkpoint", "training_report": Path(work) / "report.html"}
-    with patch.object(ShardedGradient, "add", FAULTS["out of memory"](process_group, ShardedGradient.add)):
+    with patch.object(
+        ShardedGradient, "backward_pass", FAULTS["out of memory"](process_group, ShardedGradient.backward_pass)
+    ):
         return program.train(process_group, config, training_data=Path(data), **places)
 
 

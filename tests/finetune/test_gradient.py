@@ -44,7 +44,7 @@ def batch(encoder: Encoder) -> Batch:
 
 def gradient(kind: type, encoder: Encoder, batch: Batch, config: FinetuneConfig, **options: bool) -> torch.Tensor:
     own = Encoder(copy.deepcopy(encoder.backbone), encoder.tokenizer, encoder.config)
-    kind(own, config, torch.float32, **options).add(batch, 1 / QUERIES)
+    kind(own, config, torch.float32, **options).backward_pass(batch, 1 / QUERIES)
     return torch.cat([weights.grad.flatten() for weights in own.backbone.parameters() if weights.grad is not None])
 
 
@@ -70,13 +70,13 @@ def test_the_computing_copy_follows_the_trained_weights(encoder: Encoder, batch:
     own = Encoder(copy.deepcopy(encoder.backbone), encoder.tokenizer, encoder.config)
     config = FinetuneConfig(temperature=0.1)
     packed = PackedGradient(own, config, torch.float32, compiled=False)
-    before = packed.add(batch, 1.0)
+    before = packed.backward_pass(batch, 1.0)
     with torch.no_grad():
         for weights in own.backbone.parameters():
             weights -= 0.05 * weights.grad / weights.grad.norm().clamp(min=1e-9)
-    packed.weights_changed()
-    after = packed.add(batch, 1.0)
-    padded = PaddedGradient(own, config, torch.float32).add(batch, 1.0)
+    packed.refresh_weights()
+    after = packed.backward_pass(batch, 1.0)
+    padded = PaddedGradient(own, config, torch.float32).backward_pass(batch, 1.0)
     assert after < before
     assert after == pytest.approx(padded.item(), rel=1e-4)
 
@@ -98,10 +98,10 @@ def test_less_memory_gives_the_same_gradient_until_there_is_no_less(encoder: Enc
     packed = PackedGradient(own, config, torch.float32, compiled=False)
     found = []
     for expected in ("100 tokens", "50 tokens", "25 tokens", None):
-        packed.add(batch, 1 / QUERIES)
+        packed.backward_pass(batch, 1 / QUERIES)
         found.append(torch.cat([w.grad.flatten() for w in own.backbone.parameters() if w.grad is not None]))
         packed.discard()
         assert all(w.grad is None for w in own.backbone.parameters())
-        assert packed.halve() == expected
+        assert packed.halve_passes() == expected
     for other in found[1:]:
         assert (other - found[0]).norm() < 1e-5 * found[0].norm()

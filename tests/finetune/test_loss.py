@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.finetune.loss import contrastive_loss, in_batch_loss, matryoshka
+from components.finetune.loss import contrastive_loss, in_batch_loss, matryoshka_loss
 
 QUERIES, PASSAGES, SIZE = 7, 11, 5
 
@@ -75,7 +75,7 @@ def test_cut_vectors_have_a_loss_of_their_own(normalize: bool) -> None:
             scores = [float(short[0] @ other) for other in short[1:]]
             losses.append(surprise(scores[0], scores[1:], 0.1))
         expected.append(np.mean(losses))
-    found = matryoshka(
+    found = matryoshka_loss(
         lambda q, p: contrastive_loss(q, p, temperature=0.1),
         torch.tensor(queries),
         torch.tensor(passages),

@@ -10,7 +10,7 @@ from components.core.encoder.training.phases import plan_phases, plan_single_pha
 from components.finetune.component import FinetuneConfig
 from components.finetune.data.batch import Batch
 from components.finetune.data.training_data import batch_size, batches, steps
-from components.finetune.gradients.reduction import own_queries
+from components.finetune.gradients.reduction import select_local_queries
 from components.finetune.schedule import interval, learning_rate
 
 SIZES = range(1, 601)
@@ -47,7 +47,7 @@ def test_every_query_and_text_of_any_batch_belongs_to_one_rank() -> None:
         batch = batch_of(queries)
         lengths = [len(text) for text in batch.texts]
         for count in RANKS:
-            shares = [list(own_queries(batch, ProcessGroup(rank, count))) for rank in range(count)]
+            shares = [list(select_local_queries(batch, ProcessGroup(rank, count))) for rank in range(count)]
             assert sorted(query for own in shares for query in own) == list(range(queries))
             texts = split_evenly(lengths, count)
             assert sorted(row for own in texts for row in own) == list(range(len(lengths)))
@@ -60,7 +60,9 @@ def test_ranks_get_equal_work_of_a_full_batch() -> None:
     for count in RANKS:
         loads = []
         for rank in range(count):
-            rows = {row for query in own_queries(batch, ProcessGroup(rank, count)) for row in batch.groups[query]}
+            rows = {
+                row for query in select_local_queries(batch, ProcessGroup(rank, count)) for row in batch.groups[query]
+            }
             loads.append(sum(len(batch.texts[row]) for row in rows))
         assert max(loads) < 1.1 * sum(loads) / count
 

@@ -59,14 +59,14 @@ class Stopped(Exception):
 
 def stop_at_step(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
     """Raise ``error`` before the gradient of ``step`` (from 1) is used; earlier saves are finished."""
-    add = StepGradient.add
+    add = StepGradient.compute
 
     def counted(self: Any, number: int, rows: Any) -> Any:
         if number + 1 == step:
             raise error
         return add(self, number, rows)
 
-    monkeypatch.setattr(StepGradient, "add", counted)
+    monkeypatch.setattr(StepGradient, "compute", counted)
 
 
 @pytest.mark.parametrize("where", ["folder", "s3"])
@@ -252,13 +252,13 @@ def test_sigterm_saves_at_once_and_ends_with_75(tiny: Path, data: Path, tmp_path
 def test_an_interruption_without_states_says_what_to_set(
     tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add = PaddedGradient.add
+    add = PaddedGradient.backward_pass
 
     def interrupted(self: Any, *given: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return add(self, *given)
 
-    monkeypatch.setattr(PaddedGradient, "add", interrupted)
+    monkeypatch.setattr(PaddedGradient, "backward_pass", interrupted)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Transient, match="interrupted after step 0: set checkpoint_uri") as ended:
         finetune(tmp_path, data, settings(tiny))
@@ -276,7 +276,7 @@ def test_an_interruption_that_a_library_takes_for_a_fault_is_one_still(
         except BaseException as error:
             raise RuntimeError("the compiler failed") from error
 
-    monkeypatch.setattr(PaddedGradient, "add", wrapped)
+    monkeypatch.setattr(PaddedGradient, "backward_pass", wrapped)
     with pytest.raises(Transient, match="interrupted after step 0"):
         finetune(tmp_path, data, settings(tiny))
 
@@ -286,7 +286,7 @@ def test_what_diverges_is_never_saved(
     tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str | None
 ) -> None:
     """Weights of the earlier steps are whole; the retry meets the same end."""
-    add = PaddedGradient.add
+    add = PaddedGradient.backward_pass
     calls = []
 
     def poisoned(self: Any, batch: Batch, share: float) -> torch.Tensor:
@@ -296,7 +296,7 @@ def test_what_diverges_is_never_saved(
             next(self.encoder.parameters()).grad[0, 0] = float("inf")
         return loss
 
-    monkeypatch.setattr(PaddedGradient, "add", poisoned)
+    monkeypatch.setattr(PaddedGradient, "backward_pass", poisoned)
     place = {"checkpoint_uri": str(tmp_path / uri), "checkpoint_every_steps": 1} if uri else {}
     config = settings(tiny, global_batch_size=4, local_batch_size=4, **place)
     with pytest.raises(ActionNeeded, match=r"step 3 of 9: gradient norm (inf|nan).*lower learning_rate.*data\[\d+"):
@@ -322,7 +322,7 @@ def test_out_of_memory_repeats_the_batch_in_smaller_passes(
 ) -> None:
     """Half of a failed pass' gradient must not stay: the training is that with the smaller size from the start."""
     finetune(tmp_path / "small", data, settings(tiny, local_batch_size=3))
-    add = PaddedGradient.add
+    add = PaddedGradient.backward_pass
 
     def short_of_memory(self: Any, batch: Batch, share: float) -> torch.Tensor:
         loss = add(self, batch, share)
@@ -330,7 +330,7 @@ def test_out_of_memory_repeats_the_batch_in_smaller_passes(
             raise torch.OutOfMemoryError("simulated")
         return loss
 
-    monkeypatch.setattr(PaddedGradient, "add", short_of_memory)
+    monkeypatch.setattr(PaddedGradient, "backward_pass", short_of_memory)
     finetune(tmp_path / "large", data, settings(tiny, local_batch_size=12))
     assert trace(tmp_path / "large") == trace(tmp_path / "small")
     assert weights(tmp_path / "large") == weights(tmp_path / "small")
@@ -343,7 +343,7 @@ def test_a_query_that_does_not_fit_is_refused(
     def full(*_: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("simulated")
 
-    monkeypatch.setattr(PaddedGradient, "add", full)
+    monkeypatch.setattr(PaddedGradient, "backward_pass", full)
     with pytest.raises(InputError, match=r"step 1: a single query .* does not fit into the memory of cpu"):
         finetune(tmp_path, data, settings(tiny))
 

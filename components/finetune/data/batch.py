@@ -1,4 +1,4 @@
-"""What one pass trains on, and its loss."""
+"""A batch of token ids and its loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from components.core.distributed.transfer import to_device
 from components.finetune.component import FinetuneConfig
-from components.finetune.loss import contrastive_loss, in_batch_loss, matryoshka
+from components.finetune.loss import contrastive_loss, in_batch_loss, matryoshka_loss
 
 
 @dataclass(frozen=True)
@@ -28,43 +28,45 @@ class Batch:
 
     @property
     def texts(self) -> list[list[int]]:
-        """Token ids of all texts: the queries, then the passages."""
+        """Return the token ids of all texts: the queries, then the passages."""
         return [*self.queries, *self.passages]
 
     @property
     def groups(self) -> list[list[int]]:
-        """For each query the rows of ``texts`` that its own loss needs: itself and its passages."""
+        """Return for each query the rows of ``texts`` that its own loss needs: itself and its passages."""
         first = len(self.queries)
         return [[row, *(first + slot for slot in slots)] for row, slots in enumerate(self.slots)]
 
     @property
     def tokens(self) -> int:
-        """Tokens of all texts, each once."""
+        """Return the number of tokens of all texts, each counted once."""
         return sum(map(len, self.queries)) + sum(map(len, self.passages))
 
-    def losses(self, queries: Tensor, passages: Tensor, config: FinetuneConfig) -> Tensor:
-        """The loss of each query, [n], of vectors ``queries`` [n, d] and ``passages`` [m, d]."""
+    def compute_losses(self, queries: Tensor, passages: Tensor, config: FinetuneConfig) -> Tensor:
+        """Return the loss of each query, [n], of vectors ``queries`` [n, d] and ``passages`` [m, d]."""
         slots = to_device(self.slots, queries.device)
         if not config.in_batch_negatives:
-            return own_passages_losses(queries, passages[slots], config)
+            return compute_explicit_losses(queries, passages[slots], config)
         known = torch.zeros(len(queries), len(passages), dtype=torch.bool)
         for row, answers in enumerate(self.known):
             known[row, list(answers)] = True
         known = to_device(known, queries.device)
 
-        def loss_of(queries: Tensor, passages: Tensor) -> Tensor:
+        def compute_loss(queries: Tensor, passages: Tensor) -> Tensor:
             return in_batch_loss(queries, passages, slots[:, 0], known, temperature=_temperature(config))
 
-        return matryoshka(loss_of, queries, passages, config.matryoshka_dimensions, normalize=config.l2_normalize)
+        return matryoshka_loss(
+            compute_loss, queries, passages, config.matryoshka_dimensions, normalize=config.l2_normalize
+        )
 
 
-def own_passages_losses(queries: Tensor, passages: Tensor, config: FinetuneConfig) -> Tensor:
-    """Of ``queries`` [n, d] and ``passages`` [n, p, d]: the loss of each query, [n]."""
+def compute_explicit_losses(queries: Tensor, passages: Tensor, config: FinetuneConfig) -> Tensor:
+    """Return the loss of each query among its own passages, [n], of ``queries`` [n, d], ``passages`` [n, p, d]."""
 
-    def loss_of(queries: Tensor, passages: Tensor) -> Tensor:
+    def compute_loss(queries: Tensor, passages: Tensor) -> Tensor:
         return contrastive_loss(queries, passages, temperature=_temperature(config))
 
-    return matryoshka(loss_of, queries, passages, config.matryoshka_dimensions, normalize=config.l2_normalize)
+    return matryoshka_loss(compute_loss, queries, passages, config.matryoshka_dimensions, normalize=config.l2_normalize)
 
 
 def _temperature(config: FinetuneConfig) -> float:

@@ -13,118 +13,120 @@ from components.core.encoder.model import Encoder, batches_by_length
 from components.core.encoder.packed.packing import split_evenly
 from components.finetune.component import FinetuneConfig
 from components.finetune.data.batch import Batch
-from components.finetune.gradients.gradient import in_order, loss_over_all
-from components.finetune.gradients.reduction import add_up
+from components.finetune.gradients.gradient import Gradient, compute_in_batch_loss, restore_order, split_into_chunks
+from components.finetune.gradients.reduction import select_local_queries
 
 # Tokens of one padded forward pass: a CPU gains nothing beyond its caches, a GPU wants to be filled.
 FORWARD_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
-class PaddedGradient:
-    """Texts of like length padded to the longest, ``dtype`` by autocast.
+class PaddedGradient(Gradient):
+    """Texts of like length padded to the longest, computed in ``dtype`` by autocast.
 
-    In-batch negatives keep the activations of all texts of a pass until memory runs out; from then on the texts are
-    encoded twice, first without activations, then a few at a time with them (GradCache: Gao et al. 2021, arXiv
-    2101.06983). The gradient is the same, and so are the negatives.
+    Every rank computes queries of its own; with in-batch negatives all ranks share the texts of every batch. In-batch
+    negatives keep the activations of all texts of a pass until memory runs out; from then on the texts are encoded
+    twice, first without activations, then a few at a time with them (GradCache: Gao et al. 2021, arXiv 2101.06983). The
+    gradient is the same, and so are the negatives.
     """
 
-    in_step = False
-
     def __init__(
-        self, encoder: Encoder, config: FinetuneConfig, dtype: torch.dtype, process_group: ProcessGroup | None = None
+        self,
+        encoder: Encoder,
+        config: FinetuneConfig,
+        dtype: torch.dtype,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        self.encoder, self.config, self._dtype, self._process_group = (
-            encoder,
-            config,
-            dtype,
-            process_group or ProcessGroup(),
-        )
-        self.queries: int | None = config.local_batch_size
-        self.together = config.in_batch_negatives
+        super().__init__(encoder, config, process_group)
+        self._dtype = dtype
+        self._queries_per_pass = config.local_batch_size
         self._forward_tokens = FORWARD_TOKENS[encoder.device.type]
-        self._twice = False
+        self._encodes_twice = False
 
-    def add(self, batch: Batch, share: float) -> Tensor:
+    def _split_into_passes(self, batch: Batch) -> list[Sequence[int]]:
+        shared = self.config.in_batch_negatives
+        queries = range(len(batch.queries)) if shared else select_local_queries(batch, self._process_group)
+        return split_into_chunks(queries, self._queries_per_pass)
+
+    def backward_pass(self, batch: Batch, scale: float) -> Tensor:
+        """Add the gradient of ``scale`` times the sum of the losses; return this rank's part of it."""
         if self.config.in_batch_negatives:
-            return self._add_in_batch(batch, share)
+            return self._backward_in_batch(batch, scale)
         with self._autocast():
-            queries, passages = self._vectors(batch.queries), self._vectors(batch.passages)
-        loss = batch.losses(queries, passages, self.config).sum() * share
+            queries, passages = self._encode_rows(batch.queries), self._encode_rows(batch.passages)
+        loss = batch.compute_losses(queries, passages, self.config).sum() * scale
         loss.backward()
         return loss.detach()
 
-    def add_up(self) -> None:
-        add_up(self.encoder.parameters(), self._process_group, self.config)
-
-    def weights_changed(self) -> None:
-        """Nothing to do: the weights that compute are those that are trained."""
-
     @torch.no_grad()
     def encode(self, ids: Sequence[list[int]]) -> Tensor:
-        rows = self._own(ids)
+        """Return the vectors of token ids, float32 [len(ids), d], on all ranks."""
+        rows = self._select_local_texts(ids)
         with self._autocast():
-            own = self._vectors([ids[row] for row in rows]).float()
-        return self._process_group.gather_rows(own, rows, len(ids))
+            vectors = self._encode_rows([ids[row] for row in rows]).float()
+        return self._process_group.gather_rows(vectors, rows, len(ids))
 
-    def discard(self) -> None:
-        self.encoder.zero_grad(set_to_none=True)
-
-    def halve(self) -> str | None:
+    def halve_passes(self) -> str | None:
+        """Halve the queries of a pass; with in-batch negatives encode twice, then halve the tokens of a forward."""
         if not self.config.in_batch_negatives:
-            if self.queries == 1:
+            if self._queries_per_pass == 1:
                 return None
-            self.queries //= 2
-            return f"{self.queries} queries"
-        if not self._twice:
-            self._twice = True
+            self._queries_per_pass //= 2
+            return f"{self._queries_per_pass} queries"
+        if not self._encodes_twice:
+            self._encodes_twice = True
         elif self._forward_tokens <= max(self.config.query_max_length, self.config.passage_max_length):
             return None
         else:
             self._forward_tokens //= 2
         return f"{self._forward_tokens} tokens, each text encoded twice"
 
-    def _add_in_batch(self, batch: Batch, share: float) -> Tensor:
+    def refresh_weights(self) -> None:
+        """Do nothing: the weights that compute are those that are trained."""
+
+    def _backward_in_batch(self, batch: Batch, scale: float) -> Tensor:
         texts = batch.texts
-        rows = self._own(texts)
-        own_texts = [texts[row] for row in rows]
+        rows = self._select_local_texts(texts)
+        local_texts = [texts[row] for row in rows]
 
-        def forward() -> Tensor:
-            with torch.set_grad_enabled(not self._twice), self._autocast():
-                return self._vectors(own_texts)
+        def encode_local_texts() -> Tensor:
+            with torch.set_grad_enabled(not self._encodes_twice), self._autocast():
+                return self._encode_rows(local_texts)
 
-        own = self._process_group.run_on_all(forward)
-        if self._twice:
-            own.requires_grad_()
-        loss = loss_over_all(batch, own, rows, self._process_group, self.config, share)
-        if own.requires_grad:
+        vectors = self._process_group.run_on_all(encode_local_texts)
+        if self._encodes_twice:
+            vectors.requires_grad_()
+        loss = compute_in_batch_loss(batch, vectors, rows, self._process_group, self.config, scale)
+        if vectors.requires_grad:
             loss.backward()
-        if self._twice and rows:
-            self._backward(own_texts, own.grad)
+        if self._encodes_twice and rows:
+            assert vectors.grad is not None
+            self._backward_again(local_texts, vectors.grad)
         return loss.detach() / self._process_group.size
 
-    def _backward(self, ids: Sequence[list[int]], gradient: Tensor) -> None:
-        """Encode again, a few texts at a time, and hand the gradient of their vectors on."""
-        for group in self._groups(ids):
+    def _backward_again(self, ids: Sequence[list[int]], grad_vectors: Tensor) -> None:
+        """Encode the texts again, a few at a time, and pass on the gradient of their vectors, [len(ids), d]."""
+        for group in self._group_by_length(ids):
             with self._autocast():
                 vectors = self._forward(ids, group)
-            vectors.backward(gradient[group])
+            vectors.backward(grad_vectors[group])
 
-    def _own(self, ids: Sequence[list[int]]) -> list[int]:
-        """Rows of the texts that this rank encodes."""
+    def _select_local_texts(self, ids: Sequence[list[int]]) -> list[int]:
+        """Return the rows of the texts that this rank encodes."""
         return split_evenly([len(row) for row in ids], self._process_group.size)[self._process_group.rank]
 
-    def _vectors(self, ids: Sequence[list[int]]) -> Tensor:
-        """[len(ids), d]. Texts of like length go together: padding is work too."""
+    def _encode_rows(self, ids: Sequence[list[int]]) -> Tensor:
+        """Return vectors [len(ids), d]. Texts of like length are padded together: padding is work too."""
         if not ids:
             return torch.zeros(0, self.encoder.dimension, device=self.encoder.device)
-        groups = self._groups(ids)
-        return in_order(torch.cat([self._forward(ids, group) for group in groups]), groups)
+        groups = self._group_by_length(ids)
+        return restore_order(torch.cat([self._forward(ids, group) for group in groups]), groups)
 
-    def _groups(self, ids: Sequence[list[int]]) -> list[list[int]]:
+    def _group_by_length(self, ids: Sequence[list[int]]) -> list[list[int]]:
         return batches_by_length([len(row) for row in ids], self._forward_tokens)
 
     def _forward(self, ids: Sequence[list[int]], group: Sequence[int]) -> Tensor:
-        return self.encoder(*self.encoder.batch([ids[row] for row in group]))
+        vectors: Tensor = self.encoder(*self.encoder.batch([ids[row] for row in group]))
+        return vectors
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self._dtype == torch.float32:

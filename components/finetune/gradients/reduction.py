@@ -1,4 +1,4 @@
-"""Gradients of several ranks: how queries are shared out, and the sum of what each contributes."""
+"""What several ranks share of a gradient: which queries each computes, and the sum of what each contributes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from components.finetune.component import FinetuneConfig
 from components.finetune.data.batch import Batch
 
 
-def own_queries(batch: Batch, process_group: ProcessGroup) -> Sequence[int]:
-    """The queries of ``batch`` that this rank computes: about as many tokens for each, shared passages together.
+def select_local_queries(batch: Batch, process_group: ProcessGroup) -> Sequence[int]:
+    """Return the queries of ``batch`` that this rank computes: about as many tokens for each, shared passages together.
 
-    Every rank finds the same plan, and every query belongs to one of them.
+    Every rank computes the same partition, and every query belongs to one rank.
     """
     if not process_group.is_distributed:
         return range(len(batch.queries))
@@ -24,14 +24,16 @@ def own_queries(batch: Batch, process_group: ProcessGroup) -> Sequence[int]:
     return sorted(members[process_group.rank])
 
 
-def add_up(weights: Iterable[nn.Parameter], process_group: ProcessGroup, config: FinetuneConfig) -> None:
-    """Give each of the trained ``weights`` the sum of its gradients on all ranks."""
+def all_reduce_gradients(weights: Iterable[nn.Parameter], process_group: ProcessGroup, config: FinetuneConfig) -> None:
+    """Replace the gradient of each trained weight by its sum over all ranks."""
     if not process_group.is_distributed:
         return
-    trained = [parameter for parameter in weights if parameter.requires_grad]
-    for parameter in trained:
-        # A rank without queries in a small batch has none.
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+    gradients = []
+    for weight in weights:
+        if weight.requires_grad:
+            # A rank without queries in a small batch has no gradients.
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            gradients.append(weight.grad)
     dtype = torch.bfloat16 if config.gradient_reduction == "bf16" else torch.float32
-    process_group.all_reduce_in_buckets([parameter.grad for parameter in trained], dtype)
+    process_group.all_reduce_in_buckets(gradients, dtype)

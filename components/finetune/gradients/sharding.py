@@ -1,8 +1,8 @@
-"""Models that do not fit on one GPU: weights, gradients and optimizer states spread over the ranks (FSDP2)."""
+"""Models that do not fit on one GPU: weights, gradients and optimizer states sharded over the ranks (FSDP2)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +15,22 @@ from components.core.distributed.process_group import ProcessGroup
 from components.core.encoder.model import Encoder
 from components.finetune.component import FinetuneConfig
 from components.finetune.data.batch import Batch
-from components.finetune.gradients.gradient import loss_over_all
+from components.finetune.data.tokenized import TokenizedData
+from components.finetune.gradients.gradient import NotRepeatableOutOfMemoryError, StepLoss, compute_in_batch_loss
 from components.finetune.gradients.padded_gradient import PaddedGradient
 
 
-def shard(encoder: Encoder, dtype: torch.dtype, mesh: DeviceMesh) -> None:
-    """Spread the weights of ``encoder``, which lies in main memory, over the devices of ``mesh``.
+def shard_model(encoder: Encoder, dtype: torch.dtype, mesh: DeviceMesh) -> None:
+    """Shard the weights of ``encoder``, which lies in main memory, over the devices of ``mesh``.
 
-    Each layer is put together while it computes; it keeps only its input for the backward pass and computes the rest
-    again. Products are in ``dtype``, weights, gradients and their sums in float32 (Zhao et al. 2023, arXiv 2304.11277).
+    Each layer is gathered while it computes; it keeps only its input for the backward pass and computes the rest again.
+    Products are in ``dtype``, weights, gradients and their sums in float32 (Zhao et al. 2023, arXiv 2304.11277).
     """
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     backbone = encoder.backbone
-    for layer in layers(backbone):
+    for layer in find_layers(backbone):
         layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = _recomputed
+        layer._gradient_checkpointing_func = _checkpoint_layer
         # What transformers asks before it recomputes; the modules inside stay as they are, without dropout.
         layer.training = True
         fully_shard(layer, mesh=mesh, mp_policy=policy)
@@ -38,74 +39,93 @@ def shard(encoder: Encoder, dtype: torch.dtype, mesh: DeviceMesh) -> None:
     encoder.to(mesh.device_type)
 
 
-def layers(backbone: PreTrainedModel) -> list[nn.Module]:
-    """The transformer layers: the modules that transformers itself never splits between devices."""
+def find_layers(backbone: PreTrainedModel) -> list[nn.Module]:
+    """Return the transformer layers: the modules that transformers itself never splits between devices."""
     names = set(backbone._no_split_modules or ())
     return [module for module in backbone.modules() if type(module).__name__ in names]
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be spread over the ranks, put together; all ranks must call it."""
+def gather_full(tensor: Tensor) -> Tensor:
+    """Return the whole of a tensor that may be sharded over the ranks; all ranks must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def put(target: Tensor, value: Tensor) -> None:
-    """Overwrite ``target``, which may be spread over the ranks, with the whole ``value`` that every rank has."""
-    target.copy_(part_of(value, target))
+def copy_full(target: Tensor, value: Tensor) -> None:
+    """Overwrite ``target``, which may be sharded over the ranks, with the whole ``value`` that every rank has."""
+    target.copy_(shard_like(value, target))
 
 
-def part_of(value: Tensor, like: Tensor) -> Tensor:
-    """The whole ``value``, spread over the ranks as ``like`` is."""
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
+    """Return the whole ``value``, sharded over the ranks as ``like`` is."""
     if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
 class ShardedGradient(PaddedGradient):
-    """Padded texts through a model that ``shard`` spread.
+    """Padded texts through a model that ``shard_model`` sharded.
 
-    A forward pass takes all ranks, so each runs as many as the busiest, on nothing if need be.
+    A forward pass takes all ranks, so each runs as many as the busiest rank, on a dummy text if it has no other.
     """
-
-    in_step = True
 
     def __init__(self, encoder: Encoder, config: FinetuneConfig, process_group: ProcessGroup) -> None:
         super().__init__(encoder, config, torch.float32, process_group)
-        self._idle: list[Tensor] = []
+        self._dummy_vectors: list[Tensor] = []
 
-    def add(self, batch: Batch, share: float) -> Tensor:
-        self._idle = []
+    def accumulate(self, data: TokenizedData, rows: Sequence[int], beat: Callable[[], None]) -> StepLoss:
+        """Add this rank's part of the gradient of the mean loss of the examples ``rows`` of ``data``."""
+        try:
+            return super().accumulate(data, rows, beat)
+        except torch.OutOfMemoryError:
+            raise NotRepeatableOutOfMemoryError(
+                f"out of memory on {self.encoder.device}; with fsdp the other GPUs wait inside of the model, so the "
+                f"step cannot be repeated in smaller passes: set local_batch_size below {self._queries_per_pass}, or "
+                f"lower passage_max_length, or take more GPUs, and run again"
+            ) from None
+
+    def _split_into_passes(self, batch: Batch) -> list[Sequence[int]]:
+        passes = super()._split_into_passes(batch)
+        most = int(self._process_group.all_reduce_max(len(passes))[0])
+        return [*passes, *([[]] * (most - len(passes)))]
+
+    def backward_pass(self, batch: Batch, scale: float) -> Tensor:
+        """Add the gradient of ``scale`` times the sum of the losses; return this rank's part of it."""
+        self._dummy_vectors = []
         # Gradients are averaged over the ranks.
-        share *= self._process_group.size
+        scale *= self._process_group.size
         if self.config.in_batch_negatives:
-            rows = self._own(batch.texts)
-            own = self._vectors([batch.texts[row] for row in rows])
-            loss = loss_over_all(batch, own, rows, self._process_group, self.config, share)
+            rows = self._select_local_texts(batch.texts)
+            vectors = self._encode_rows([batch.texts[row] for row in rows])
+            loss = compute_in_batch_loss(batch, vectors, rows, self._process_group, self.config, scale)
         else:
-            queries, passages = self._vectors(batch.queries), self._vectors(batch.passages)
-            loss = batch.losses(queries, passages, self.config).sum() * share if batch.queries else queries.sum()
-        (loss + sum(vectors.sum() * 0.0 for vectors in self._idle)).backward()
-        self._idle = []
-        found = loss.detach() / self._process_group.size
-        return found / self._process_group.size if self.together else found
+            queries, passages = self._encode_rows(batch.queries), self._encode_rows(batch.passages)
+            loss = (
+                batch.compute_losses(queries, passages, self.config).sum() * scale if batch.queries else queries.sum()
+            )
+        (loss + sum(vectors.sum() * 0.0 for vectors in self._dummy_vectors)).backward()
+        self._dummy_vectors = []
+        local_loss = loss.detach() / self._process_group.size
+        # With in-batch negatives all ranks compute the same loss.
+        return local_loss / self._process_group.size if self.config.in_batch_negatives else local_loss
 
-    def add_up(self) -> None:
-        """Nothing to do: the backward pass did."""
+    def all_reduce(self) -> None:
+        """Do nothing: the backward pass has summed the gradients."""
 
     def encode(self, ids: Sequence[list[int]]) -> Tensor:
-        self._idle = []
+        """Return the vectors of token ids, float32 [len(ids), d], on all ranks."""
+        self._dummy_vectors = []
         return super().encode(ids)
 
-    def halve(self) -> str | None:
-        """A rank that runs out of memory leaves the others waiting for it inside of the model."""
+    def halve_passes(self) -> str | None:
+        """Return None: a rank that runs out of memory leaves the others waiting for it inside of the model."""
         return None
 
-    def _vectors(self, ids: Sequence[list[int]]) -> Tensor:
-        groups = self._groups(ids)
-        most = int(self._process_group.all_reduce_max(len(groups))[0])
-        self._idle += [self._forward([[0]], [0]) for _ in range(most - len(groups))]
-        return super()._vectors(ids)
+    def _encode_rows(self, ids: Sequence[list[int]]) -> Tensor:
+        most = int(self._process_group.all_reduce_max(len(self._group_by_length(ids)))[0])
+        missing = most - len(self._group_by_length(ids))
+        self._dummy_vectors += [self._forward([[0]], [0]) for _ in range(missing)]
+        return super()._encode_rows(ids)
 
 
-def _recomputed(function: object, *arguments: object, **named: object) -> object:
-    return torch.utils.checkpoint.checkpoint(function, *arguments, use_reentrant=False, **named)
+def _checkpoint_layer(function: Callable[..., object], *arguments: object, **keywords: object) -> object:
+    return torch.utils.checkpoint.checkpoint(function, *arguments, use_reentrant=False, **keywords)

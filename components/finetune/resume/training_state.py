@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from components.core.distributed.process_group import ProcessGroup
-from components.finetune.gradients.sharding import part_of, put, whole
+from components.finetune.gradients.sharding import copy_full, gather_full, shard_like
 
 _WEIGHTS, _OPTIMIZER, _RANDOM = "weights.", "optimizer.", "random."
 
@@ -33,7 +33,7 @@ class TrainingState:
     def snapshot(self) -> dict[str, Tensor]:
         """A copy in the first rank's main memory. The next snapshot writes over it."""
         for name, tensor in self._tensors().items():
-            full = whole(tensor)
+            full = gather_full(tensor)
             if not self._process_group.is_main:
                 continue
             if name not in self._host:
@@ -58,11 +58,11 @@ class TrainingState:
         for name, (shape, dtype) in about.items():
             value = self._everywhere(name, tensors, shape, dtype)
             if name.startswith(_WEIGHTS):
-                put(self._weights[name.removeprefix(_WEIGHTS)], value)
+                copy_full(self._weights[name.removeprefix(_WEIGHTS)], value)
             elif name.startswith(_OPTIMIZER):
                 what, _, weights_name = name.removeprefix(_OPTIMIZER).partition(".")
                 like = self._weights[weights_name]
-                kept[weights_name][what] = part_of(value, like) if value.shape == like.shape else value
+                kept[weights_name][what] = shard_like(value, like) if value.shape == like.shape else value
             elif name == _RANDOM + "cpu":
                 torch.set_rng_state(value)
             elif self._device.type == "cuda":
@@ -77,7 +77,7 @@ class TrainingState:
             return {}
         copies = {}
         for name, weights in self._weights.items():
-            full = whole(weights.detach())
+            full = gather_full(weights.detach())
             if self._process_group.is_main:
                 copies[name] = full.to("cpu", copy=True)
         return copies
