@@ -188,7 +188,7 @@ def test_a_state_that_two_ranks_saved_is_continued_by_one(
 
 IMPATIENT = """
 import dataclasses, json, sys
-from components.core import launch
+from components.core.distributed import launch
 config, arguments = launch._config, json.loads(sys.argv[1])
 launch._config = lambda *given: dataclasses.replace(config(*given), shutdown_timeout=2)
 try:
