@@ -19,7 +19,7 @@ LLM := $(if $(NVIDIA_API_KEY)$(LLM_BASE_URL),sdg.generator=llm sdg.num_pairs=7) 
        $(if $(LLM_MODEL),$(foreach role,artifact_extraction qa_generation quality_judge,sdg.$(role)_model=$(LLM_MODEL)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop demo-containers test test-fast lint types format compile docs check images push release sbom stage lock clean checkov
+.PHONY: help demo demo-stop demo-containers test test-fast lint types format compile docs pictures check images push release sbom stage lock clean checkov
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-16s%s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ compile: $(VENV)/.kfp ## Write the pipelines to manifests/pipelines (OPTIONS='--
 docs: $(VENV)/.test ## Write the generated tables of the components' READMEs
 	$(RUN) -m components docs
 	$(RUN) -m components.deploy.objects.shared_runtimes
+
+pictures: $(VENV)/.test ## Make the pictures of the documentation anew, from a run with eval (WORK=; needs Chromium)
+	$(RUN) -m docs.drawing --work $(WORK)
 
 check: lint types ## Check style and types, and that compiled pipelines and generated tables are fresh (OPTIONS= as compiled)
 	$(RUN) pipeline.py compile --check $(OPTIONS)
