@@ -15,7 +15,9 @@ from docs.drawing.pipeline_graph import read_graph
 from docs.drawing.screenshots import REPORTS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [path for path in ROOT.rglob("*.md") if not {".venv", "work", "build", "node_modules"} & {*path.parts}]
+PAGES = [
+    path for pattern in ("*.md", "docs/*.md", "*/README.md", "components/*/README.md") for path in ROOT.glob(pattern)
+]
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
