@@ -66,7 +66,8 @@ def _route(graph: Graph) -> tuple[list[tuple[str, str, str]], dict[tuple[str, st
     """
     place = {name: number for number, name in enumerate(graph.tasks)}
     far = {(producer, key) for producer, consumer, key in graph.artifacts if place[consumer] - place[producer] > 1}
-    beside, lines = [], {}
+    beside: list[tuple[str, str, str]] = []
+    lines: dict[tuple[str, str], list[str]] = {}
     for producer, consumer, key in graph.artifacts:
         between = [other for start, end, other in graph.artifacts if (start, end) == (producer, consumer)]
         near = place[consumer] - place[producer] == 1
@@ -101,8 +102,8 @@ def draw() -> Drawing:
         x = boxes[producer].right - 22
         drawing.text(x + 6, y - 5, key, style="small", anchor="start")
         for consumer in consumers:
-            end = boxes[consumer].left + 12 + 16 * level
-            drawing.arrow((x, _ROW + _HEIGHT), (x, y), (end, y), (end, _ROW + _HEIGHT + 2))
+            up = boxes[consumer].left + 12 + 16 * level
+            drawing.arrow((x, _ROW + _HEIGHT), (x, y), (up, y), (up, _ROW + _HEIGHT + 2))
     for name, box in boxes.items():
         drawing.box(box, [name], style="soft" if name == "importer" else "box")
     return drawing

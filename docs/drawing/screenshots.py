@@ -10,7 +10,10 @@ from pathlib import Path
 from PIL import Image
 
 # Name of the picture, the report below the folder of a run, and width and height of what is shown.
-REPORTS = (("training-report.png", "training_report.html", 1000, 900),)
+REPORTS = (
+    ("evaluation-report.png", "report.html", 1000, 784),
+    ("training-report.png", "training_report.html", 1000, 880),
+)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
