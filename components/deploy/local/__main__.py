@@ -14,7 +14,7 @@ NOT_RUNNING = 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`stop` and `status` of the local service. Return 0; 3 when `status` finds none running."""
+    """Stop the local service or print its status. Return 0; 3 when `status` finds none running."""
     parser = argparse.ArgumentParser(prog="python -m components.deploy.local", description=__doc__)
     parser.add_argument("command", choices=("stop", "status"))
     default = STAGE.config.model_fields["served_model_name"].default

@@ -1,4 +1,4 @@
-"""The server as a process of this machine: started, waited for, recognised, stopped."""
+"""The embedding server as a process of this machine: start it, wait for it, recognise it, stop it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 from pydantic import BaseModel, ConfigDict
 
 import components
@@ -27,7 +28,10 @@ _log = logging.getLogger(__name__)
 
 
 class ServerProcess(BaseModel):
-    """A server that was started. ``started`` is the system's own record of when: process ids are used again."""
+    """A server process that was started.
+
+    ``started`` is the system's own record of when it started, which tells it from a later process with the same id.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,18 +46,21 @@ class ServerProcess(BaseModel):
 
     @property
     def url(self) -> str:
-        """Where clients of this machine reach it."""
+        """Address at which clients of this machine reach it."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def is_running(self) -> bool:
-        """Whether that very process is there, and is our server."""
-        found = _identity(self.pid)
-        return found is not None and found[0] == self.started and _SERVER in found[1] and self.name in found[1]
+        """Return whether that very process runs, and is our server."""
+        identity = _read_identity(self.pid)
+        if identity is None:
+            return False
+        started, command = identity
+        return started == self.started and _SERVER in command and self.name in command
 
 
 def start_server(release: Path, *, name: str, digest: str, host: str, port: int, log: Path) -> ServerProcess:
-    """A server of ``release`` in a session of its own, which outlives this process; its output goes to ``log``."""
+    """Start a server of ``release`` that outlives this process, in a session of its own; its output goes to ``log``."""
     command = [sys.executable, "-m", _SERVER, "--model", str(release), "--name", name]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
@@ -66,21 +73,21 @@ def start_server(release: Path, *, name: str, digest: str, host: str, port: int,
             cwd=Path(components.__file__).parents[1],
             start_new_session=True,
         )
-    found = _identity(process.pid)
-    started = found[0] if found else ""
+    identity = _read_identity(process.pid)
+    started = identity[0] if identity else ""
     return ServerProcess(pid=process.pid, started=started, name=name, digest=digest, host=host, port=port, log=str(log))
 
 
 def wait_until_ready(service: ServerProcess, timeout: float) -> None:
-    """Raises ActionNeeded when the server ends, or is not ready within ``timeout`` seconds."""
+    """Wait until the server is ready. Raises ActionNeeded when it ends, or is not ready within ``timeout`` seconds."""
     began = time.monotonic()
-    with EmbeddingClient(service.url, service.name, timeout=5.0) as endpoint:
-        while not endpoint.is_ready():
+    with EmbeddingClient(service.url, service.name, timeout=5.0) as client:
+        while not client.is_ready():
             if not service.is_running():
-                raise ActionNeeded(f"the server ended before it was ready: {_last_lines(service)}")
+                raise ActionNeeded(f"the server ended before it was ready: {_read_last_lines(service)}")
             if time.monotonic() - began > timeout:
                 raise ActionNeeded(
-                    f"the server was not ready within {timeout:g} s ({_last_lines(service)}): "
+                    f"the server was not ready within {timeout:g} s ({_read_last_lines(service)}): "
                     f"raise health_check_timeout, or read {service.log}"
                 )
             time.sleep(_POLL_SECONDS)
@@ -88,12 +95,12 @@ def wait_until_ready(service: ServerProcess, timeout: float) -> None:
 
 
 def stop_server(service: ServerProcess) -> bool:
-    """End the server, kindly at first; False when it is not there or that process is not ours."""
+    """Stop the server with SIGTERM, then SIGKILL. Return False when it does not run or the process is not ours."""
     if not service.is_running():
         return False
-    for number, patience in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _STOP_SECONDS)):
+    for number in (signal.SIGTERM, signal.SIGKILL):
         os.kill(service.pid, number)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + _STOP_SECONDS
         while time.monotonic() < deadline:
             if not service.is_running():
                 _log.info("server %d at %s stopped", service.pid, service.url)
@@ -103,19 +110,19 @@ def stop_server(service: ServerProcess) -> bool:
 
 
 def find_free_port(host: str) -> int:
-    """A port of ``host`` that nobody listens on now. Raises InputError when one cannot listen there."""
-    port = _listen(host, 0)
+    """Return a port of ``host`` that nobody listens on now. Raises InputError when one cannot listen there."""
+    port = _try_port(host, 0)
     assert port is not None
     return port
 
 
 def is_port_free(host: str, port: int) -> bool:
-    """Whether nobody listens on ``port``. Raises InputError when one cannot listen there for another reason."""
-    return _listen(host, port) is not None
+    """Return whether ``port`` is free. Raises InputError when one cannot listen there for another reason."""
+    return _try_port(host, port) is not None
 
 
-def _listen(host: str, port: int) -> int | None:
-    """The port, once bound and given back; None when it is taken."""
+def _try_port(host: str, port: int) -> int | None:
+    """Bind the port and give it back; return its number, or None when it is taken."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         # As servers do: connections of a server that just ended do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -125,31 +132,24 @@ def _listen(host: str, port: int) -> int | None:
             if error.errno == errno.EADDRINUSE:
                 return None
             raise InputError(f"cannot listen on host {host}, port {port} ({error}): change host or host_port") from None
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
-def _identity(pid: int) -> tuple[str, str] | None:
-    """When the process started, in the system's words, and its command line; None when it has ended."""
-    if not Path("/proc/self/stat").exists():
-        return _identity_by_ps(pid)
+def _read_identity(pid: int) -> tuple[str, str] | None:
+    """Return when the process started, and its command line; None when it has ended or cannot be read."""
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        # Start times count from the boot.
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, ProcessLookupError):
+        process = psutil.Process(pid)
+        with process.oneshot():
+            if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                return None
+            started, command = process.create_time(), " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
         return None
-    return None if state in "ZX" else (f"{boot} {fields[18]}", command)
+    # Linux records the time since the boot. psutil adds the time of the boot, which moves when the clock is set.
+    return f"{started - psutil.boot_time() if psutil.LINUX else started:.2f}", command
 
 
-def _identity_by_ps(pid: int) -> tuple[str, str] | None:
-    argv = ["ps", "-ww", "-o", "lstart=", "-o", "command=", "-p", str(pid)]
-    shown = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
-    line = shown.stdout.strip()
-    return (line[:24], line[24:].strip()) if line else None
-
-
-def _last_lines(service: ServerProcess) -> str:
+def _read_last_lines(service: ServerProcess) -> str:
     try:
         lines = Path(service.log).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_SHOWN_LINES:]
     except OSError:

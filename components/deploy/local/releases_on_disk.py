@@ -1,4 +1,4 @@
-"""What the local service leaves on this machine: releases, log, and which process serves."""
+"""Files of the local service on this machine: its releases, its logs, and which process serves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STATE = "state.json"
 
 
 class ServiceState(BaseModel):
-    """Which servers there are.
+    """Server processes of the service and releases that passed.
 
     ``previous`` is set while the service is switched from it to another; it stays after a switch that was cut short.
     ``good`` holds digests that passed verification, the last one first.
@@ -40,7 +40,7 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the service for oneself. Raises Transient when another deployment holds it."""
+        """Lock the service for this deployment. Raises Transient when another deployment has locked it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / "lock").open("w")
@@ -54,7 +54,7 @@ class StateDirectory:
             yield
 
     def read(self) -> ServiceState:
-        """The state; empty when there is none yet."""
+        """Return the state; an empty one when there is none yet."""
         try:
             return ServiceState.model_validate_json((self.path / _STATE).read_bytes())
         except FileNotFoundError:
@@ -63,23 +63,24 @@ class StateDirectory:
             raise InputError(f"{self.path / _STATE} cannot be read: stop the service by hand and remove it") from None
 
     def write(self, state: ServiceState) -> None:
+        """Replace the state in one step."""
         partial = self.path / f"{_STATE}.partial"
         partial.write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
         partial.replace(self.path / _STATE)
 
     def get_release_directory(self, digest: str) -> Path:
-        """Where the release lies or would lie."""
+        """Return the directory of a release, which may not exist yet."""
         return self.path / "releases" / digest[:12]
 
     def get_log_file(self, digest: str, role: str) -> Path:
-        """Where a server of the release writes."""
+        """Return the file that a server of the release logs to."""
         return self.path / "logs" / f"{digest[:12]}-{role}.log"
 
     def install(self, model: Path) -> ModelManifest:
-        """Copy the served files of ``model`` to their release directory; what is there already is only checked.
+        """Copy the served files of ``model`` to their release directory; a whole release is only checked.
 
-        A copy: nothing that happens to the artifact afterwards reaches a running server. Raises InputError when a
-        file is not what the model's manifest says.
+        Nothing that happens to the artifact afterwards reaches a running server. Raises InputError when a file is not
+        what the model's manifest says.
         """
         manifest = read_model_manifest(model)
         release = self.get_release_directory(manifest.digest)
@@ -122,7 +123,7 @@ class StateDirectory:
 
 
 def stop_service(state_dir: str, name: str) -> bool:
-    """Stop what deploy left running under ``name``; False when there was nothing."""
+    """Stop what deploy left running under ``name``. Return False when nothing ran."""
     home = StateDirectory(state_dir, name)
     if not home.path.is_dir():
         return False
