@@ -20,10 +20,9 @@ from benchmarks.workload import LLAMA_1B, TINY, passages, write_base
 from components.core.encoder.checkpoint import default_device, load_checkpoint
 from components.core.encoder.model import Encoder
 from components.core.serving.vector_limits import compare_vectors
-from components.export.islands import to_half
+from components.export.mixed_precision import to_half
 from components.export.onnx_graph import megabytes, write_onnx
-from components.export.sessions import OnnxSession, Session, TorchSession
-from components.export.speed import SHAPES, measure_speed
+from components.export.sessions import SHAPES, OnnxSession, Session, TorchSession, measure_speed
 
 _TEXTS = 32
 _TOKEN = 7

@@ -56,7 +56,7 @@ class ExportConfig(Settings):
     profiling_verbosity: Literal["none", "layer_names_only", "detailed"] = setting(
         "layer_names_only", "What the plan reveals to profilers about its layers"
     )
-    # Proof.
+    # References.
     num_probes: int = setting(64, "Number of texts whose reference vectors are published with the model", ge=8)
     parity_queries: int = setting(
         200,

@@ -128,11 +128,13 @@ def write_onnx(
             f"{type(encoder.backbone).__name__} cannot be exported with opset {opset} "
             f"({str(error).strip().splitlines()[0]}): change opset, or the model"
         ) from error
-    _log.info("ONNX written in %.1f s: opset %d, %.0f MB", time.monotonic() - started, opset, megabytes(directory))
+    _log.info(
+        "ONNX written in %.1f s: opset %d, %.0f MB", time.monotonic() - started, opset, compute_megabytes(directory)
+    )
     return path
 
 
-def megabytes(directory: Path) -> float:
+def compute_megabytes(directory: Path) -> float:
     """Size of the graph and its weights in ``directory``."""
     return round(sum(path.stat().st_size for path in directory.glob(f"{MODEL_FILE}*")) / 1e6, 1)
 

@@ -15,7 +15,7 @@ from onnx import NodeProto, helper, numpy_helper
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from components.core.errors import InputError
-from components.export.onnx_graph import EMBEDDED_LIMIT_BYTES, MODEL_FILE, megabytes
+from components.export.onnx_graph import EMBEDDED_LIMIT_BYTES, MODEL_FILE, compute_megabytes
 
 _LARGEST_INPUT = 127
 # Seven bits: x86 CPUs without VNNI add two products of bytes in 16 bits, and with eight they cut sums off. The vectors
@@ -37,7 +37,7 @@ def quantize_weights(directory: Path) -> None:
     """
     started = time.monotonic()
     source, prepared = directory / MODEL_FILE, directory / "prepared.onnx"
-    large = megabytes(directory) * 1e6 > EMBEDDED_LIMIT_BYTES
+    large = compute_megabytes(directory) * 1e6 > EMBEDDED_LIMIT_BYTES
     with _quiet():
         quant_pre_process(
             source, prepared, skip_symbolic_shape=True, save_as_external_data=large, all_tensors_to_one_file=large
@@ -51,7 +51,7 @@ def quantize_weights(directory: Path) -> None:
     if not count:
         raise InputError("quant_cfg=int8: this model has no layer that can be quantised: leave it out")
     onnx.save(model, source, save_as_external_data=large, location=f"{MODEL_FILE}.data")
-    _log.info("%d layers quantised in %.1f s: %.0f MB", count, time.monotonic() - started, megabytes(directory))
+    _log.info("%d layers quantised in %.1f s: %.0f MB", count, time.monotonic() - started, compute_megabytes(directory))
 
 
 def _replace_products(model: onnx.ModelProto) -> int:

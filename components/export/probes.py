@@ -25,7 +25,7 @@ def choose_probes(encoder: Encoder, config: ExportConfig, eval_data: Path | None
     text beyond it. The same inputs give the same probes.
     """
     rng = random.Random(config.seed)
-    odd = odd_texts()
+    odd = read_odd_texts()
     if eval_data is None:
         queries = passages = odd
     else:
@@ -81,7 +81,7 @@ def _beyond(words: list[str], longest: int) -> str:
     return " ".join(islice(cycle(words), longest + _SHORTEST_CLASS))
 
 
-def odd_texts() -> list[str]:
+def read_odd_texts() -> list[str]:
     """Scripts, signs and code: a list that this package ships."""
     text = importlib.resources.files("components.export").joinpath("probes.txt").read_text(encoding="utf-8")
     return [line for line in text.split("\n") if line.strip()]

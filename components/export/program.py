@@ -18,7 +18,7 @@ from components.core.serving.bundle import BUNDLE_FILES, Probe, write_probes
 from components.core.serving.model_manifest import CHECKPOINT_FOLDER, ModelManifest, compute_digest, hash_files
 from components.core.serving.vector_limits import compare_vectors
 from components.export.component import ExportConfig
-from components.export.forms import Proof, require_packages, write_forms
+from components.export.formats import References, require_packages, write_formats
 from components.export.probes import choose_probes
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def run(
     noise = compare_vectors(_vectors(load_checkpoint(checkpoint, dtype=torch.bfloat16), probes, config), tuned)
     exported_model.mkdir(parents=True)
     if config.enabled:
-        facts, figures = write_forms(config, encoder, Proof(probes, tuned, noise), eval_data, exported_model)
+        facts, figures = write_formats(config, encoder, References(probes, tuned, noise), eval_data, exported_model)
     else:
         facts, figures = _as_checkpoint(checkpoint, exported_model)
     facts["noise_floor"] = {**noise.to_figures(), "deviation": round(noise.deviation, 7)}

@@ -25,7 +25,7 @@ from components.core.errors import ActionNeeded, InputError
 from components.core.progress import track
 from components.core.retrieval.beir_data import read_beir
 from components.export.component import ExportConfig
-from components.export.probes import odd_texts
+from components.export.probes import read_odd_texts
 
 Scheme = Literal["fp8", "int8_sq"]
 _CONFIGS: dict[Scheme, str] = {"fp8": "FP8_DEFAULT_CFG", "int8_sq": "INT8_SMOOTHQUANT_CFG"}
@@ -34,7 +34,9 @@ _LARGEST: dict[torch.dtype, float] = {torch.float8_e4m3fn: 448.0, torch.int8: 12
 _log = logging.getLogger(__name__)
 
 
-def calibration_texts(config: ExportConfig, eval_data: Path | None, not_these: list[str]) -> list[tuple[Kind, str]]:
+def choose_calibration_texts(
+    config: ExportConfig, eval_data: Path | None, not_these: list[str]
+) -> list[tuple[Kind, str]]:
     """Queries and passages of the user's, half of each where there are enough, and odd texts; none of ``not_these``.
 
     Odd texts have the largest activations: scales that never saw one cut them off. Raises InputError without
@@ -48,7 +50,7 @@ def calibration_texts(config: ExportConfig, eval_data: Path | None, not_these: l
     # A small test set has no other queries.
     queries = [text for text in data.queries.values() if text not in kept] or list(data.queries.values())
     passages = [text for text in data.corpus.values() if text not in kept]
-    odd = [text for text in odd_texts() if text not in kept]
+    odd = [text for text in read_odd_texts() if text not in kept]
     asked = rng.sample(queries, min(len(queries), config.calibration_texts // 2))
     found = rng.sample(passages, min(len(passages), config.calibration_texts - len(asked)))
     return [*(("query", text) for text in asked), *(("passage", text) for text in [*found, *odd])]

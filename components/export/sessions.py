@@ -1,7 +1,11 @@
-"""What computes with an exported model, one way to call each."""
+"""Sessions that compute with a model in one of its formats, and how fast they answer."""
 
 from __future__ import annotations
 
+import logging
+import statistics
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +20,13 @@ INPUTS = ("input_ids", "attention_mask")
 DIMENSIONS = "dimensions"
 OUTPUT = "embeddings"
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+# One short query; the batch that the recipe tunes its engine for; the largest it allows.
+SHAPES = ((1, 32), (16, 128), (64, 256))
+_RUNS = 5
+# On a CPU the largest shape of a large model takes minutes.
+_LONGEST_CALL_SECONDS = 10.0
+_PATIENCE_SECONDS = 2.0
+_log = logging.getLogger(__name__)
 
 
 class Session(Protocol):
@@ -62,3 +73,44 @@ class TorchSession:
         tensors = (torch.from_numpy(array).to(self._encoder.device) for array in (ids, mask))
         vectors = self._encoder(*tensors)[:, : dimension or self._encoder.dimension]
         return vectors.float().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median time of one call with ``batch`` texts of ``length`` tokens."""
+
+    batch: int
+    length: int
+    milliseconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return round(1000 * self.batch * self.length / self.milliseconds, 1)
+
+
+def measure_latency(session: Session, longest: int, token: int) -> list[Latency]:
+    """Of the shapes up to ``longest`` tokens, made of ``token``; those that would take too long are left out."""
+    found: list[Latency] = []
+    for batch, length in SHAPES:
+        length = min(length, longest)
+        if found and found[-1].milliseconds * batch * length / (found[-1].batch * found[-1].length) > (
+            1000 * _LONGEST_CALL_SECONDS
+        ):
+            _log.info("%s: %d x %d tokens not measured, it would take too long", session.name, batch, length)
+            break
+        ids = np.full((batch, length), token, dtype=np.int64)
+        found.append(Latency(batch, length, _median_ms(session, ids)))
+        _log.info("%s: %d x %d tokens in %.2f ms", session.name, batch, length, found[-1].milliseconds)
+    return found
+
+
+def _median_ms(session: Session, ids: np.ndarray) -> float:
+    mask = np.ones_like(ids)
+    seconds: list[float] = []
+    session.embed(ids, mask)
+    begun = time.perf_counter()
+    while len(seconds) < _RUNS and (not seconds or time.perf_counter() - begun < _PATIENCE_SECONDS):
+        started = time.perf_counter()
+        session.embed(ids, mask)
+        seconds.append(time.perf_counter() - started)
+    return round(1000 * statistics.median(seconds), 3)

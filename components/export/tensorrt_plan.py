@@ -56,7 +56,7 @@ def build_plan(trt: Any, model: Path, directory: Path, config: ExportConfig, lon
     if not parser.parse_from_file(str(model)):
         problems = "; ".join(parser.get_error(place).desc() for place in range(min(parser.num_errors, 3)))
         raise InputError(f"TensorRT {trt.__version__} cannot read the graph ({problems}): change opset or quant_cfg")
-    batch, length = ranges(config, longest)
+    batch, length = choose_ranges(config, longest)
     options = _options(trt, builder, config)
     profile = builder.create_optimization_profile()
     for place in range(network.num_inputs):
@@ -87,7 +87,7 @@ def build_plan(trt: Any, model: Path, directory: Path, config: ExportConfig, lon
     )
 
 
-def ranges(config: ExportConfig, longest: int) -> tuple[Range, Range]:
+def choose_ranges(config: ExportConfig, longest: int) -> tuple[Range, Range]:
     """Batch sizes and lengths of the profile. Raises InputError when it would not take what was trained."""
     most = config.trt_max_seq_len or longest
     if most < longest:

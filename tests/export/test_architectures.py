@@ -13,7 +13,7 @@ from components.core.encoder.bidirectional import LlamaBidirectionalConfig, Llam
 from components.core.encoder.checkpoint import load_base, load_checkpoint, save_checkpoint
 from components.core.encoder.config import EncoderConfig
 from components.core.encoder.model import Encoder
-from components.export.islands import to_half
+from components.export.mixed_precision import convert_to_half
 from components.export.onnx_graph import write_onnx
 from components.export.sessions import OnnxSession
 
@@ -48,7 +48,7 @@ def test_the_graph_is_the_models(name: str, half: bool, small_config: EncoderCon
     expected = [_alone(AutoModel.from_pretrained(tmp_path / "base", dtype=torch.float32).eval(), row) for row in ids]
     padded, mask = (tensor.numpy() for tensor in encoder.batch(ids))
     if half:
-        to_half(encoder.backbone, norms_in_fp32=True, patterns=[])
+        convert_to_half(encoder.backbone, norms_in_fp32=True, patterns=[])
     session = OnnxSession(write_onnx(encoder, tmp_path, opset=20, dimensions=True), encoder.dimension)
     found = session.embed(padded, mask)
     np.testing.assert_allclose(found, np.stack(expected), atol=5e-3 if half else 2e-6)

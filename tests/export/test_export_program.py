@@ -23,7 +23,7 @@ from components.core.errors import InputError
 from components.core.runner import Source, execute
 from components.core.serving.bundle import read_bundle
 from components.core.serving.model_manifest import check_files
-from components.export import forms
+from components.export import formats
 from components.export.component import ExportConfig
 from components.recipe.stages import by_name
 from tests.exported import Exported
@@ -201,7 +201,7 @@ def test_refuses_a_graph_that_is_not_the_checkpoint(
         onnx.save(graph, directory / "model.onnx")
         return directory / "model.onnx"
 
-    monkeypatch.setattr(forms, "write_onnx", faulty)
+    monkeypatch.setattr(formats, "write_onnx", faulty)
     stage = by_name("export")
     outputs = {name: tmp_path / name for name in stage.outputs}
     with pytest.raises(InputError, match=r"not give the checkpoint's vectors: mean 0\.\d+.* min 0\.\d+.*fp32 needs"):

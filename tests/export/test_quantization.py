@@ -18,13 +18,13 @@ from components.core.encoder.checkpoint import load_checkpoint
 from components.core.errors import ActionNeeded, InputError
 from components.core.runner import Source, execute
 from components.core.serving.model_manifest import read_model_manifest
-from components.export import forms, onnx_int8, quantization, speed
+from components.export import formats, onnx_int8, quantization, sessions
 from components.export.component import ExportConfig
-from components.export.islands import to_half
+from components.export.mixed_precision import convert_to_half
 from components.export.onnx_graph import write_onnx
 from components.export.onnx_int8 import quantize_weights
-from components.export.probes import odd_texts
-from components.export.quantization import TRANSLATIONS, calibration_texts, quantize
+from components.export.probes import read_odd_texts
+from components.export.quantization import TRANSLATIONS, choose_calibration_texts, quantize
 from components.export.sessions import OnnxSession
 from components.recipe.stages import by_name
 from tests.exported import Exported
@@ -36,7 +36,7 @@ TEXTS = [f"Part {n} of the manual says how to fit valve {n} and test it." for n 
 
 @pytest.fixture(autouse=True)
 def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "SHAPES", ((1, 8),))
+    monkeypatch.setattr(sessions, "SHAPES", ((1, 8),))
 
 
 def run_export(exported: Exported, directory: Path, **settings: Any) -> dict[str, Path]:
@@ -81,7 +81,7 @@ def test_int8_vectors_do_not_depend_on_the_texts_beside_them(minilm: Exported, t
     shutil.copyfile(minilm.model / "onnx/model.onnx", tmp_path / "model.onnx")
     quantize_weights(tmp_path)
     session, encoder = OnnxSession(tmp_path / "model.onnx", 384), load_checkpoint(minilm.checkpoint)
-    texts = [*TEXTS, *odd_texts()[:20]]
+    texts = [*TEXTS, *read_odd_texts()[:20]]
     together, *alone = (
         session.embed(*(tensor.numpy() for tensor in encoder.batch(encoder.tokenize(some, "passage"))))
         for some in (texts, *([text] for text in texts))
@@ -102,7 +102,7 @@ def test_int8_stays_within_16_bits_of_cpus_without_vnni(minilm: Exported, tmp_pa
 def test_int8_of_a_small_model_passes_the_gate(
     minilm: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forms, "write_onnx", written(minilm))
+    monkeypatch.setattr(formats, "write_onnx", written(minilm))
     model = run_export(minilm, tmp_path / "out", quant_cfg="int8")["exported_model"]
     manifest = read_model_manifest(model)
     assert manifest.precision == "int8"
@@ -120,7 +120,7 @@ def test_smoothquant_of_real_weights_fits_the_texts_that_calibrated_it(minilm: E
 def test_fp8_is_written_as_nodes_that_say_so(minilm: Exported, tmp_path: Path) -> None:
     encoder = load_checkpoint(minilm.checkpoint)
     quantize(encoder, "fp8", [("passage", text) for text in TEXTS], batch_size=4)
-    to_half(encoder.backbone, norms_in_fp32=True, patterns=[])
+    convert_to_half(encoder.backbone, norms_in_fp32=True, patterns=[])
     model = write_onnx(encoder, tmp_path, opset=20, dimensions=True, translations=TRANSLATIONS)
     assert weight_types(model)[TensorProto.FLOAT8E4M3FN] >= 6 * (4 * 384 * 384 + 2 * 384 * 1536)
     assert weight_types(model)[TensorProto.FLOAT16] > 10_000_000
@@ -140,7 +140,7 @@ def test_int8_that_spoils_the_model_is_refused(
     minilm: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four bits with one scale for a column are known to be too coarse."""
-    monkeypatch.setattr(forms, "write_onnx", written(minilm))
+    monkeypatch.setattr(formats, "write_onnx", written(minilm))
     monkeypatch.setattr(onnx_int8, "_LARGEST_WEIGHT", 7)
     with pytest.raises(InputError, match=r"does not give the checkpoint's vectors.*int8 needs mean >= 0\.985"):
         run_export(minilm, tmp_path / "out", quant_cfg="int8")
@@ -150,13 +150,13 @@ def test_int8_that_spoils_the_model_is_refused(
 def test_calibration_takes_the_users_texts_but_not_those_of_the_proof(minilm: Exported) -> None:
     config = ExportConfig(quant_cfg="fp8", calibration_texts=40)
     asked = [f"how to fit valve {n}?" for n in range(20)]
-    texts = calibration_texts(config, minilm.eval_data, asked)
+    texts = choose_calibration_texts(config, minilm.eval_data, asked)
     assert {text for kind, text in texts if kind == "query"} == {f"how to fit valve {n}?" for n in range(20, 30)}
     passages = [text for kind, text in texts if kind == "passage"]
     assert sum("of the manual says" in text for text in passages) == 30
     assert len(passages) > 60
     with pytest.raises(InputError, match="calibrated on your own texts: give eval_data"):
-        calibration_texts(config, None, [])
+        choose_calibration_texts(config, None, [])
 
 
 def test_a_missing_modelopt_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,10 +172,10 @@ def test_a_missing_modelopt_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 def test_half_precision_keeps_its_islands(minilm: Exported) -> None:
     encoder = load_checkpoint(minilm.checkpoint)
     whole = encoder.encode(TEXTS, "passage")
-    to_half(encoder.backbone, norms_in_fp32=True, patterns=["encoder.layer.5.*"])
+    convert_to_half(encoder.backbone, norms_in_fp32=True, patterns=["encoder.layer.5.*"])
     types = {name: weight.dtype for name, weight in encoder.backbone.named_parameters()}
     wide = {name for name, dtype in types.items() if dtype == torch.float32}
     assert wide == {name for name in types if "LayerNorm" in name or name.startswith("encoder.layer.5.")}
     assert float((encoder.encode(TEXTS, "passage") * whole).sum(1).min()) > 0.9999
     with pytest.raises(InputError, match=r"override_layers_to_fp32: no module is called '/model/norm/'"):
-        to_half(encoder.backbone, norms_in_fp32=True, patterns=["/model/norm/"])
+        convert_to_half(encoder.backbone, norms_in_fp32=True, patterns=["/model/norm/"])

@@ -8,7 +8,7 @@ import pytest
 from components.core.errors import InputError
 from components.core.serving.vector_limits import PARITY_LIMITS, CosineSummary, choose_limits
 from components.export.component import ExportConfig
-from components.export.retrieval import SearchSample, choose_search, compare
+from components.export.retrieval_parity import SearchSample, measure_retrieval, sample_search
 from tests.exported import Exported
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ SAMPLE = SearchSample(
 
 
 def test_equal_vectors_find_the_same() -> None:
-    found = compare(SAMPLE, (QUERIES, PASSAGES), (QUERIES, PASSAGES))
+    found = measure_retrieval(SAMPLE, (QUERIES, PASSAGES), (QUERIES, PASSAGES))
     assert (found.overlap, found.ndcg, found.ndcg_checkpoint) == (1.0, 1.0, 1.0)
     found.require(PARITY_LIMITS["fp32"])
 
@@ -37,7 +37,7 @@ def test_equal_vectors_find_the_same() -> None:
 def test_one_answer_that_changes_places_is_no_loss() -> None:
     swapped = QUERIES.copy()
     swapped[0] = PASSAGES[50] + 0.9 * PASSAGES[0]
-    compare(SAMPLE, (QUERIES, PASSAGES), (swapped, PASSAGES)).require(PARITY_LIMITS["fp16"])
+    measure_retrieval(SAMPLE, (QUERIES, PASSAGES), (swapped, PASSAGES)).require(PARITY_LIMITS["fp16"])
 
 
 @pytest.mark.parametrize(
@@ -46,17 +46,17 @@ def test_one_answer_that_changes_places_is_no_loss() -> None:
 )  # fmt: skip
 def test_another_search_is_refused(broken: tuple[np.ndarray, np.ndarray]) -> None:
     with pytest.raises(InputError, match="does not find the checkpoint's passages: queries 40, overlap_at_10 0"):
-        compare(SAMPLE, (QUERIES, PASSAGES), broken).require(PARITY_LIMITS["int8"])
+        measure_retrieval(SAMPLE, (QUERIES, PASSAGES), broken).require(PARITY_LIMITS["int8"])
 
 
 def test_the_sample_holds_the_answers(minilm: Exported) -> None:
-    sample = choose_search(ExportConfig(parity_queries=5, parity_passages=10), minilm.eval_data)
+    sample = sample_search(ExportConfig(parity_queries=5, parity_passages=10), minilm.eval_data)
     assert sample is not None
     assert (len(sample.queries), len(sample.passages)) == (5, 10)
     answers = {passage for judged in sample.judged for passage in judged}
     assert answers <= set(sample.units)
-    assert choose_search(ExportConfig(parity_queries=0), minilm.eval_data) is None
-    assert choose_search(ExportConfig(), None) is None
+    assert sample_search(ExportConfig(parity_queries=0), minilm.eval_data) is None
+    assert sample_search(ExportConfig(), None) is None
 
 
 def test_noise_of_half_precision_lowers_limits_but_not_for_fp32() -> None:

@@ -17,8 +17,8 @@ from components.core.encoder.checkpoint import load_checkpoint
 from components.core.errors import ActionNeeded, InputError
 from components.export import tensorrt_plan
 from components.export.component import ExportConfig
-from components.export.forms import require_packages
-from components.export.tensorrt_plan import PLAN_FILE, PlanSession, build_plan, load_tensorrt, ranges
+from components.export.formats import require_packages
+from components.export.tensorrt_plan import PLAN_FILE, PlanSession, build_plan, choose_ranges, load_tensorrt
 from tests.export.tensorrt_standin import tensorrt
 from tests.exported import Exported
 
@@ -103,8 +103,8 @@ def test_a_graph_that_tensorrt_cannot_read_is_one_line(trt: Any, tmp_path: Path)
 def test_a_plan_shorter_than_the_training_is_refused() -> None:
     """The recipe's own default: 256 tokens for a model trained with 512."""
     with pytest.raises(InputError, match="trt_max_seq_len = 256: the model was trained with texts of 512"):
-        ranges(ExportConfig(trt_max_seq_len=256), longest=512)
-    assert ranges(ExportConfig(), longest=512)[1] == (3, 128, 512)
+        choose_ranges(ExportConfig(trt_max_seq_len=256), longest=512)
+    assert choose_ranges(ExportConfig(), longest=512)[1] == (3, 128, 512)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import nn
 from components.core.errors import InputError
 
 
-def to_half(backbone: nn.Module, *, norms_in_fp32: bool, patterns: list[str]) -> None:
+def convert_to_half(backbone: nn.Module, *, norms_in_fp32: bool, patterns: list[str]) -> None:
     """Turn ``backbone`` into float16, in place, but for normalisation layers and modules whose names match.
 
     An island gets its inputs as float32 and gives float16. In an exported graph these are casts: a strongly typed

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Parity:
+class VectorParity:
     """What was measured. ``repeat``: lowest cosine between a probe's vectors in different batches.
 
     ``dimension_error``: largest difference between vectors that the graph shortened and those shortened afterwards.
@@ -76,14 +76,14 @@ class Parity:
             )
 
 
-def measure(
+def measure_vectors(
     session: Session,
     encoder: Encoder,
     probes: list[Probe],
     expected: np.ndarray,
     config: ExportConfig,
     precision: Precision,
-) -> Parity:
+) -> VectorParity:
     """Compare the session's vectors of ``probes`` with ``expected``, float32 [probes, dimension].
 
     Batches: texts of like length together, any eight together, some alone. Not-finite vectors give NaN cosines,
@@ -101,7 +101,7 @@ def measure(
     repeat = min(compare_vectors(first, second).minimum, compare_vectors(first[alone], third[alone]).minimum)
     every = np.concatenate((first, second, third[alone]))
     normalized = encoder.config.l2_normalize
-    return Parity(
+    return VectorParity(
         precision,
         compare_vectors(every, np.concatenate((expected, expected, expected[alone]))),
         repeat,

@@ -30,7 +30,7 @@ class SearchSample:
 
 
 @dataclass(frozen=True)
-class Retrieval:
+class RetrievalParity:
     """``overlap``: share of the checkpoint's ten nearest passages that the exported model finds, too."""
 
     queries: int
@@ -58,7 +58,7 @@ class Retrieval:
             )
 
 
-def choose_search(config: ExportConfig, eval_data: Path | None) -> SearchSample | None:
+def sample_search(config: ExportConfig, eval_data: Path | None) -> SearchSample | None:
     """``parity_queries`` of the test set with ``parity_passages``, those that answer them first; None without one."""
     if eval_data is None or not config.parity_queries:
         return None
@@ -80,13 +80,15 @@ def choose_search(config: ExportConfig, eval_data: Path | None) -> SearchSample 
     )
 
 
-def compare(
+def measure_retrieval(
     sample: SearchSample, expected: tuple[np.ndarray, np.ndarray], found: tuple[np.ndarray, np.ndarray]
-) -> Retrieval:
+) -> RetrievalParity:
     """``expected``, ``found``: vectors of queries and of passages, float32 [texts, dimension]."""
     right, here = (_nearest(*vectors) for vectors in (expected, found))
     shares = [len(set(a) & set(b)) / len(a) for a, b in zip(right.tolist(), here.tolist(), strict=True)]
-    return Retrieval(len(sample.queries), float(np.mean(shares)), _mean_ndcg(sample, here), _mean_ndcg(sample, right))
+    return RetrievalParity(
+        len(sample.queries), float(np.mean(shares)), _mean_ndcg(sample, here), _mean_ndcg(sample, right)
+    )
 
 
 def _nearest(queries: np.ndarray, passages: np.ndarray) -> np.ndarray:

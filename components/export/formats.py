@@ -14,22 +14,21 @@ from components.core.serving.bundle import Probe
 from components.core.serving.model_manifest import ONNX_FOLDER, TENSORRT_FOLDER, LatencyMeasurement
 from components.core.serving.vector_limits import CosineSummary, Precision, choose_limits
 from components.export.component import ExportConfig
-from components.export.islands import to_half
-from components.export.onnx_graph import megabytes, write_onnx
+from components.export.mixed_precision import convert_to_half
+from components.export.onnx_graph import compute_megabytes, write_onnx
 from components.export.onnx_int8 import quantize_weights
-from components.export.parity import Parity, embed_texts, measure
-from components.export.quantization import TRANSLATIONS, calibration_texts, load_modelopt, quantize
-from components.export.retrieval import Retrieval, SearchSample, choose_search, compare
-from components.export.sessions import OnnxSession, Session, TorchSession
-from components.export.speed import Speed, measure_speed
+from components.export.quantization import TRANSLATIONS, choose_calibration_texts, load_modelopt, quantize
+from components.export.retrieval_parity import RetrievalParity, SearchSample, measure_retrieval, sample_search
+from components.export.sessions import Latency, OnnxSession, Session, TorchSession, measure_latency
 from components.export.tensorrt_plan import PLAN_FILE, PlanSession, build_plan, load_tensorrt
+from components.export.vector_parity import VectorParity, embed_texts, measure_vectors
 
 TOKENIZER_FOLDER = "tokenizer"
 Vectors = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Proof:
+class References:
     """Probes with the checkpoint's vectors, float32 [probes, dimension], and how close half precision comes to them."""
 
     probes: list[Probe]
@@ -38,14 +37,14 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class Proven:
+class FormatReport:
     """What one form of the model showed."""
 
     form: str
     runs_on: str
-    parity: Parity
-    retrieval: Retrieval | None
-    speeds: list[Speed]
+    parity: VectorParity
+    retrieval: RetrievalParity | None
+    speeds: list[Latency]
 
     @property
     def measured(self) -> list[LatencyMeasurement]:
@@ -60,8 +59,8 @@ def require_packages(config: ExportConfig) -> None:
         load_modelopt()
 
 
-def write_forms(
-    config: ExportConfig, encoder: Encoder, proof: Proof, eval_data: Path | None, exported_model: Path
+def write_formats(
+    config: ExportConfig, encoder: Encoder, proof: References, eval_data: Path | None, exported_model: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write ``onnx/`` and ``tensorrt/`` of ``encoder``, which is changed on the way.
 
@@ -69,31 +68,31 @@ def write_forms(
     vectors or does not find its passages, ActionNeeded for a package that is not installed.
     """
     trt = load_tensorrt() if config.export_to_trt else None
-    examiner = _Examiner(config, encoder, proof, choose_search(config, eval_data))
+    checker = _FormatChecker(config, encoder, proof, sample_search(config, eval_data))
     folder = exported_model / ONNX_FOLDER
-    graph = _write_graph(config, encoder, examiner, eval_data, folder)
-    onnx = examiner.prove(f"onnx {examiner.precision}", OnnxSession(graph, encoder.dimension))
+    graph = _write_graph(config, encoder, checker, eval_data, folder)
+    onnx = checker.check(f"onnx {checker.precision}", OnnxSession(graph, encoder.dimension))
     facts: dict[str, Any] = {
         "model_format": "onnx",
-        "precision": examiner.precision,
+        "precision": checker.precision,
         "opset": config.opset,
         "onnxruntime": onnxruntime.__version__,
         "dimensions_input": config.use_dimension_arg,
         "parity": onnx.parity.figures(),
         "retrieval": onnx.retrieval.figures() if onnx.retrieval else {},
-        "performance": [*examiner.reference, *onnx.measured],
+        "performance": [*checker.reference, *onnx.measured],
     }
     figures = {
         "parity_mean_cosine": onnx.parity.closeness.mean,
         "parity_min_cosine": onnx.parity.closeness.minimum,
         **({"parity_overlap_at_10": onnx.retrieval.overlap} if onnx.retrieval else {}),
-        "onnx_megabytes": megabytes(folder),
+        "onnx_megabytes": compute_megabytes(folder),
     }
     if trt is not None:
         plan = exported_model / TENSORRT_FOLDER
-        facts["plan"] = build_plan(trt, graph, plan, config, examiner.longest)
+        facts["plan"] = build_plan(trt, graph, plan, config, checker.longest)
         session = PlanSession(trt, plan / PLAN_FILE, facts["plan"], encoder.dimension)
-        built = examiner.prove(f"tensorrt {examiner.precision}", session)
+        built = checker.check(f"tensorrt {checker.precision}", session)
         encoder.tokenizer.save_pretrained(plan / TOKENIZER_FOLDER)
         facts |= {"plan_parity": built.parity.figures(), "performance": facts["performance"] + built.measured}
         figures["tensorrt_megabytes"] = round((plan / PLAN_FILE).stat().st_size / 1e6, 1)
@@ -101,15 +100,15 @@ def write_forms(
 
 
 def _write_graph(
-    config: ExportConfig, encoder: Encoder, examiner: _Examiner, eval_data: Path | None, folder: Path
+    config: ExportConfig, encoder: Encoder, checker: _FormatChecker, eval_data: Path | None, folder: Path
 ) -> Path:
     """``folder/model.onnx`` with the tokenizer beside it, in the precision that is asked for."""
     if config.quant_cfg in ("fp8", "int8_sq"):
-        texts = calibration_texts(config, eval_data, examiner.asked)
+        texts = choose_calibration_texts(config, eval_data, checker.asked)
         quantize(encoder, config.quant_cfg, texts, config.calibration_batch_size)
     encoder.cpu()
     if config.export_dtype == "fp16":
-        to_half(
+        convert_to_half(
             encoder.backbone,
             norms_in_fp32=config.override_layernorm_precision_to_fp32,
             patterns=config.override_layers_to_fp32,
@@ -124,10 +123,10 @@ def _write_graph(
     return graph
 
 
-class _Examiner:
+class _FormatChecker:
     """Compares each form of the model with the checkpoint, whose answers it takes while it is still whole."""
 
-    def __init__(self, config: ExportConfig, encoder: Encoder, proof: Proof, sample: SearchSample | None) -> None:
+    def __init__(self, config: ExportConfig, encoder: Encoder, proof: References, sample: SearchSample | None) -> None:
         self.config, self.encoder, self.proof, self.sample = config, encoder, proof, sample
         self.precision: Precision = config.quant_cfg or config.export_dtype
         self.limits = choose_limits(self.precision, proof.noise)
@@ -136,7 +135,7 @@ class _Examiner:
         checkpoint = TorchSession(encoder)
         self._expected = self._search(checkpoint)
         self.reference = _measured(
-            "pytorch fp32", checkpoint.name, measure_speed(checkpoint, self.longest, self._token)
+            "pytorch fp32", checkpoint.name, measure_latency(checkpoint, self.longest, self._token)
         )
 
     @property
@@ -144,17 +143,19 @@ class _Examiner:
         """Probes and queries that the forms will be judged by; nothing may be fitted to them."""
         return [*(probe.text for probe in self.proof.probes), *(self.sample.queries if self.sample else [])]
 
-    def prove(self, form: str, session: Session) -> Proven:
+    def check(self, form: str, session: Session) -> FormatReport:
         """Raises InputError when the form behind ``session`` is not the checkpoint within the limits."""
-        parity = measure(session, self.encoder, self.proof.probes, self.proof.tuned, self.config, self.precision)
+        parity = measure_vectors(
+            session, self.encoder, self.proof.probes, self.proof.tuned, self.config, self.precision
+        )
         parity.require(self.limits)
         retrieval = None
         found = self._search(session)
         if self.sample and self._expected and found:
-            retrieval = compare(self.sample, self._expected, found)
+            retrieval = measure_retrieval(self.sample, self._expected, found)
             retrieval.require(self.limits)
-        speeds = measure_speed(session, self.longest, self._token)
-        return Proven(form, session.name, parity, retrieval, speeds)
+        speeds = measure_latency(session, self.longest, self._token)
+        return FormatReport(form, session.name, parity, retrieval, speeds)
 
     def _search(self, session: Session) -> Vectors | None:
         """Vectors of the sample's queries and passages."""
@@ -168,7 +169,7 @@ class _Examiner:
         return queries, passages
 
 
-def _measured(form: str, runs_on: str, speeds: list[Speed]) -> list[LatencyMeasurement]:
+def _measured(form: str, runs_on: str, speeds: list[Latency]) -> list[LatencyMeasurement]:
     return [
         LatencyMeasurement(
             form=form,
