@@ -20,9 +20,9 @@ from benchmarks.workload import LLAMA_1B, TINY, passages, write_base
 from components.core.encoder.checkpoint import default_device, load_checkpoint
 from components.core.encoder.model import Encoder
 from components.core.serving.vector_limits import compare_vectors
-from components.export.mixed_precision import to_half
-from components.export.onnx_graph import megabytes, write_onnx
-from components.export.sessions import SHAPES, OnnxSession, Session, TorchSession, measure_speed
+from components.export.mixed_precision import convert_to_half
+from components.export.onnx_graph import compute_megabytes, write_onnx
+from components.export.sessions import SHAPES, OnnxSession, Session, TorchSession, measure_latency
 
 _TEXTS = 32
 _TOKEN = 7
@@ -51,12 +51,12 @@ def _rows(base: Path, work: Path, ids: list[list[int]], expected: np.ndarray, lo
         report.forget()
         encoder = _load(base, torch.float32).cpu()
         if precision == "fp16":
-            to_half(encoder.backbone, norms_in_fp32=True, patterns=[])
+            convert_to_half(encoder.backbone, norms_in_fp32=True, patterns=[])
         folder = work / precision
         folder.mkdir()
         started = time.perf_counter()
         graph = write_onnx(encoder, folder, opset=20, dimensions=True)
-        facts = {"export s": round(time.perf_counter() - started, 1), "GB": round(megabytes(folder) / 1000, 2)}
+        facts = {"export s": round(time.perf_counter() - started, 1), "GB": round(compute_megabytes(folder) / 1000, 2)}
         session = OnnxSession(graph, encoder.dimension)
         yield _row(f"ONNX {precision}, {session.name}", session, ids, expected, longest) | facts
         for path in folder.iterdir():
@@ -66,7 +66,7 @@ def _rows(base: Path, work: Path, ids: list[list[int]], expected: np.ndarray, lo
 def _row(form: str, session: Session, ids: list[list[int]], expected: np.ndarray, longest: int) -> dict[str, Any]:
     """``ids`` may be empty: a compiled model is compiled anew for every new shape."""
     found = compare_vectors(_vectors(session, ids), expected) if ids else None
-    speeds = {(speed.batch, speed.length): speed.milliseconds for speed in measure_speed(session, longest, _TOKEN)}
+    speeds = {(speed.batch, speed.length): speed.milliseconds for speed in measure_latency(session, longest, _TOKEN)}
     row = {
         "form": form,
         **{f"{batch} x {length} ms": speeds.get((batch, min(length, longest))) for batch, length in SHAPES},

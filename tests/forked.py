@@ -56,8 +56,8 @@ def _run(arguments: list[str], environment: dict[str, str], stdout: Path, stderr
 def _main(arguments: list[str]) -> int:
     if arguments[:1] == ["export"]:
         # How fast a model is matters to no test; the shapes of real exports take a minute.
-        speed = sys.modules["components.export.speed"]
-        speed.SHAPES = ((1, 8), (2, 16))  # type: ignore[attr-defined]
+        sessions = sys.modules["components.export.sessions"]
+        sessions.SHAPES = ((1, 8), (2, 16))  # type: ignore[attr-defined]
     sys.argv = ["components", *arguments]
     return main(arguments)
 

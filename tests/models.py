@@ -13,7 +13,7 @@ from components.core.encoder.bidirectional import LlamaBidirectionalConfig, Llam
 from components.core.encoder.checkpoint import load_base, save_checkpoint
 from components.core.encoder.config import EncoderConfig
 from components.core.encoder.model import Encoder
-from components.export import onnx_graph, speed
+from components.export import onnx_graph, sessions
 from components.export.component import ExportConfig
 from components.export.program import run as export
 from tests.exported import Exported
@@ -83,7 +83,7 @@ def nudge(encoder: Encoder, share: float) -> None:
 def _export_as(directory: Path, config: ExportConfig, eval_data: Path | None) -> Exported:
     model, bundle, checkpoint = (directory / name for name in ("model", "bundle", "checkpoint"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed, "SHAPES", ((1, 8), (2, 16)))
+        patch.setattr(sessions, "SHAPES", ((1, 8), (2, 16)))
         metrics = export(config, checkpoint=checkpoint, eval_data=eval_data, exported_model=model, deploy_bundle=bundle)
     return Exported(config, checkpoint, eval_data, model, bundle, metrics)
 
