@@ -63,4 +63,4 @@ def last_words(process_group: ProcessGroup, file: str) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     Path(f"{file}.{process_group.rank}").write_text(str(os.getpid()), encoding="utf-8")
-    time.sleep(60)
+    time.sleep(3600)

@@ -71,7 +71,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def embed(url: str, texts: list[str], **options: Any) -> np.ndarray:
-    with EmbeddingClient(url, "m", timeout=5) as endpoint:
+    with EmbeddingClient(url, "m", timeout=60) as endpoint:
         return endpoint.embed(texts, "query", **options)
 
 

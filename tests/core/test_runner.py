@@ -18,6 +18,7 @@ from components.core.errors import InputError, StageError
 from components.core.runner import Outcome, Source, execute
 from components.core.settings import Settings, setting
 from components.core.stage import Stage
+from tests.waiting import LIMIT_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,7 +50,7 @@ def run(config, *, eval_results, report, **_):
     (eval_results / "half").write_text("half")
     report.write_text("half")
     print("half", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 
 here.install(run)
 here.run_trial(Path(sys.argv[1]))
@@ -235,5 +236,5 @@ def kill_in_the_middle(work: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "half\n"
     os.kill(process.pid, signal.SIGKILL)
-    assert process.wait(timeout=10) == -signal.SIGKILL
+    assert process.wait(timeout=LIMIT_SECONDS) == -signal.SIGKILL
     process.stdout.close()

@@ -24,7 +24,7 @@ import yaml
 from components.core.errors import ActionNeeded, InputError, StageError, Transient
 from components.core.kubernetes.errors import ApiRequest
 from tests.deploy.lab import IS_REAL, Lab, real, stand_in
-from tests.waiting import wait_for
+from tests.waiting import LIMIT_SECONDS, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -181,7 +181,8 @@ CASES: dict[str, Case] = {
     "Argo CD manages it": Case(ActionNeeded, 'conflict.*"argocd-controller"', prepared=argo_cd),
     "deleted by a person": Case(
         ActionNeeded, "somebody deleted its InferenceService",
-        {"serving_image": NO_IMAGE, "failure_patience": 60.0, "rollout_timeout": 60.0}, prepared=deleted_meanwhile,
+        {"serving_image": NO_IMAGE, "failure_patience": LIMIT_SECONDS, "rollout_timeout": LIMIT_SECONDS},
+        prepared=deleted_meanwhile,
     ),
     "no such namespace": Case(StageError, "namespace no-such-namespace", {"serving_namespace": "no-such-namespace"}),
     "token expired": Case(ActionNeeded, "Unauthorized", prepared=expired_token),
@@ -207,7 +208,7 @@ def clients(lab: Lab) -> Iterator[list[np.ndarray | str]]:
     ended = threading.Event()
 
     def ask() -> None:
-        with httpx.Client(timeout=10) as http:
+        with httpx.Client(timeout=LIMIT_SECONDS) as http:
             while not ended.is_set():
                 try:
                     got.append(lab.ask(http))

@@ -16,7 +16,7 @@ from components.deploy.component import check_on_this_machine
 from tests.deploy.cluster.kserve import NEVER, Fate, crashed, unschedulable, waiting
 from tests.deploy.cluster.store import Refusal
 from tests.deploy.conftest import LIVE, Team
-from tests.waiting import wait_for
+from tests.waiting import LIMIT_SECONDS, wait_for
 
 Arrange = Callable[[Team], Any]
 SECRET = "nvapi-0123456789abcdef"
@@ -30,7 +30,7 @@ def clients(team: Team) -> Iterator[list[np.ndarray | str]]:
     text = {"input": ["query 0 about valves"], "input_type": "query", "truncate": "END", "encoding_format": "float"}
 
     def ask() -> None:
-        with httpx.Client(proxy=team.cluster.proxy, timeout=5, verify=False) as client:
+        with httpx.Client(proxy=team.cluster.proxy, timeout=LIMIT_SECONDS, verify=False) as client:
             while not ended.is_set():
                 answer = client.post(f"http://{LIVE}.team-a.svc.cluster.local/v1/embeddings", json=text)
                 vector = answer.json()["data"][0]["embedding"] if answer.is_success else answer.text

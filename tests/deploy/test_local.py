@@ -69,7 +69,7 @@ def deploy(config: DeployConfig, exported: Exported, out: Path, **changes: Any) 
 
 def served(url: str, text: str) -> np.ndarray:
     body = {"model": NAME, "input": [text], "input_type": "query"}
-    answer = httpx.post(f"{url}/v1/embeddings", json=body, timeout=30).raise_for_status()
+    answer = httpx.post(f"{url}/v1/embeddings", json=body, timeout=LIMIT_SECONDS).raise_for_status()
     return np.array(answer.json()["data"][0]["embedding"], dtype=np.float32)
 
 

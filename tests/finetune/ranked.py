@@ -107,7 +107,7 @@ def train_with_slow_storage(
         states += name.endswith("tensors-00000.safetensors")
         if states == 2:
             (Path(work) / "writing").touch()
-            time.sleep(60)
+            time.sleep(3600)
 
     with patch.object(DirectoryStore, "write", slowly):
         return program.train(process_group, config, training_data=Path(data), **places)

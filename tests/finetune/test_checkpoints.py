@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from components.core.store import Store, open_store
 from components.finetune.resume.autosave import Autosave
 from components.finetune.resume.checkpoints import Checkpoints, Saved
 from tests.storage.s3_server import S3Server, s3_server
+from tests.waiting import SleepClock
 
 IDENTITY = {"settings": {"learning_rate": 1e-5, "seed": 1}, "training_data": "a" * 64}
 
@@ -216,13 +216,16 @@ def test_a_save_that_fails_leaves_the_earlier_state(bucket: S3Server, caplog: py
     assert_is(mine.newest(), 5)
 
 
-def test_states_are_due_by_time_and_by_steps(tmp_path: Path) -> None:
+def test_states_are_due_by_time_and_by_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = checkpoints(open_store(str(tmp_path), setting="checkpoint_uri"))
     every = Autosave(mine, seconds=None, steps=3)
     assert [step for step in range(1, 10) if every.due(step)] == [3, 6, 9]
-    timed = Autosave(mine, seconds=0.2, steps=None)
+    clock = SleepClock()
+    monkeypatch.setattr("components.finetune.resume.autosave.time", clock)
+    timed = Autosave(mine, seconds=20.0, steps=None)
+    clock.sleep(19.0)
     assert not timed.due(1)
-    time.sleep(0.25)
+    clock.sleep(2.0)
     assert timed.due(2)
     timed.save(2, lambda: (tensors(2), {}))
     assert not timed.due(3)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,12 @@ from components.core.errors import ActionNeeded
 from components.finetune.component import FinetuneConfig
 from tests.finetune.test_validation import VAL, write_val
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
+from tests.waiting import LIMIT_SECONDS, wait_for
 
 pytestmark = pytest.mark.slow
 
 EXAMPLES = 11
-SHORT = {"global_batch_size": 8, "num_epochs": 2, "val_every_steps": 2, "hang_timeout_seconds": 60}
+SHORT = {"global_batch_size": 8, "num_epochs": 2, "val_every_steps": 2, "hang_timeout_seconds": LIMIT_SECONDS}
 IN_BATCH = {"in_batch_negatives": True, "local_batch_size": 4}
 # Each is trained by two ranks and by one process.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -204,12 +204,9 @@ def test_a_state_that_cannot_be_written_in_time_leaves_the_one_before(tiny: Path
     config = made(tiny, tmp_path / "states", num_epochs=4)
     arguments = {"settings": config.model_dump(mode="json"), "data": str(data), "work": str(tmp_path)}
     process = subprocess.Popen([sys.executable, "-c", IMPATIENT, json.dumps(arguments)], stdout=subprocess.PIPE)
-    until = time.monotonic() + 60
-    while not (tmp_path / "writing").exists():
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.02)
+    wait_for(lambda: (tmp_path / "writing").exists(), process)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=30)[0].decode()
+    said = process.communicate(timeout=LIMIT_SECONDS)[0].decode()
     assert process.returncode == 75
     assert said == "interrupted, and killed before everything was written: run again to continue from what was\n"
     outcome = finetune(tmp_path / "rest", data, config)
@@ -226,10 +223,9 @@ def test_several_processes_look_like_one_from_outside(tiny: Path, data: Path, tm
     argv = [sys.executable, "-m", "components", "finetune", "--training-data", str(data), "--work", str(tmp_path / "w")]
     process = subprocess.Popen([*argv, *given, "val_every_steps=null", "num_processes=2"], stderr=subprocess.PIPE)
     lines = tmp_path / "w" / "checkpoint.partial" / "training.jsonl"
-    while process.poll() is None and not (lines.exists() and lines.read_text().count("\n") > 3):
-        time.sleep(0.02)
+    wait_for(lambda: lines.exists() and lines.read_text().count("\n") > 3, process)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1].decode()
+    said = process.communicate(timeout=LIMIT_SECONDS)[1].decode()
     assert process.returncode == 75, said
     assert "error: interrupted after step" in said and "its state is saved: run again" in said
     assert "Traceback" not in said and "rank 1:" not in said

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import yaml
 from components.core.distributed.process_group import ProcessGroup
 from components.core.errors import ActionNeeded, InputError, Transient
 from components.core.store import open_store
+from components.deploy.local.process import find_free_port
 from components.finetune.component import FinetuneConfig
 from components.finetune.kubernetes import trainjob, worker
 from components.finetune.kubernetes.job_files import receive_error
@@ -27,6 +27,7 @@ from tests.deploy.cluster.server import StandInCluster, running, write_kubeconfi
 from tests.deploy.cluster.store import GROUPS
 from tests.deploy.pod_security import violations
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +86,11 @@ class StandInTrainer:
             return
         self.started += 1
         told = {"PET_NNODES": "1", "PET_NPROC_PER_NODE": str(spec["numProcPerNode"]), "PET_NODE_RANK": "0"}
-        told |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": "29417", "GLOO_SOCKET_IFNAME": "lo"}
+        told |= {
+            "PET_MASTER_ADDR": "127.0.0.1",
+            "PET_MASTER_PORT": str(find_free_port("127.0.0.1")),
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
         command = [sys.executable, *spec["command"][1:], *spec["args"]]
         done = subprocess.run(command, env=os.environ | told, capture_output=True, text=True, check=False)
         kind = "Failed" if done.returncode else "Complete"
@@ -167,7 +172,7 @@ def test_a_retry_watches_the_job_that_runs(
         uid = cluster.store.create("trainjobs", job)["metadata"]["uid"]
 
     def vanish() -> None:
-        time.sleep(1)
+        wait_for(lambda: "is there already" in caplog.text)
         assert cluster.store.get("trainjobs", name)["metadata"]["uid"] == uid
         with cluster.store.lock:
             cluster.store.delete("trainjobs", name)

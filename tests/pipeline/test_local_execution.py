@@ -18,6 +18,7 @@ from components.core.artifacts import verify
 from components.deploy.local.releases_on_disk import stop_service
 from tests.exported import Exported
 from tests.pipeline.on_this_host import Host, host
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +78,7 @@ def test_documents_become_a_service(
         assert verify(artifact(root, name), name, sealed=True)
     deployment = json.loads((artifact(root, "deployment") / "deployment.json").read_text(encoding="utf-8"))
     body = {"model": NAME, "input": ["how do I leave a loop"], "input_type": "query"}
-    answer = httpx.post(f"{deployment['endpoint']}/v1/embeddings", json=body, timeout=30).raise_for_status()
+    answer = httpx.post(f"{deployment['endpoint']}/v1/embeddings", json=body, timeout=LIMIT_SECONDS).raise_for_status()
     tuned = SentenceTransformer(str(artifact(root, "checkpoint")), device="cpu").encode("how do I leave a loop")
     assert answer.json()["data"][0]["embedding"] == pytest.approx(tuned.tolist(), abs=1e-4)
 

@@ -58,12 +58,12 @@ def test_many_that_share_boilerplate_are_joined_as_comparing_all_pairs_does(thre
 
 
 def test_ten_thousand_pages_of_one_template_take_seconds() -> None:
-    """Comparing them one by one takes minutes."""
+    """Comparing them one by one takes minutes. CPU time: other programs do not count."""
     template = [f"word{n}" for n in range(120)]
-    started = time.monotonic()
+    started = time.process_time()
     texts = [" ".join([*template, f"page{n}"]) for n in range(10_000)]
     assert len(set(cluster_duplicates(texts, 0.8).values())) == 1
-    assert time.monotonic() - started < 30
+    assert time.process_time() - started < 30
 
 
 @pytest.mark.parametrize("threshold", [None, 0.8])

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from components.sdg.llm.prompts import AnsweredQuestions, DocumentArtifacts, Eva
 from tests.sdg.kills import arguments, kill_often, made, run, write_corpus
 from tests.sdg.llm_server import LlmServer, llm_server
 from tests.storage.s3_server import S3Server, s3_server
+from tests.waiting import LIMIT_SECONDS, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -135,10 +135,9 @@ def test_sigterm_keeps_the_answers_under_way(server: LlmServer, tmp_path: Path) 
     process = subprocess.Popen(
         arguments(server, tmp_path / "work", corpus, uri), stderr=subprocess.PIPE, text=True, env=os.environ
     )
-    while len(server.requests) < 6:
-        time.sleep(0.01)
+    wait_for(lambda: len(server.requests) >= 6, process)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 75
     assert "stopped by SIGTERM" in errors.splitlines()[-1]
     assert not (tmp_path / "work" / "qa_pairs").exists()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,6 +26,7 @@ from components.server.app import build_app
 from components.server.model import OnnxModel
 from tests.exported import Exported
 from tests.server.serving import serving
+from tests.waiting import LIMIT_SECONDS, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,7 @@ def reference(minilm: Exported) -> SentenceTransformer:
 
 def post(url: str, **changes: Any) -> httpx.Response:
     body = {"model": NAME, "input": ["how to fit valve 7"], "input_type": "query"} | changes
-    return httpx.post(f"{url}/v1/embeddings", json=body, timeout=30)
+    return httpx.post(f"{url}/v1/embeddings", json=body, timeout=LIMIT_SECONDS)
 
 
 def vectors(response: httpx.Response) -> np.ndarray:
@@ -213,7 +214,7 @@ class _Meeting:
     """A model that computes only when as many batches as it has threads are there at the same time."""
 
     def __init__(self, model: OnnxModel) -> None:
-        self._model, self._all = model, threading.Barrier(model.batches_at_once, timeout=20)
+        self._model, self._all = model, threading.Barrier(model.batches_at_once, timeout=LIMIT_SECONDS)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -261,22 +262,35 @@ def test_more_than_the_queue_takes_is_refused_at_once(minilm: Exported) -> None:
         assert vectors(post(url)).shape == (1, 384)
 
 
-def test_it_drains_finishes_and_ends(minilm: Exported) -> None:
+@contextmanager
+def server_process(model: Path, drain_seconds: float) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A server that is ready, and its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    argv = ["--model", str(minilm.model), "--name", NAME, "--port", str(port), "--drain-seconds", "1"]
-    server = subprocess.Popen([sys.executable, "-m", "components.server", *argv], stderr=subprocess.PIPE)
+    argv = ["--model", str(model), "--name", NAME, "--port", str(port), "--drain-seconds", str(drain_seconds)]
+    server = subprocess.Popen([sys.executable, "-m", "components.server", *argv], stderr=subprocess.DEVNULL)
     try:
-        _wait_until(lambda: _status(f"{url}/v1/health/ready") == 200)
-        os.kill(server.pid, signal.SIGTERM)
-        _wait_until(lambda: _status(f"{url}/v1/health/ready") == 503)
-        assert _status(f"{url}/v1/health/live") == 200
-        assert vectors(post(url)).shape == (1, 384)
-        assert server.wait(timeout=20) in (0, -signal.SIGTERM)
+        wait_for(lambda: _status(f"{url}/v1/health/ready") == 200, server)
+        yield server, url
     finally:
         server.kill()
+        server.wait()
+
+
+def test_while_it_drains_it_is_unready_and_answers(minilm: Exported) -> None:
+    with server_process(minilm.model, drain_seconds=3600) as (server, url):
+        server.terminate()
+        wait_for(lambda: _status(f"{url}/v1/health/ready") == 503, server)
+        assert _status(f"{url}/v1/health/live") == 200
+        assert vectors(post(url)).shape == (1, 384)
+
+
+def test_it_drains_finishes_and_ends(minilm: Exported) -> None:
+    with server_process(minilm.model, drain_seconds=0.1) as (server, _):
+        server.terminate()
+        assert server.wait(timeout=LIMIT_SECONDS) in (0, -signal.SIGTERM)
 
 
 def _status(url: str) -> int | None:
@@ -284,14 +298,6 @@ def _status(url: str) -> int | None:
         return httpx.get(url).status_code
     except httpx.TransportError:
         return None
-
-
-def _wait_until(condition: Any) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not happen within 30 s")
 
 
 def test_a_model_that_is_none_is_one_line(tmp_path: Any) -> None:
