@@ -6,12 +6,15 @@ start at once.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -56,6 +59,17 @@ def _cpu_seconds() -> float:
     """CPU time of this process and of those that it has waited for."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stack_without_sources() -> Iterator[None]:
+    """Leave the lines of source out of ``inspect.stack``.
+
+    kfp 2.17 calls it in every setter of a task to name the caller: below the frames of pytest, and with torch imported,
+    that takes most of the time of compiling a pipeline.
+    """
+    with patch.object(inspect, "stack", functools.partial(inspect.stack, context=0)):
+        yield
 
 
 @pytest.fixture(scope="session")

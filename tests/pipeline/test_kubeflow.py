@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,28 @@ ROOT = Path(__file__).resolve().parents[2]
 CORPUS = "corpus_uri=s3://bucket/documents"
 
 
+@pytest.fixture(scope="module")
+def compile_once() -> Callable[..., str]:
+    """pipeline.compile_plan, which makes the same bytes of the same plan and options, once for each of them."""
+    compiled: dict[str, str] = {}
+    compile_plan = pipeline.compile_plan
+
+    def compile_once(*given: Any) -> str:
+        key = repr(given)
+        if key not in compiled:
+            compiled[key] = compile_plan(*given)
+        return compiled[key]
+
+    return compile_once
+
+
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KfpApi]:
+def server(compile_once: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KfpApi]:
     for name in ("KFP_TOKEN", "KFP_COOKIES", "KF_PIPELINES_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(kubeflow, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(pipeline, "compile_plan", compile_once)
     with serving() as state:
         yield state
 
