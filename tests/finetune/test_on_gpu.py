@@ -24,6 +24,7 @@ from components.finetune.component import FinetuneConfig
 from tests.finetune.test_resume import Stopped, stop_at_step
 from tests.finetune.test_validation import VAL, by_formula, write_val
 from tests.finetune.training import finetune, log, records, settings, texts, write_data
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 EXAMPLES = 48
@@ -156,7 +157,7 @@ def test_sigterm_ends_with_75(base: Path, data: Path, tmp_path: Path, steps: int
         time.sleep(0.05)
     time.sleep(0 if steps else 1.5)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[1]
+    said = process.communicate(timeout=LIMIT_SECONDS)[1]
     assert process.returncode == 75, said
     assert "Traceback" not in said
     saved = len(list((tmp_path / "states").glob("*/step-*/manifest.json")))

@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from components.sdg.llm.throttle import Throttle
+from tests.waiting import LIMIT_SECONDS
 
 
 def test_never_more_than_allowed_and_everybody_gets_a_turn() -> None:
@@ -51,25 +52,33 @@ def test_nothing_is_sent_while_the_endpoint_asks_to_wait() -> None:
 
 def test_who_gives_up_waiting_takes_no_turn() -> None:
     async def work() -> list[str]:
-        throttle, entered = Throttle(1), []
+        throttle, entered, leave = Throttle(1), [], asyncio.Event()
 
-        async def enter(name: str, seconds: float) -> None:
+        async def enter(name: str, until: asyncio.Event | None = None) -> None:
             async with throttle:
                 entered.append(name)
-                await asyncio.sleep(seconds)
+                if until is not None:
+                    await until.wait()
 
-        first = asyncio.create_task(enter("first", 0.05))
-        waiting = asyncio.create_task(enter("waiting", 0.0))
-        await asyncio.sleep(0.01)
+        first = asyncio.create_task(enter("first", leave))
+        waiting = asyncio.create_task(enter("waiting"))
+        await _let_others_run()
         waiting.cancel()
-        first_done = asyncio.create_task(enter("last", 0.0))
-        await asyncio.gather(first, waiting, first_done, return_exceptions=True)
+        last = asyncio.create_task(enter("last"))
+        await _let_others_run()
+        leave.set()
+        await asyncio.gather(first, waiting, last, return_exceptions=True)
         # A turn that was given and cancelled at once must come back, too.
-        cancelled = asyncio.create_task(enter("cancelled", 1.0))
-        await asyncio.sleep(0.01)
+        cancelled = asyncio.create_task(enter("cancelled", asyncio.Event()))
+        await _let_others_run()
         cancelled.cancel()
         await asyncio.gather(cancelled, return_exceptions=True)
-        await asyncio.wait_for(enter("after", 0.0), 1.0)
+        await asyncio.wait_for(enter("after"), LIMIT_SECONDS)
         return entered
 
     assert asyncio.run(work()) == ["first", "last", "cancelled", "after"]
+
+
+async def _let_others_run() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)

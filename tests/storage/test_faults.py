@@ -178,7 +178,7 @@ def proxy(store_url: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
         yield running
 
 
-@pytest.fixture(params=["answers", "state", "release"])
+@pytest.fixture(params=["answers", "state", pytest.param("release", marks=pytest.mark.slow)])
 def work(request: pytest.FixtureRequest, model: Path) -> Work:
     return {"answers": PaidAnswers, "state": TrainingState}.get(request.param, lambda: Release(model))()
 
