@@ -154,6 +154,7 @@ RECORD = st.fixed_dictionaries({}, optional={"question": JSON, "pos_doc": JSON, 
 CONTENT = st.fixed_dictionaries({}, optional={"data": JSON | st.lists(RECORD, max_size=3), "corpus": JSON})
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=CONTENT | JSON)
 def test_no_content_makes_a_traceback(directory: Path, content: object) -> None:

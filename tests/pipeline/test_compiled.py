@@ -25,6 +25,8 @@ from tests.deploy import schemas
 from tests.deploy.pod_security import violations
 from tests.pipeline.compiled import Pipeline, dangling, parse
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 GPU_STAGES = [stage for stage in STAGES if stage.node.gpu]
 Compile = Callable[..., dict[str, Pipeline]]
@@ -85,7 +87,6 @@ def test_the_check_sees_what_is_broken(compiled: Compile) -> None:
         parse(text.replace("cachingOptions:", "cachingOption:", 1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", ["0", "1"])
 def test_the_same_bytes_whatever_the_hash_seed(tmp_path: Path, seed: str) -> None:
     argv = [sys.executable, "pipeline.py", "compile", "--out", str(tmp_path)]
@@ -298,7 +299,6 @@ def test_the_form_has_the_profiles_values_and_what_was_set(compiled: Compile) ->
     assert not whole.spec.root.input_definitions.parameters["corpus_uri"].HasField("default_value")
 
 
-@pytest.mark.slow
 def test_optional_artifacts_are_asked_for_where_a_stage_takes_them(compiled: Compile) -> None:
     offered = compiled("--with", "golden_eval")
     assert "golden_eval_uri" in offered["sdg"].spec.root.input_definitions.parameters
@@ -307,7 +307,6 @@ def test_optional_artifacts_are_asked_for_where_a_stage_takes_them(compiled: Com
     assert "golden_eval_uri" not in compiled()["sdg"].spec.root.input_definitions.parameters
 
 
-@pytest.mark.slow
 def test_a_corpus_that_sdg_fetches_itself_is_not_asked_for(compiled: Compile) -> None:
     whole = compiled("--without", "corpus")["sdg"]
     assert dangling(whole) == []
@@ -323,7 +322,6 @@ def test_a_corpus_that_sdg_fetches_itself_is_not_asked_for(compiled: Compile) ->
     assert preset.default("sdg_overrides")["sources"] == sources
 
 
-@pytest.mark.slow
 def test_objects_for_gitops_hold_the_same_pipeline(tmp_path: Path) -> None:
     names = []
     for number, options in enumerate(([], [], ["--set", "gate_k=5"])):

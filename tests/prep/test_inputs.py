@@ -235,6 +235,7 @@ HOSTILE = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(found=st.lists(HOSTILE, min_size=1, max_size=3), as_list=st.booleans())
 def test_no_content_makes_a_traceback(tmp_path: Path, found: list[Any], as_list: bool) -> None:
