@@ -21,7 +21,7 @@ MANIFEST_FORMAT = 1
 
 @dataclass(frozen=True)
 class ArtifactType:
-    """What an artifact's name stands for.
+    """An artifact that stages exchange.
 
     ``kfp_type`` is the class of kfp.dsl; ``is_file`` says that the artifact is a single file (KFP's UI renders HTML
     only then) or has no content of its own (Metrics). ``accepts`` are other artifacts that may be given under this
@@ -132,14 +132,14 @@ def verify(directory: Path, kind: str, *, sealed: bool = False) -> str | None:
     try:
         manifest = json.loads(body)
         files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-        found_kind, version = manifest["kind"], manifest["schema_version"]
+        sealed_kind, version = manifest["kind"], manifest["schema_version"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{where}: {MANIFEST} cannot be read; copy the artifact again from its source") from None
-    if found_kind not in (kind, *ARTIFACTS[kind].accepts):
-        raise InputError(f"{where} is a '{found_kind}' artifact: give the directory of a '{kind}'")
-    if version != ARTIFACTS[found_kind].schema_version:
+    if sealed_kind not in (kind, *ARTIFACTS[kind].accepts):
+        raise InputError(f"{where} is a '{sealed_kind}' artifact: give the directory of a '{kind}'")
+    if version != ARTIFACTS[sealed_kind].schema_version:
         raise InputError(
-            f"{where} has schema version {version}, this release reads {ARTIFACTS[found_kind].schema_version}: "
+            f"{where} has schema version {version}, this release reads {ARTIFACTS[sealed_kind].schema_version}: "
             f"make it again with this release"
         )
     _verify_files(directory, files, where)

@@ -24,7 +24,7 @@ def bar_chart(
     *,
     fitted: bool = False,
 ) -> Markup:
-    """Bars of ``values[series][group]``, each between 0 and 1, with their value above.
+    """Draw bars of ``values[series][group]``, each between 0 and 1, with their value above.
 
     ``series`` are (name, number of its colour); the same number is the same colour in every chart and legend. The axis
     ends at 1, so that charts side by side compare; a ``fitted`` one ends above the highest bar.
@@ -54,7 +54,7 @@ def bar_chart(
 def line_chart(
     title: str, points: Sequence[tuple[float, float]], *, colour: int = 2, low: float | None = None
 ) -> Markup:
-    """A line through ``points`` (x, y), x ascending and whole; ``low`` belongs to the axis whatever the points are."""
+    """Draw a line through ``points`` (x, y), x ascending and whole; the axis includes ``low`` if given."""
     shown = _means(points)
     values = [y for _, y in shown]
     ticks = round_ticks(min(values) if low is None else low, max(values))
@@ -83,7 +83,7 @@ def line_chart(
 
 
 def round_ticks(low: float, high: float) -> list[float]:
-    """Four to seven values at equal distances of 1, 2 or 5 times a power of ten, that hold ``low`` and ``high``."""
+    """Return 4 to 7 values at equal distances of 1, 2 or 5 times a power of ten that enclose ``low`` and ``high``."""
     # Closer together than labels can tell.
     if high - low <= max(1e-9 * abs(low), 1e-9 * abs(high), 1e-300):
         high = low + (abs(low) if abs(low) > 1e-300 else 1.0)
@@ -95,7 +95,7 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 
 def _means(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most ``_POINTS`` points, each the mean of as many neighbours as the others; the first and last stay."""
+    """Return at most ``_POINTS`` points, each the mean of as many neighbours as the others; the first and last stay."""
     size = -(-len(points) // _POINTS)
     if size == 1:
         return list(points)
@@ -105,7 +105,7 @@ def _means(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def legend(series: Sequence[tuple[str, int]]) -> Markup:
-    """Name and colour of each series."""
+    """Show name and colour of each series."""
     return element("ul", *(element("li", _swatch(colour), name) for name, colour in series), class_="legend")
 
 
@@ -115,7 +115,7 @@ def _grid(tick: str, y: float, *, left: int) -> Markup:
 
 
 def _bar(name: str, value: float, left: float, width: float, unit: float, colour: int) -> Markup:
-    """``unit``: height of the value 1."""
+    """Draw one bar with its value above; ``unit`` is the height of the value 1."""
     height = value * unit
     top = HEIGHT - _BOTTOM - height
     bar = element(
@@ -141,7 +141,7 @@ def _bar(name: str, value: float, left: float, width: float, unit: float, colour
 
 
 def _short(value: float) -> str:
-    """Two digits in little room: ``.55``, ``1.0``."""
+    """Format a value with two digits in little room: ``.55``, ``1.0``."""
     text = f"{value:.2f}"
     return text.removeprefix("0") if text.startswith("0") else text[:3]
 

@@ -18,12 +18,12 @@ class Markup(str):
 
 
 def escape(text: object) -> Markup:
-    """``text`` as HTML, fit for content and for quoted attributes."""
+    """Return ``text`` as HTML, for content and for quoted attributes."""
     return text if isinstance(text, Markup) else Markup(html.escape(_FORBIDDEN.sub("\ufffd", str(text)), quote=True))
 
 
 def element(tag: str, *children: object, **attributes: object) -> Markup:
-    """One element. ``class_`` is the attribute class, ``text_anchor`` is text-anchor; None leaves one out.
+    """Return one element. ``class_`` is the attribute class, ``text_anchor`` is text-anchor; None leaves one out.
 
     >>> element("p", "1 < 2", class_="note")
     '<p class="note">1 &lt; 2</p>'
@@ -39,19 +39,19 @@ def element(tag: str, *children: object, **attributes: object) -> Markup:
 
 
 def join(parts: Iterable[object], separator: str = "") -> Markup:
-    """``parts``, escaped where they are text, one after the other."""
+    """Join ``parts``, escaped where they are text."""
     return Markup(separator.join(escape(part) for part in parts))
 
 
 def quoted(text: str, limit: int | None = None) -> Markup:
-    """Text from elsewhere, cut after a word within ``limit`` characters; its writing direction stays its own."""
+    """Quote text, cut after a word within ``limit`` characters, in its own writing direction."""
     if limit is None or len(text) <= limit:
         return element("bdi", text)
     return element("bdi", (text[:limit].rsplit(" ", 1)[0].rstrip() or text[:limit]) + " …")
 
 
 def page(title: str, *body: object) -> str:
-    """A whole document."""
+    """Return a whole document."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -65,12 +65,12 @@ def page(title: str, *body: object) -> str:
 
 
 def section(title: str, *body: object) -> Markup:
-    """A part of the page under a heading."""
+    """Return a part of the page under a heading."""
     return element("section", element("h2", title), *body)
 
 
 def table(header: Sequence[object], rows: Sequence[Sequence[object]], *, text_columns: int = 1) -> Markup:
-    """A table whose first ``text_columns`` columns are text and whose others are figures."""
+    """Return a table whose first ``text_columns`` columns are text and whose others are figures."""
 
     def row(tag: str, cells: Sequence[object]) -> Markup:
         return element(
@@ -82,7 +82,7 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]], *, text_co
 
 
 def tiles(*items: tuple[str, object, str]) -> Markup:
-    """Large figures side by side: (label, value, note)."""
+    """Show large figures side by side: (label, value, note)."""
     return element(
         "div",
         *(
@@ -100,7 +100,7 @@ def tiles(*items: tuple[str, object, str]) -> Markup:
 
 
 def facts(items: Iterable[tuple[str, object]]) -> Markup:
-    """Names and values, one pair a line."""
+    """List names and values, one pair a line."""
     return element("dl", *(join((element("dt", name), element("dd", value))) for name, value in items))
 
 

@@ -41,7 +41,7 @@ class BeirData:
 
 
 def read_beir(directory: Path, *, searched: BeirData | None = None, split: str = "test") -> BeirData:
-    """The test set in ``directory``, or another ``split`` of it: qrels/SPLIT.tsv.
+    """Read the test set in ``directory``, or another ``split`` of it: qrels/SPLIT.tsv.
 
     A folder without ``corpus.jsonl`` asks questions about the passages of ``searched``, when that is given.
     Raises InputError naming file and line: missing files, lines that are no records, repeated ids, judgements of
@@ -54,7 +54,7 @@ def read_beir(directory: Path, *, searched: BeirData | None = None, split: str =
     queries, metadata = read_queries(directory)
     qrels_file = directory / QRELS_FILE.replace("test", split)
     qrels, lines = _read_qrels(qrels_file, queries)
-    level = _level(qrels_file, lines, corpus, documents)
+    level = _find_level(qrels_file, lines, corpus, documents)
     answered = [query for query in queries if any(score > 0 for score in qrels.get(query, {}).values())]
     if not answered:
         raise InputError(f"{qrels_file}: no query has a relevant answer (score above 0): nothing to measure")
@@ -73,47 +73,47 @@ def read_beir(directory: Path, *, searched: BeirData | None = None, split: str =
 def _read_corpus(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     corpus: dict[str, str] = {}
     documents: dict[str, str] = {}
-    for where, record in _records(path, corpus):
-        title = _text(record, "title", where) if record.get("title") is not None else ""
+    for where, record in _read_records(path, corpus):
+        title = _parse_text(record, "title", where) if record.get("title") is not None else ""
         passage = record["_id"]
-        corpus[passage] = f"{title} {_text(record, 'text', where)}".strip()
-        metadata = _metadata(record, where)
-        documents[passage] = _text(metadata, "document", where) if "document" in metadata else passage
+        corpus[passage] = f"{title} {_parse_text(record, 'text', where)}".strip()
+        metadata = _parse_metadata(record, where)
+        documents[passage] = _parse_text(metadata, "document", where) if "document" in metadata else passage
     if not corpus:
         raise InputError(f"{path} has no passage: one JSON record with _id and text per line is needed")
     return corpus, documents
 
 
 def read_queries(directory: Path) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Text and metadata of every query of the test set in ``directory``, by id. Raises InputError as ``read_beir``."""
+    """Read text and metadata of every query in ``directory``, by id. Raises InputError as ``read_beir`` does."""
     path = directory / QUERIES_FILE
     queries: dict[str, str] = {}
     metadata: dict[str, dict[str, Any]] = {}
-    for where, record in _records(path, queries):
-        text = _text(record, "text", where)
+    for where, record in _read_records(path, queries):
+        text = _parse_text(record, "text", where)
         if not text.strip():
             raise InputError(f"{where}: the query is empty: write one or remove the line")
         queries[record["_id"]] = text
-        metadata[record["_id"]] = _metadata(record, where)
+        metadata[record["_id"]] = _parse_metadata(record, where)
     return queries, metadata
 
 
-def _records(path: Path, known: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """``file:line`` and record of each line; ids in ``known`` may not come again."""
-    for where, line in _lines(path):
+def _read_records(path: Path, known: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ``file:line`` and record of each line; an id of ``known`` may not come again."""
+    for where, line in _read_lines(path):
         try:
             record = json.loads(line)
         except ValueError as error:
             raise InputError(f"{where}: not JSON ({error}): one record per line is needed") from None
         if not isinstance(record, dict):
             raise InputError(f"{where}: found {type(record).__name__}, expected a record with _id and text")
-        identifier = _text(record, "_id", where)
+        identifier = _parse_text(record, "_id", where)
         if not identifier or identifier in known:
             raise InputError(f"{where}: _id {identifier!r} is {'repeated' if identifier else 'empty'}: ids are unique")
         yield where, record
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
+def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
     if not path.is_file():
         raise InputError(f"there is no file {path}: a BEIR folder has {CORPUS_FILE}, {QUERIES_FILE} and {QRELS_FILE}")
     with path.open("rb") as file:
@@ -127,7 +127,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 yield where, text
 
 
-def _text(record: dict[str, Any], name: str, where: str) -> str:
+def _parse_text(record: dict[str, Any], name: str, where: str) -> str:
     value = record.get(name)
     if not isinstance(value, str):
         raise InputError(f"{where}: {name} must be text, found {value!r}")
@@ -136,7 +136,7 @@ def _text(record: dict[str, Any], name: str, where: str) -> str:
     return value
 
 
-def _metadata(record: dict[str, Any], where: str) -> dict[str, Any]:
+def _parse_metadata(record: dict[str, Any], where: str) -> dict[str, Any]:
     metadata = record.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise InputError(f"{where}: metadata must be a record, found {metadata!r}")
@@ -144,10 +144,10 @@ def _metadata(record: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _read_qrels(path: Path, queries: dict[str, str]) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
-    """Judgements by query, and ``file:line`` of the first one of each judged id."""
+    """Return judgements by query, and ``file:line`` of the first one of each judged id."""
     qrels: dict[str, dict[str, int]] = {}
     first_line: dict[str, str] = {}
-    lines = _lines(path)
+    lines = _read_lines(path)
     where, header = next(lines, (f"{path}:1", ""))
     if tuple(header.split("\t")) != QRELS_HEADER:
         raise InputError(f"{where}: expected the header {QRELS_HEADER} separated by tabs, found {header!r}")
@@ -168,10 +168,10 @@ def _read_qrels(path: Path, queries: dict[str, str]) -> tuple[dict[str, dict[str
     return qrels, first_line
 
 
-def _level(
+def _find_level(
     path: Path, judged: dict[str, str], corpus: dict[str, str], documents: dict[str, str]
 ) -> Literal["passage", "document"]:
-    """Whether the ids in ``judged`` are passages or documents; they must all be the one or all the other."""
+    """Return whether the ids in ``judged`` are passages or documents. Raises InputError for a mixture."""
     if judged.keys() <= corpus.keys():
         return "passage"
     known = set(documents.values())

@@ -1,4 +1,4 @@
-"""What the stages that encode many texts can be told about it; imports nothing heavy."""
+"""Settings of the stages that encode many texts; imports nothing heavy."""
 
 from __future__ import annotations
 
