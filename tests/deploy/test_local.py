@@ -152,13 +152,13 @@ def test_a_failed_switch_is_rolled_back(
 ) -> None:
     """The candidate passes, the service that replaces it does not."""
     running = deploy(config, llama, tmp_path / "out")
-    genuine = local.verify
+    genuine = local.verify_endpoint
 
     def failing(endpoint: Any, bundle: Any, wanted: Any, *, brief: bool = False) -> list[Check]:
         fault = [Check("told to fail", False, {"reason": "test"}, "")]
         return fault if brief else genuine(endpoint, bundle, wanted)
 
-    monkeypatch.setattr(local, "verify", failing)
+    monkeypatch.setattr(local, "verify_endpoint", failing)
     with pytest.raises(ActionNeeded, match="told to fail"):
         deploy(config, _same_model_again(llama, tmp_path / "again"), tmp_path / "out")
     assert served(running["endpoint"], "fit the valve").shape == (64,)
