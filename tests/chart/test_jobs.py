@@ -95,6 +95,7 @@ def test_a_schedule_is_made_once_and_changed_with_its_values(server: KfpApi, ima
     assert [run.trigger.cron_schedule.cron for run in server.recurring] == ["0 30 4 * * 1"]
 
 
+@pytest.mark.slow
 def test_an_upload_can_be_repeated(server: KfpApi, image: Path) -> None:
     for text in ("uploaded", "is there already"):
         done = start(job(server, "nemotron-embed-upload-deploy", upload=["deploy"]), image)

@@ -71,6 +71,7 @@ def installed_version(pip: list[str]) -> str:
     return dict(line.split("==") for line in lines.splitlines()).get("torch", "")
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_build_for_the_cpu_is_installed_and_kept(
     address: str, pip: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +86,7 @@ def test_without_a_gpu_the_build_for_the_cpu_is_installed_and_kept(
     assert installed_version(pip) == "2.13.0+cpu"
 
 
+@pytest.mark.slow
 def test_an_index_that_does_not_answer_leaves_it_to_the_default_one(
     pip: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +105,7 @@ def test_a_machine_with_a_gpu_gets_the_build_for_cuda(
     assert capsys.readouterr().out == "PyTorch: the build for CUDA, because this machine has an NVIDIA GPU.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["PIP_INDEX_URL", "PIP_NO_INDEX"])
 def test_a_users_own_index_is_respected(
     variable: str, address: str, pip: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

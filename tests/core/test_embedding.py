@@ -73,6 +73,7 @@ def test_vectors_that_do_not_fit_into_memory_lie_in_a_file(
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_make_what_one_makes_and_share_the_cache(
     tmp_path: Path, tiny: EncoderConfig, expected: np.ndarray
 ) -> None:

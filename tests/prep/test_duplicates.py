@@ -57,6 +57,7 @@ def test_many_that_share_boilerplate_are_joined_as_comparing_all_pairs_does(thre
     assert len({(clusters[text], label) for text, label in zip(texts, expected.tolist(), strict=True)}) == count
 
 
+@pytest.mark.slow
 def test_ten_thousand_pages_of_one_template_take_seconds() -> None:
     """Comparing them one by one takes minutes. CPU time: other programs do not count."""
     template = [f"word{n}" for n in range(120)]

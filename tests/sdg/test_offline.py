@@ -104,6 +104,7 @@ def ties(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("documents", ["corpus", "ties"])
 def test_reruns_are_byte_identical_whatever_the_hash_seed(
     documents: str, request: pytest.FixtureRequest, tmp_path: Path
