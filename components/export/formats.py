@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from components.core.encoder.config import Kind
 from components.core.encoder.model import Encoder
 from components.core.serving.bundle import Probe
 from components.core.serving.model_manifest import ONNX_FOLDER, TENSORRT_FOLDER, LatencyMeasurement
@@ -162,9 +163,13 @@ class _FormatChecker:
         if self.sample is None:
             return None
         tokens = self.config.encode_batch_tokens
+        groups: tuple[tuple[list[str], Kind], ...] = (
+            (self.sample.queries, "query"),
+            (self.sample.passages, "passage"),
+        )
         queries, passages = (
             embed_texts(session, self.encoder, texts, kind, tokens, f"{kind} sample by {session.name}")
-            for texts, kind in ((self.sample.queries, "query"), (self.sample.passages, "passage"))
+            for texts, kind in groups
         )
         return queries, passages
 

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import onnx_ir
@@ -45,8 +45,9 @@ def _attention(
     are none: half of the least number never overflows when a score is added, and each text has a token to attend to.
     """
     if attn_mask is not None and attn_mask.dtype == onnx_ir.DataType.BOOL:
-        zero = op.Constant(value=onnx_ir.tensor(0.0, dtype=query.dtype))
-        masked = op.Constant(value=onnx_ir.tensor(query.dtype.min / 2, dtype=query.dtype))
+        # onnxscript declares the tensors of the onnx package here, and takes those of onnx_ir.
+        zero: Any = op.Constant(value=cast(Any, onnx_ir.tensor(0.0, dtype=query.dtype)))
+        masked: Any = op.Constant(value=cast(Any, onnx_ir.tensor(query.dtype.min / 2, dtype=query.dtype)))
         attn_mask = op.Where(attn_mask, zero, masked)
     return aten_scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -119,6 +120,8 @@ def write_onnx(
                 dynamo=True,
                 verbose=False,
             )
+            if program is None:
+                raise RuntimeError("torch.onnx.export returned no program")
             _name_output(program.model, "dimension" if dimensions else encoder.dimension)
             path = directory / MODEL_FILE
             program.save(path, external_data=_weight_bytes(encoder) > EMBEDDED_LIMIT_BYTES)

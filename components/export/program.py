@@ -61,7 +61,13 @@ def _as_checkpoint(checkpoint: Path, exported_model: Path) -> tuple[dict[str, An
     _log.info("enabled=false: no ONNX is written, the checkpoint itself is served")
     folder = exported_model / CHECKPOINT_FOLDER
     shutil.copytree(checkpoint, folder, ignore=lambda where, _: [MANIFEST] if Path(where) == checkpoint else [])
-    facts = {"model_format": "checkpoint", "precision": "bf16", "opset": None, "onnxruntime": None, "parity": {}}
+    facts: dict[str, Any] = {
+        "model_format": "checkpoint",
+        "precision": "bf16",
+        "opset": None,
+        "onnxruntime": None,
+        "parity": {},
+    }
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return facts, {"checkpoint_megabytes": round(size / 1e6, 1)}
 

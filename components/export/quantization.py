@@ -121,6 +121,12 @@ class QuantizedLinear(nn.Module):
     which inputs are multiplied first, or None.
     """
 
+    weight: Tensor
+    weight_scale: Tensor
+    input_scale: Tensor
+    smoothing: Tensor | None
+    bias: Tensor | None
+
     def __init__(
         self, weight: Tensor, weight_scale: Tensor, input_scale: Tensor, smoothing: Tensor | None, bias: Tensor | None
     ) -> None:
@@ -143,7 +149,7 @@ class QuantizedLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
         """Half precision is for the scales; the weights keep their 8 bits."""
-        weight = self.weight
+        weight: Tensor = self.weight
         super()._apply(fn, recurse)
         self.weight = weight.to(self.weight.device)
         return self
@@ -186,7 +192,8 @@ def _(values: Tensor, scale: Tensor) -> Tensor:
 
 def _quantize_node(values: Any, scale: Any, kind: int) -> Any:
     # The type of the zero point is that of the result.
-    return op.QuantizeLinear(values, scale, op.Constant(value=onnx.helper.make_tensor("zero", kind, [], [0.0])))
+    zero: Any = op.Constant(value=onnx.helper.make_tensor("zero", kind, [], [0.0]))
+    return op.QuantizeLinear(values, scale, zero)
 
 
 def _dequantize_node(values: Any, scale: Any) -> Any:

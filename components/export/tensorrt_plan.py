@@ -113,7 +113,7 @@ def _options(trt: Any, builder: Any, config: ExportConfig) -> Any:
 def _monitor(trt: Any) -> Any:
     """Says now and then what TensorRT does; building takes many minutes."""
 
-    class Monitor(trt.IProgressMonitor):
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # TensorRT is imported where it is there
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
@@ -181,7 +181,7 @@ class PlanSession:
 def _output(trt: Any) -> Any:
     """Memory for the vectors, whose width is known only when they are computed."""
 
-    class Output(trt.IOutputAllocator):
+    class Output(trt.IOutputAllocator):  # type: ignore[misc]  # TensorRT is imported where it is there
         def __init__(self) -> None:
             trt.IOutputAllocator.__init__(self)
             self.memory = torch.empty(0, dtype=torch.uint8)

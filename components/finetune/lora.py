@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
 
 from components.core.encoder.model import Encoder
 
@@ -14,8 +17,9 @@ def add_lora(encoder: Encoder, *, rank: int, alpha: float, seed: int) -> None:
     The additions are random by ``seed`` and change nothing at first. There is no dropout.
     """
     torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, bias="none")
-    encoder.backbone = get_peft_model(encoder.backbone, config)
+    # peft computes with any number, although it declares an int.
+    config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules="all-linear", lora_dropout=0.0, bias="none")
+    encoder.backbone = cast(PreTrainedModel, get_peft_model(encoder.backbone, config))
 
 
 def merge_lora(encoder: Encoder) -> None:

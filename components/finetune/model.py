@@ -59,7 +59,7 @@ def weights_digest(encoder: Encoder) -> str:
     found = hashlib.sha256()
     for name, weights in encoder.backbone.named_parameters():
         found.update(json.dumps([name, list(weights.shape)]).encode())
-        found.update(weights.detach().float().cpu().contiguous().numpy())
+        found.update(weights.detach().float().cpu().contiguous().numpy().data)
     return found.hexdigest()
 
 
@@ -114,7 +114,8 @@ def _needs(needed: Estimate, available: float) -> str:
 def _spread(config: FinetuneConfig, process_group: ProcessGroup, dtype: torch.dtype, device: torch.device) -> Trainable:
     """One rank after the other: together, their copies in main memory would be as many models."""
     mesh = init_device_mesh(device.type, (process_group.size,))
-    encoder, digest = None, ""
+    encoder: Encoder | None = None
+    digest = ""
     for turn in range(process_group.size):
         if turn == process_group.rank:
             encoder = _load(config, torch.device("cpu"))
@@ -122,6 +123,8 @@ def _spread(config: FinetuneConfig, process_group: ProcessGroup, dtype: torch.dt
             _add_lora(encoder, config)
             shard_model(encoder, dtype, mesh)
         process_group.barrier()
+    if encoder is None:
+        raise RuntimeError(f"rank {process_group.rank} is none of {process_group.size}")
     return Trainable(encoder, ShardedGradient(encoder, config, process_group), digest)
 
 

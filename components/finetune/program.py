@@ -7,7 +7,7 @@ import logging
 import os
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -45,13 +45,16 @@ def run(config: FinetuneConfig, *, training_data: Path, checkpoint: Path, traini
     places = {"training_data": training_data, "checkpoint": checkpoint, "training_report": training_report}
     if config.trainer == "trainjob":
         # Only who trains so needs the package kubernetes.
-        return importlib.import_module("components.finetune.kubernetes.trainjob").run(config, **places)
+        trainjob = importlib.import_module("components.finetune.kubernetes.trainjob")
+        metrics: dict[str, Any] = trainjob.run(config, **places)
+        return metrics
     count = count_processes(config.num_processes)
     if count == 1:
         return train(ProcessGroup(), config, **places)
     arguments = {"settings": config.model_dump(mode="json"), **{name: str(path) for name, path in places.items()}}
     _log.info("%d processes train together", count)
-    return launch("components.finetune.program:train_rank", arguments, count)
+    metrics = launch("components.finetune.program:train_rank", arguments, count)
+    return metrics
 
 
 def train_rank(process_group: ProcessGroup, settings: dict[str, Any], **places: str) -> dict[str, Any]:
@@ -143,7 +146,7 @@ def _finished(config: FinetuneConfig, encoder: Encoder, trainer: Trainer, dtype:
     set_weights(encoder.backbone, trainer.result)
     merge_lora(encoder)
     # Saved in the arithmetic that the weights were trained for, as the base models are.
-    encoder.backbone.to(dtype)
+    cast(torch.nn.Module, encoder.backbone).to(dtype)
     return encoder
 
 

@@ -143,7 +143,7 @@ class Trainer:
                 out.write(step.line())
                 out.flush()
                 self._watch.step(step.figures())
-                progress.add(**self._watch.shown(step.figures()))
+                progress.add(1, **self._watch.shown(step.figures()))
                 self._watchdog.beat()
                 if self._together(self._autosave.due(step.step)):
                     self._check_weights()

@@ -25,7 +25,8 @@ class LlamaBidirectionalModel(LlamaModel):
 
     def __init__(self, config: LlamaBidirectionalConfig) -> None:
         super().__init__(config)
-        for layer in self.layers:
+        layers: Any = self.layers
+        for layer in layers:
             layer.self_attn.is_causal = False
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> Any:

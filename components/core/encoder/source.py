@@ -48,7 +48,9 @@ def check_remote_code(directory: Path, allowed: dict[str, str]) -> None:
 
 def _download(name: str, revision: str | None) -> Path:
     try:
-        found = snapshot_download(name, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+        found = snapshot_download(
+            name, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)
+        )
     except LocalEntryNotFoundError as error:
         raise ActionNeeded(
             f"{name} is not on this machine and the hub cannot be reached: give base_model as a directory"

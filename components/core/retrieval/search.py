@@ -119,7 +119,7 @@ class _Best:
         maxima = grouped.amax(dim=1)
         rows = slice(first_query, first_query + len(scores))
         if self._ceilings is not None:
-            self._cut_off(grouped, maxima, rows)
+            self._cut_off(grouped, maxima, rows, self._ceilings[rows])
         better = maxima > self._scores[rows, -1:]
         groups = min(self._k, int(better.sum(dim=1).amax()))
         if groups * self._group * 2 >= scores.shape[1]:
@@ -131,9 +131,8 @@ class _Best:
             places = (chosen + member).flatten(1)
             self._merge(rows, grouped.gather(2, chosen).flatten(1), places + first_passage)
 
-    def _cut_off(self, grouped: Tensor, maxima: Tensor, rows: slice) -> None:
-        """Count the scores above the ceilings and set them to -inf."""
-        ceilings = self._ceilings[rows]
+    def _cut_off(self, grouped: Tensor, maxima: Tensor, rows: slice, ceilings: Tensor) -> None:
+        """Count the scores above ``ceilings``, float32 [rows], and set them to -inf."""
         row, group = (maxima > ceilings[:, None]).nonzero(as_tuple=True)
         if not len(row):
             return

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from components.core.distributed.process_group import ProcessGroup
 from components.core.encoder.kernels.master_weights import ComputeCopy
@@ -38,10 +40,12 @@ class PackedGradient(Gradient):
         super().__init__(encoder, config, process_group)
         self._capacity = config.packed_batch_tokens
         self._copy = ComputeCopy(encoder.backbone, dtype)
-        model = (self._copy.module, config.pooling, config.l2_normalize)
+        backbone = cast(PreTrainedModel, self._copy.module)
         # Vectors are measured as they will be used: without 8 bits.
-        self._exact_encoder = PackedEncoder(*model, compiled=compiled)
-        self._encoder = PackedEncoder(*model, compiled=compiled, fp8=True) if fp8 else self._exact_encoder
+        self._exact_encoder = PackedEncoder(backbone, config.pooling, config.l2_normalize, compiled=compiled)
+        self._encoder = self._exact_encoder
+        if fp8:
+            self._encoder = PackedEncoder(backbone, config.pooling, config.l2_normalize, compiled=compiled, fp8=True)
 
     def _split_into_passes(self, batch: Batch) -> list[Sequence[int]]:
         queries = range(len(batch.queries))

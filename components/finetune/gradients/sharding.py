@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ def shard_model(encoder: Encoder, dtype: torch.dtype, mesh: DeviceMesh) -> None:
     """
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     backbone = encoder.backbone
+    layer: Any
     for layer in find_layers(backbone):
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = _checkpoint_layer
@@ -127,5 +129,5 @@ class ShardedGradient(PaddedGradient):
         return super()._encode_rows(ids)
 
 
-def _checkpoint_layer(function: Callable[..., object], *arguments: object, **keywords: object) -> object:
+def _checkpoint_layer(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
     return torch.utils.checkpoint.checkpoint(function, *arguments, use_reentrant=False, **keywords)

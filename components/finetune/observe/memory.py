@@ -63,7 +63,7 @@ def _bytes_per_token(architecture: PretrainedConfig) -> int:
     Of each layer about 7 vectors of the model's width and 3 of the feed-forward network's: measured 1.23 MB for the 16
     layers of a 1B model on an H200, which this gives as well.
     """
-    width = architecture.hidden_size
+    width: int = architecture.hidden_size
     # Not every family calls it so; four times the width is the usual.
-    inner = getattr(architecture, "intermediate_size", None) or 4 * width
-    return 2 * architecture.num_hidden_layers * (7 * width + 3 * inner)
+    inner: int = getattr(architecture, "intermediate_size", None) or 4 * width
+    return 2 * int(architecture.num_hidden_layers) * (7 * width + 3 * inner)

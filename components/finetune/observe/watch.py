@@ -22,8 +22,11 @@ class Watch:
     ) -> None:
         """``lengths``: tokens of each text of the training data."""
         peak = peak_flops(encoder.device)
-        self.peak = peak[0] * process_group.size if peak else None
-        self.chip = f"{self.peak / 1e12:,.0f} TFLOP/s, {peak[1]}" if peak else None
+        self.peak: float | None = None
+        self.chip: str | None = None
+        if peak:
+            self.peak = peak[0] * process_group.size
+            self.chip = f"{self.peak / 1e12:,.0f} TFLOP/s, {peak[1]}"
         passes = 1 + (_BACKWARD / 2 if config.lora_rank else _BACKWARD)
         self.flops_per_token = passes * flops_per_token(encoder.backbone, lengths)
         self._val: dict[str, float] = {}

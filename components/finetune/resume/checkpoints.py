@@ -132,7 +132,7 @@ class Checkpoints:
     def _manifest(self, folder: str) -> dict[str, Any]:
         try:
             content = json.loads(self._storage.read(f"{folder}/{MANIFEST}"))
-            manifest = content["manifest"]
+            manifest: dict[str, Any] = content["manifest"]
             whole = _digest(manifest) == content["sha256"]
         except FileNotFoundError:
             raise Damaged("it was not written to its end") from None

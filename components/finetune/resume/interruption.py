@@ -103,7 +103,8 @@ class Watchdog:
             if time.monotonic() - self._last < seconds:
                 continue
             _log.error("no progress for %g seconds; where every thread stands:", seconds)
-            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-            print("error: training made no progress: run again; it continues from checkpoint_uri", file=sys.__stderr__)
-            sys.__stderr__.flush()
+            stderr = sys.__stderr__ or sys.stderr
+            faulthandler.dump_traceback(file=stderr, all_threads=True)
+            print("error: training made no progress: run again; it continues from checkpoint_uri", file=stderr)
+            stderr.flush()
             os._exit(TRY_AGAIN)

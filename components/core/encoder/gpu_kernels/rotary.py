@@ -93,7 +93,8 @@ def rotary_backward(grad_query: Tensor, grad_key: Tensor, grad_value: Tensor, ta
     """Return the gradient of ``qkv`` [tokens, q_size + 2 * kv_size], given those of ``rotary_forward``'s outputs."""
     grads = (grad_query, grad_key, grad_value)
     grad_qkv = grad_query.new_empty(grad_query.shape[0], sum(grad.shape[1] * grad.shape[2] for grad in grads))
-    _launch_rotary(grad_qkv, *(grad.contiguous() for grad in grads), tables, is_backward=True)
+    grad_query, grad_key, grad_value = (grad.contiguous() for grad in grads)
+    _launch_rotary(grad_qkv, grad_query, grad_key, grad_value, tables, is_backward=True)
     return grad_qkv
 
 

@@ -84,7 +84,7 @@ def attention_backward(
         return _flash_backward(grad_out, query, key, value, attn_out, log_sum_exp, cu_seqlens, max_length, backend)
     with torch.enable_grad():
         inputs = [part.detach().requires_grad_() for part in (query, key, value)]
-        recomputed = _masked_attention(*inputs, cu_seqlens)
+        recomputed = _masked_attention(inputs[0], inputs[1], inputs[2], cu_seqlens)
     grad_query, grad_key, grad_value = torch.autograd.grad(recomputed, inputs, grad_out)
     return grad_query, grad_key, grad_value
 
@@ -97,9 +97,9 @@ def _masked_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Ten
     tokens = query.shape[0]
     text = torch.bucketize(torch.arange(tokens, device=query.device), cu_seqlens[1:], right=True)
     same_text = text[:, None] == text[None, :]
-    heads_first = [part.transpose(0, 1)[None] for part in (query, key, value)]
+    query, key, value = (part.transpose(0, 1)[None] for part in (query, key, value))
     attn_out = nn.functional.scaled_dot_product_attention(
-        *heads_first, attn_mask=same_text, enable_gqa=query.shape[1] != key.shape[1]
+        query, key, value, attn_mask=same_text, enable_gqa=query.shape[1] != key.shape[1]
     )
     return attn_out[0].transpose(0, 1)
 
@@ -181,7 +181,8 @@ def _deterministic() -> Iterator[None]:
 
     The mode is not set for the whole training: it would refuse other operations, which are deterministic as they are.
     """
-    mode, memory = torch.get_deterministic_debug_mode(), torch.utils.deterministic
+    mode = torch.get_deterministic_debug_mode()
+    memory: Any = torch.utils.deterministic
     fills, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False
     torch.set_deterministic_debug_mode("error")
     try:

@@ -27,7 +27,7 @@ class ComputeCopy:
     def __init__(self, master: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
         self.module = copy.deepcopy(master).to(dtype)
         self._masters = list(master.parameters())
-        self._copies = list(self.module.parameters())
+        self._copies: list[Tensor] = list(self.module.parameters())
         for trained, computing in zip(self._masters, self._copies, strict=True):
             if trained.requires_grad:
                 setattr(computing, _MASTER, trained)
@@ -36,7 +36,7 @@ class ComputeCopy:
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the weights of ``master`` again."""
-        torch._foreach_copy_(self._copies, self._masters)
+        torch._foreach_copy_(self._copies, list[Tensor](self._masters))
 
 
 def accumulate_weight_grad(weights: Sequence[Tensor], grad_out: Tensor, x: Tensor) -> list[Tensor | None]:

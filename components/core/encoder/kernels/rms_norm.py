@@ -24,7 +24,8 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None]:
-        return *rms_norm_backward(grad_out, *ctx.saved_tensors, ctx.epsilon), None
+        x, weight = ctx.saved_tensors
+        return *rms_norm_backward(grad_out, x, weight, ctx.epsilon), None
 
 
 def rms_norm_forward(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -61,12 +61,15 @@ class PackedBert:
         compiled: bool = False,
         attention_backend: AttentionBackend = "auto",
     ) -> None:
-        self._backbone = backbone
+        # Its layers are attributes that PreTrainedModel does not declare.
+        self._backbone: Any = backbone
         self._matmul = matmul
         self._attention_backend = attention_backend
         self._layer = fuse(_bert_layer) if compiled else _bert_layer
         self._heads: int = backbone.config.num_attention_heads
-        self._first_position = backbone.config.pad_token_id + 1 if isinstance(backbone, _POSITIONS_AFTER_PADDING) else 0
+        self._first_position = (
+            self._backbone.config.pad_token_id + 1 if isinstance(backbone, _POSITIONS_AFTER_PADDING) else 0
+        )
         self._epsilon: float = backbone.config.layer_norm_eps
 
     def embed_tokens(self, batch: PackedBatch) -> tuple[Tensor, None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from components.core.encoder.kernels.attention import AttentionBackend
 from components.core.encoder.kernels.fp8 import Fp8AutogradMatmul, Fp8Matmul
-from components.core.encoder.kernels.matmul import Bf16Matmul
+from components.core.encoder.kernels.matmul import Bf16Matmul, Matmul
 from components.core.encoder.packed import bert, llama
 from components.core.encoder.packed.packing import PackedBatch, balance_bins, pack
 from components.core.encoder.pooling import Pooling, pool_packed
@@ -67,7 +67,9 @@ class PackedEncoder:
         self.backbone = backbone
         self.pooling = pooling
         self.l2_normalize = l2_normalize
-        self._family: llama.PackedLlama | bert.PackedBert
+        # A family takes the tables and weights that it made itself: their types differ between the two.
+        self._family: Any
+        matmul: Matmul
         if llama.supports(backbone):
             matmul = Fp8Matmul() if fp8 else Bf16Matmul()
             self._family = llama.PackedLlama(backbone, matmul, attention_backend=attention_backend)

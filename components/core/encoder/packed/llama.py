@@ -6,7 +6,7 @@ text.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,12 @@ from components.core.encoder.packed.packing import PackedBatch
 
 def supports(backbone: PreTrainedModel) -> bool:
     """Return whether ``PackedLlama`` computes ``backbone``: bidirectional attention, no biases, no dropout."""
-    config = backbone.config
+    config: Any = backbone.config
     if isinstance(backbone, Ministral3Model):
         bidirectional = getattr(config, "is_causal", True) is False and config.sliding_window is None
     else:
         bidirectional = isinstance(backbone, LlamaModel) and not any(
-            layer.self_attn.is_causal for layer in backbone.layers
+            layer.self_attn.is_causal for layer in cast(Any, backbone).layers
         )
     biases = getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)
     return bidirectional and config.hidden_act == "silu" and not (biases or config.attention_dropout)
@@ -40,7 +40,8 @@ class PackedLlama:
     def __init__(
         self, backbone: PreTrainedModel, matmul: Matmul, *, attention_backend: AttentionBackend = "auto"
     ) -> None:
-        self._backbone = backbone
+        # Its layers are attributes that PreTrainedModel does not declare.
+        self._backbone: Any = backbone
         self._options = LlamaLayerOptions(backbone.config.rms_norm_eps, matmul, attention_backend)
 
     def embed_tokens(self, batch: PackedBatch) -> tuple[Tensor, RotaryTables]:
@@ -67,7 +68,7 @@ class PackedLlama:
         """Return float32 [tokens, 1, 1], or None where it is 1: always for Llama, for usual lengths for Ministral."""
         rope = getattr(self._backbone.config, "rope_parameters", None) or {}
         growth, unscaled = rope.get("llama_4_scaling_beta"), rope.get("original_max_position_embeddings")
-        if not growth or batch.max_length <= unscaled:
+        if not growth or not unscaled or batch.max_length <= unscaled:
             return None
         return 1 + growth * torch.log1p(torch.floor(batch.positions / unscaled))[:, None, None]
 
@@ -86,7 +87,7 @@ class _EmbedTokens(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[None, Tensor | None]:
-        return None, accumulate_embedding_grad(ctx.table, *ctx.saved_tensors, grad_out)
+        return None, accumulate_embedding_grad(ctx.table, ctx.saved_tensors[0], grad_out)
 
 
 def _layer_weights(layer: Any) -> LlamaLayerWeights:
