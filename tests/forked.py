@@ -6,6 +6,7 @@ and exit code of its own all the same. tests/cli and tests/finetune start some c
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import subprocess
@@ -56,7 +57,7 @@ def _run(arguments: list[str], environment: dict[str, str], stdout: Path, stderr
 def _main(arguments: list[str]) -> int:
     if arguments[:1] == ["export"]:
         # How fast a model is matters to no test; the shapes of real exports take a minute.
-        sessions = sys.modules["components.export.sessions"]
+        sessions = importlib.import_module("components.export.sessions")
         sessions.SHAPES = ((1, 8), (2, 16))  # type: ignore[attr-defined]
     sys.argv = ["components", *arguments]
     return main(arguments)
