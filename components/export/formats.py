@@ -151,9 +151,9 @@ class _FormatChecker:
         )
         parity.require(self.limits)
         retrieval = None
-        found = self._search(session)
-        if self.sample and self._expected and found:
-            retrieval = measure_retrieval(self.sample, self._expected, found)
+        exported_vectors = self._search(session)
+        if self.sample and self._expected and exported_vectors:
+            retrieval = measure_retrieval(self.sample, self._expected, exported_vectors)
             retrieval.require(self.limits)
         speeds = measure_latency(session, self.longest, self._token)
         return FormatReport(form, session.name, parity, retrieval, speeds)

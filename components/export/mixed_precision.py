@@ -40,10 +40,10 @@ def _widen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
     return tuple(_cast(a, torch.float32) for a in args), {name: _cast(a, torch.float32) for name, a in kwargs.items()}
 
 
-def _narrow(_: nn.Module, __: tuple[Any, ...], found: Any) -> Any:
-    if isinstance(found, tuple):
-        return tuple(_cast(part, torch.float16) for part in found)
-    return _cast(found, torch.float16)
+def _narrow(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+    if isinstance(output, tuple):
+        return tuple(_cast(part, torch.float16) for part in output)
+    return _cast(output, torch.float16)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -151,9 +151,12 @@ def _check(path: Path, opset: int) -> None:
     """Check the graph by ONNX's own rules; the exporter falls back to another opset without failing."""
     onnx.checker.check_model(str(path))
     model = onnx.load(path, load_external_data=False)
-    found = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if found != opset:
-        raise InputError(f"opset {opset} is not possible for this model, the exporter made {found}: set opset={found}")
+    exported_opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if exported_opset != opset:
+        raise InputError(
+            f"opset {opset} is not possible for this model, the exporter made {exported_opset}: "
+            f"set opset={exported_opset}"
+        )
 
 
 def _weight_bytes(module: nn.Module) -> int:

@@ -88,13 +88,13 @@ def _replace_products(model: onnx.ModelProto) -> int:
 
 
 def _constants() -> list[onnx.TensorProto]:
-    found = {
+    constants = {
         _STEP: np.float32(1 / _LARGEST_INPUT),
         _MIDDLE: np.uint8(128),
         _LAST_AXIS: np.array([-1], dtype=np.int64),
         _LEAST: np.float32(_LEAST_SCALE),
     }
-    return [numpy_helper.from_array(np.asarray(value), name) for name, value in found.items()]
+    return [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
 
 
 def _rounding(values: str) -> list[NodeProto]:

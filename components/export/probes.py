@@ -49,10 +49,10 @@ def _choose(
     chosen = [_beyond(words, longest), *(_of_length(encoder, kind, words, limit) for limit in _classes(longest))]
     odd = rng.sample(odd, len(odd))
     whole = [odd.pop() if odd and place % _ODD_EVERY == 0 else text for place, text in enumerate(domain)]
-    found = dict.fromkeys([*chosen, *whole, *odd])
-    while len(found) < count:
-        found[" ".join(rng.choices(words, k=rng.randint(1, longest)))] = None
-    return list(found)[:count]
+    probes = dict.fromkeys([*chosen, *whole, *odd])
+    while len(probes) < count:
+        probes[" ".join(rng.choices(words, k=rng.randint(1, longest)))] = None
+    return list(probes)[:count]
 
 
 def _classes(longest: int) -> list[int]:

@@ -52,8 +52,8 @@ def choose_calibration_texts(
     passages = [text for text in data.corpus.values() if text not in kept]
     odd = [text for text in read_odd_texts() if text not in kept]
     asked = rng.sample(queries, min(len(queries), config.calibration_texts // 2))
-    found = rng.sample(passages, min(len(passages), config.calibration_texts - len(asked)))
-    return [*(("query", text) for text in asked), *(("passage", text) for text in [*found, *odd])]
+    sampled = rng.sample(passages, min(len(passages), config.calibration_texts - len(asked)))
+    return [*(("query", text) for text in asked), *(("passage", text) for text in [*sampled, *odd])]
 
 
 def quantize(encoder: Encoder, scheme: Scheme, texts: list[tuple[Kind, str]], batch_size: int) -> None:
@@ -103,11 +103,11 @@ def _replace(model: nn.Module, measured: dict[str, Any], kind: torch.dtype) -> i
     for name, layer in list(model.named_modules()):
         if not isinstance(layer, nn.Linear):
             continue
-        found = measured[name]
-        quantizers = (found.input_quantizer, found.weight_quantizer)
+        calibrated = measured[name]
+        quantizers = (calibrated.input_quantizer, calibrated.weight_quantizer)
         # Without a largest input no text has passed through, as through a pooler that is not used.
-        if all(one.is_enabled and one.amax is not None for one in quantizers):
-            model.set_submodule(name, QuantizedLinear.of(found, kind))
+        if all(quantizer.is_enabled and quantizer.amax is not None for quantizer in quantizers):
+            model.set_submodule(name, QuantizedLinear.of(calibrated, kind))
             count += 1
     if not count:
         raise InputError("quant_cfg: this model has no layer that can be quantised: leave it out")

@@ -81,10 +81,10 @@ def sample_search(config: ExportConfig, eval_data: Path | None) -> SearchSample 
 
 
 def measure_retrieval(
-    sample: SearchSample, expected: tuple[np.ndarray, np.ndarray], found: tuple[np.ndarray, np.ndarray]
+    sample: SearchSample, expected: tuple[np.ndarray, np.ndarray], exported: tuple[np.ndarray, np.ndarray]
 ) -> RetrievalParity:
     """``expected``, ``found``: vectors of queries and of passages, float32 [texts, dimension]."""
-    right, here = (_nearest(*vectors) for vectors in (expected, found))
+    right, here = (_nearest(*vectors) for vectors in (expected, exported))
     shares = [len(set(a) & set(b)) / len(a) for a, b in zip(right.tolist(), here.tolist(), strict=True)]
     return RetrievalParity(
         len(sample.queries), float(np.mean(shares)), _mean_ndcg(sample, here), _mean_ndcg(sample, right)

@@ -90,18 +90,18 @@ class Latency:
 
 def measure_latency(session: Session, longest: int, token: int) -> list[Latency]:
     """Of the shapes up to ``longest`` tokens, made of ``token``; those that would take too long are left out."""
-    found: list[Latency] = []
+    latencies: list[Latency] = []
     for batch, length in SHAPES:
         length = min(length, longest)
-        if found and found[-1].milliseconds * batch * length / (found[-1].batch * found[-1].length) > (
+        if latencies and latencies[-1].milliseconds * batch * length / (latencies[-1].batch * latencies[-1].length) > (
             1000 * _LONGEST_CALL_SECONDS
         ):
             _log.info("%s: %d x %d tokens not measured, it would take too long", session.name, batch, length)
             break
         ids = np.full((batch, length), token, dtype=np.int64)
-        found.append(Latency(batch, length, _median_ms(session, ids)))
-        _log.info("%s: %d x %d tokens in %.2f ms", session.name, batch, length, found[-1].milliseconds)
-    return found
+        latencies.append(Latency(batch, length, _median_ms(session, ids)))
+        _log.info("%s: %d x %d tokens in %.2f ms", session.name, batch, length, latencies[-1].milliseconds)
+    return latencies
 
 
 def _median_ms(session: Session, ids: np.ndarray) -> float:

@@ -46,33 +46,34 @@ class VectorParity:
 
     def figures(self) -> dict[str, float]:
         optional = {"largest_norm_error": self.norm_error, "largest_dimension_error": self.dimension_error}
-        found = {name: round(value, 8) for name, value in optional.items() if value is not None}
-        return {**self.closeness.to_figures(), "repeat": round(self.repeat, 7), **found}
+        measured = {name: round(value, 8) for name, value in optional.items() if value is not None}
+        return {**self.closeness.to_figures(), "repeat": round(self.repeat, 7), **measured}
 
     def require(self, limits: ParityLimits) -> None:
         """Raise InputError naming the figures unless all of them are within the limits."""
-        found = ", ".join(f"{name} {value:.6f}" for name, value in self.figures().items())
-        _log.info("%s against PyTorch: %s (%s)", self.precision, found, limits)
+        figures = ", ".join(f"{name} {value:.6f}" for name, value in self.figures().items())
+        _log.info("%s against PyTorch: %s (%s)", self.precision, figures, limits)
         advice = "export in a higher precision, with another opset, or check the checkpoint"
         if not self.closeness.is_within(limits):
             raise InputError(
-                f"the exported model does not give the checkpoint's vectors: {found}; {self.precision} needs {limits}: "
+                f"the exported model does not give the checkpoint's vectors: {figures}; "
+                f"{self.precision} needs {limits}: "
                 f"{advice}"
             )
         if not self.repeat >= limits.repeat:
             raise InputError(
-                f"the exported model's vectors change with the batch: {found}; repeat must be >= {limits.repeat}: "
+                f"the exported model's vectors change with the batch: {figures}; repeat must be >= {limits.repeat}: "
                 f"{advice}"
             )
         tolerance = NORM_TOLERANCE[self.precision]
         if self.norm_error is not None and not self.norm_error <= tolerance:
             raise InputError(
-                f"the exported model's vectors are not of length 1: {found}; the error may be {tolerance} at most: "
+                f"the exported model's vectors are not of length 1: {figures}; the error may be {tolerance} at most: "
                 f"{advice}"
             )
         if self.dimension_error is not None and not self.dimension_error <= _DIMENSION_ERROR:
             raise InputError(
-                f"the exported model does not shorten vectors as it should: {found}; set use_dimension_arg=false"
+                f"the exported model does not shorten vectors as it should: {figures}; set use_dimension_arg=false"
             )
 
 
@@ -141,10 +142,10 @@ def _dimension_error(
 ) -> float:
     """Of the batch ``rows`` at half the dimension, against its ``whole`` vectors."""
     half = encoder.dimension // 2
-    found = session.embed(*_padded(encoder, [ids[row] for row in rows]), dimension=half)
+    shortened = session.embed(*_padded(encoder, [ids[row] for row in rows]), dimension=half)
     expected = whole[rows, :half]
     if encoder.config.l2_normalize:
         expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
-    if found.shape != expected.shape:
+    if shortened.shape != expected.shape:
         return float("inf")
-    return float(np.abs(found - expected).max())
+    return float(np.abs(shortened - expected).max())

@@ -56,11 +56,11 @@ def load_trainable(config: FinetuneConfig, process_group: ProcessGroup, dtype: t
 
 def weights_digest(encoder: Encoder) -> str:
     """sha256 (hex) of all weights and their names. Reads all of them: seconds for 5 GB."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, weights in encoder.backbone.named_parameters():
-        found.update(json.dumps([name, list(weights.shape)]).encode())
-        found.update(weights.detach().float().cpu().contiguous().numpy().data)
-    return found.hexdigest()
+        sha256.update(json.dumps([name, list(weights.shape)]).encode())
+        sha256.update(weights.detach().float().cpu().contiguous().numpy().data)
+    return sha256.hexdigest()
 
 
 def select_gradient(

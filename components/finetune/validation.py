@@ -79,13 +79,13 @@ class Validation:
         """
         passages = _in_pieces(encode, self._passages, beat)
         names = list(self.data.passages)
-        found: dict[str, dict[str, float]] = {}
+        run: dict[str, dict[str, float]] = {}
         for start in range(0, len(self._queries), _PIECE):
             queries = _in_pieces(encode, self._queries[start : start + _PIECE], beat)
             top = (queries @ passages.T).topk(min(DEPTH, len(names)), dim=1)
             for row, (scores, places) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True)):
-                found[str(start + row)] = {names[p]: score for p, score in zip(places, scores, strict=True)}
-        values = [figures[f"ndcg_cut_{DEPTH}"] for figures in self._measure.evaluate(found).values()]
+                run[str(start + row)] = {names[p]: score for p, score in zip(places, scores, strict=True)}
+        values = [figures[f"ndcg_cut_{DEPTH}"] for figures in self._measure.evaluate(run).values()]
         return round(sum(values) / len(values), 6)
 
     def digest(self) -> str:

@@ -23,8 +23,8 @@ def base_model_files(config: EncoderConfig) -> Path:
 
     Raises InputError when there is no such model or it is not the pinned one, ActionNeeded when the hub refuses access.
     """
-    found = base_model_directory(config)
-    directory = Path(found) if Path(found).is_dir() else _download(found, config.base_model_revision)
+    base_model = base_model_directory(config)
+    directory = Path(base_model) if Path(base_model).is_dir() else _download(base_model, config.base_model_revision)
     if config.base_model_sha256:
         _check_weights(directory, config.base_model_sha256)
     return directory
@@ -35,8 +35,8 @@ def check_remote_code(directory: Path, allowed: dict[str, str]) -> None:
 
     Code of other repositories, which ``config.json`` may name, is refused: nobody could tell what it will be tomorrow.
     """
-    found = {path.relative_to(directory).as_posix(): _sha256(path) for path in sorted(directory.rglob("*.py"))}
-    for name, digest in found.items():
+    digests = {path.relative_to(directory).as_posix(): _sha256(path) for path in sorted(directory.rglob("*.py"))}
+    for name, digest in digests.items():
         if allowed.get(name) != digest:
             wanted = f"remote_code_sha256 wants {allowed[name]}" if name in allowed else "remote_code_sha256 omits it"
             raise InputError(f"{directory / name} has sha256 {digest}, {wanted}: review the code, then allow this file")
@@ -48,7 +48,7 @@ def check_remote_code(directory: Path, allowed: dict[str, str]) -> None:
 
 def _download(name: str, revision: str | None) -> Path:
     try:
-        found = snapshot_download(
+        directory = snapshot_download(
             name, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)
         )
     except LocalEntryNotFoundError as error:
@@ -60,17 +60,17 @@ def _download(name: str, revision: str | None) -> Path:
         if any(sign in str(error) for sign in ("gated", "401", "403")):
             raise ActionNeeded(f"{name}: the hub refuses access ({first}): accept its licence, set HF_TOKEN") from error
         raise InputError(f"{name} cannot be found ({first}): check base_model or give its directory") from error
-    return Path(found)
+    return Path(directory)
 
 
 def _check_weights(directory: Path, expected: str) -> None:
     weights = directory / _WEIGHTS
     if not weights.is_file():
         raise InputError(f"{directory} has no {_WEIGHTS} to check base_model_sha256 against")
-    found = _sha256(weights)
-    if found != expected:
+    digest = _sha256(weights)
+    if digest != expected:
         raise InputError(
-            f"{weights} has sha256 {found}, base_model_sha256 wants {expected}: it is not the pinned model"
+            f"{weights} has sha256 {digest}, base_model_sha256 wants {expected}: it is not the pinned model"
         )
 
 

@@ -94,9 +94,9 @@ class EmbeddingCache:
                     _log.warning("%s: %s is damaged and passed over: remove it", self._where, name)
                     continue
                 about, _, keys = head.partition(b"\n")
-                found = json.loads(about)
+                description = json.loads(about)
                 split = [keys[at : at + _KEY_BYTES] for at in range(0, len(keys), _KEY_BYTES)]
-                yield Segment(stem, split, found["dimension"], found["sha256"])
+                yield Segment(stem, split, description["dimension"], description["sha256"])
 
     def _read(self, name: str, sha256: str | None = None) -> bytes | None:
         """The content of a file; None when it is gone, damaged or cannot be read."""

@@ -20,8 +20,8 @@ _NIM_REPOSITORY = "nvcr.io/nim/"
 
 def select_image(config: DeployConfig) -> str:
     """The image that serves. Raises InputError when the backend has no usual one."""
-    if found := config.serving_image or DEFAULT_IMAGES.get(config.backend):
-        return found
+    if image := config.serving_image or DEFAULT_IMAGES.get(config.backend):
+        return image
     raise InputError(
         f"backend={config.backend} has no image of its own: set serving_image to the image `server` of this project"
     )
@@ -51,12 +51,12 @@ def _by_version(what: str, name: str, tag: str, table: Table, *, example: str, k
             f"serving_image {name}: the version of {what} decides how it takes a model: give it as tag "
             f"(NAME:{example}, NAME:{example}@sha256:...)"
         )
-    found = (int(version[1]), int(version[2]))
-    contract = [entry for since, entry in table if since <= found][-1]
+    major_minor = (int(version[1]), int(version[2]))
+    contract = [entry for since, entry in table if since <= major_minor][-1]
     if contract is None:
         raise InputError(
-            f"serving_image {name}: how {what} {found[0]}.{found[1]} takes a model is not known: give a version from "
-            f"{known}, or backend=onnx"
+            f"serving_image {name}: how {what} {major_minor[0]}.{major_minor[1]} takes a model is not known: "
+            f"give a version from {known}, or backend=onnx"
         )
     return contract
 

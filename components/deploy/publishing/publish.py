@@ -67,10 +67,10 @@ def publish_export(source: str, manifest: ModelManifest, prefix: str) -> str:
 
     def files_of(description: bytes) -> Mapping[str, ServedFile]:
         try:
-            found = ModelManifest.model_validate_json(description)
+            published = ModelManifest.model_validate_json(description)
         except ValueError as error:
             raise InputError(f"{source}: {MODEL_MANIFEST} cannot be read ({str(error).splitlines()[0]})") from None
-        if found != manifest:
+        if published != manifest:
             raise InputError(f"{source} is not the model of deploy_bundle: give the two that one export made")
         return manifest.files
 

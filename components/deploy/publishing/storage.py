@@ -130,9 +130,9 @@ def _copy(origin: Store, release: Store, name: str, expected: ServedFile, proble
 
 def _checked(origin: Store, name: str, expected: ServedFile, problem: str) -> Iterator[bytes]:
     """The chunks as they are; raises InputError after the last one when they are not what was expected."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for chunk in origin.read_chunks(name):
-        found.update(chunk)
+        digest.update(chunk)
         yield chunk
-    if found.hexdigest() != expected.sha256:
+    if digest.hexdigest() != expected.sha256:
         raise InputError(f"{problem}: copy it again")

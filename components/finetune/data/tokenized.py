@@ -58,16 +58,16 @@ class TokenizedData:
 
     def digest(self) -> str:
         """sha256 (hex) of all that training sees: examples in their order, known answers, token ids."""
-        found = hashlib.sha256()
+        sha256 = hashlib.sha256()
         for example in self.data.examples:
             parts = [example.query, *self._passages_of(example)]
             documents = [self._documents.get(name) for name in parts[1:]]
-            found.update(json.dumps([*parts, documents, sorted(self.data.answers[example.query])]).encode())
+            sha256.update(json.dumps([*parts, documents, sorted(self.data.answers[example.query])]).encode())
         for texts in (self._queries, self._passages):
             for name, ids in texts.items():
-                found.update(json.dumps([name, len(ids)]).encode())
-                found.update(np.asarray(ids, dtype="<i8").tobytes())
-        return found.hexdigest()
+                sha256.update(json.dumps([name, len(ids)]).encode())
+                sha256.update(np.asarray(ids, dtype="<i8").tobytes())
+        return sha256.hexdigest()
 
     def _passages_of(self, example: Example) -> list[str]:
         """The positive and the hardest negatives; too few are repeated, as the recipe does."""

@@ -44,12 +44,12 @@ class Tracker(Protocol):
 
 def wanted_trackers(tensorboard_uri: str | None) -> list[Tracker]:
     """Those that the settings or the environment ask for."""
-    found: list[Tracker] = [TensorBoard(tensorboard_uri)] if tensorboard_uri else []
+    trackers: list[Tracker] = [TensorBoard(tensorboard_uri)] if tensorboard_uri else []
     if os.environ.get("WANDB_API_KEY"):
-        found.append(WeightsAndBiases())
+        trackers.append(WeightsAndBiases())
     if os.environ.get("MLFLOW_TRACKING_URI"):
-        found.append(MLflow())
-    return found
+        trackers.append(MLflow())
+    return trackers
 
 
 class Trackers:

@@ -168,8 +168,8 @@ class Checkpoints:
 
 def _folders(names: list[str], run: str) -> Iterator[str]:
     """Folders of the states of ``run``, finished or not."""
-    found = {name.split("/")[1] for name in names if name.startswith(f"{run}/") and name.count("/") == 2}
-    yield from (f"{run}/{folder}" for folder in found if _NAME.fullmatch(folder))
+    folders = {name.split("/")[1] for name in names if name.startswith(f"{run}/") and name.count("/") == 2}
+    yield from (f"{run}/{folder}" for folder in folders if _NAME.fullmatch(folder))
 
 
 def _step_of(folder: str) -> int:
