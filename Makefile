@@ -37,7 +37,7 @@ demo-stop: ## Stop the demo's service
 test: $(VENV)/.test ## Run every test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest
 
-test-fast: $(VENV)/.test ## Run the tests that take a moment each: in seconds what a change breaks
+test-fast: $(VENV)/.test ## Run the tests that take under two seconds each (5 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 -m "not slow"
 
 lint: $(VENV)/.test ## Check style
