@@ -65,13 +65,13 @@ def _rows(base: Path, work: Path, ids: list[list[int]], expected: np.ndarray, lo
 
 def _row(form: str, session: Session, ids: list[list[int]], expected: np.ndarray, longest: int) -> dict[str, Any]:
     """``ids`` may be empty: a compiled model is compiled anew for every new shape."""
-    found = compare_vectors(_vectors(session, ids), expected) if ids else None
+    closeness = compare_vectors(_vectors(session, ids), expected) if ids else None
     speeds = {(speed.batch, speed.length): speed.milliseconds for speed in measure_latency(session, longest, _TOKEN)}
     row = {
         "form": form,
         **{f"{batch} x {length} ms": speeds.get((batch, min(length, longest))) for batch, length in SHAPES},
-        "mean cosine": found and round(found.mean, 6),
-        "least cosine": found and round(found.minimum, 6),
+        "mean cosine": closeness and round(closeness.mean, 6),
+        "least cosine": closeness and round(closeness.minimum, 6),
         "export s": None,
         "GB": None,
     }
@@ -82,15 +82,15 @@ def _row(form: str, session: Session, ids: list[list[int]], expected: np.ndarray
 def _vectors(session: Session, ids: list[list[int]]) -> np.ndarray:
     """Four texts of like length at a time."""
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-    found: dict[int, np.ndarray] = {}
+    vectors: dict[int, np.ndarray] = {}
     for start in range(0, len(order), 4):
         rows = order[start : start + 4]
         longest = max(len(ids[row]) for row in rows)
         padded, mask = np.zeros((2, len(rows), longest), dtype=np.int64)
         for place, row in enumerate(rows):
             padded[place, : len(ids[row])], mask[place, : len(ids[row])] = ids[row], 1
-        found |= dict(zip(rows, session.embed(padded, mask), strict=True))
-    return np.stack([found[row] for row in range(len(ids))])
+        vectors |= dict(zip(rows, session.embed(padded, mask), strict=True))
+    return np.stack([vectors[row] for row in range(len(ids))])
 
 
 def _load(base: Path, dtype: torch.dtype) -> Encoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -48,7 +49,7 @@ class RetryPolicy:
         if asked is not None:
             return min(asked, self.longest_wait)
         longest = min(self.first_wait * self.multiplier ** (attempt - 1), self.longest_wait)
-        return float(tenacity.wait_random(longest * (1 - self.jitter), longest)(None))  # type: ignore[arg-type]
+        return random.uniform(longest * (1 - self.jitter), longest)
 
     def retrying(
         self, *, what: str = "", log: logging.Logger | None = None, on_retry: Callable[[], None] | None = None

@@ -85,7 +85,7 @@ class DirectoryStore:
         finally:
             partial.unlink(missing_ok=True)
         for folder in (path.parent, path.parent.parent):
-            _sync(folder)
+            sync_directory(folder)
 
     def _remove_if_empty(self, folder: Path) -> None:
         """Remove ``folder`` unless it holds files; partial files of writes that were killed do not count."""
@@ -115,7 +115,8 @@ def _check_chunks(name: str, chunks: Iterable[bytes], size: int, sha256: str) ->
         raise CorruptObject(f"{name} does not have the sha256 and size that it was to be written with")
 
 
-def _sync(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make new and renamed files of ``directory`` durable."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)

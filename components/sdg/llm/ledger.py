@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from components.core.errors import StageError, Transient
 from components.core.store import Store, open_store
+from components.core.store.directory import sync_directory
 from components.core.store.errors import summarize_error, to_stage_error
 
 _log = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class DirectorySegments:
         if self._file is None:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
-            _sync_directory(self._directory)
+            sync_directory(self._directory)
         rest = memoryview(lines)
         while rest:
             rest = rest[os.write(self._file, rest) :]
@@ -191,11 +192,3 @@ def _is_segment(name: str) -> bool:
 def _segment_name() -> str:
     """Sorts by time; no two processes have the same."""
     return f"{time.time_ns():020}-{secrets.token_hex(4)}"
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
